@@ -1,0 +1,110 @@
+//! TLS settings of both ends: TLS 1.3 only, one provider, nothing kept for connections that are over.
+
+mod pinned;
+
+use std::sync::Arc;
+
+use rustls::client::WantsClientCert;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
+use rustls::server::NoServerSessionStorage;
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
+
+use crate::hash::CertificateHash;
+use crate::store::CertStore;
+
+use self::pinned::PinnedVerifier;
+
+/// aws-lc, with AES-128 first: it is what QUIC begins with anyway, the cheapest per byte with AES
+/// instructions, and browsers ask for it first too. Clients without such instructions ask for ChaCha20 and
+/// get it: their order decides.
+///
+/// Passed explicitly everywhere, since another crate in the build may bring a second provider, and rustls
+/// then has no default.
+pub fn crypto_provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        ..default_provider()
+    })
+}
+
+/// TLS for a listener of the gateway: certificates from `store`, no client certificates.
+///
+/// `alpn` in order of preference: `h2`, `http/1.1` on TCP; `tidegate/1`, `h3` on QUIC. No session tickets, no
+/// session store, no early data: what they cost in memory was measured, what they would save is not used.
+pub fn server_config(store: Arc<CertStore>, alpn: &[&[u8]]) -> ServerConfig {
+    let mut config = ServerConfig::builder_with_provider(crypto_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3 suites and key exchanges")
+        .with_no_client_auth()
+        .with_cert_resolver(store);
+    config.alpn_protocols = owned(alpn);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    config
+}
+
+/// TLS for a client that trusts what these roots signed, and checks the server's name.
+///
+/// # Errors
+/// When there is no root: such a client could connect to nobody.
+pub fn client_config_with_roots(roots: RootCertStore, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    Ok(finish_client(client_builder().with_root_certificates(roots), alpn))
+}
+
+/// TLS for a client that accepts exactly the certificates with these hashes, while they are valid.
+///
+/// The hash stands in for CA and name, as with a browser's `serverCertificateHashes`; the server still proves
+/// that it holds the certificate's key.
+///
+/// # Errors
+/// When there is no hash: such a client could connect to nobody.
+pub fn client_config_pinned(
+    hashes: impl IntoIterator<Item = CertificateHash>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    let verifier = PinnedVerifier::new(hashes).ok_or(TlsError::NoHashes)?;
+    let builder = client_builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    Ok(finish_client(builder, alpn))
+}
+
+/// Why a TLS configuration would be useless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// No root certificates.
+    #[error("no root certificates given: name the CA that signed the server's certificate")]
+    NoRoots,
+    /// No hashes.
+    #[error(
+        "no certificate hash given: take it from the server's start message or `openssl x509 -fingerprint -sha256`"
+    )]
+    NoHashes,
+}
+
+fn client_builder() -> ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
+    ClientConfig::builder_with_provider(crypto_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3 suites and key exchanges")
+}
+
+fn finish_client(builder: ConfigBuilder<ClientConfig, WantsClientCert>, alpn: &[&[u8]]) -> ClientConfig {
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = owned(alpn);
+    config
+}
+
+fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
+    alpn.iter().map(|protocol| protocol.to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! Sans-io: bytes to frames and back; every length is checked before it is believed.
+//!
+//! *Delimited*: a base-128 varint length (as in Protobuf), then that many bytes of Protobuf. Used on QUIC and
+//! WebTransport streams, and inside binary WebSocket messages, which hold one or more delimited frames.
+//! *Text*: one JSON frame, or an array of them.
+
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{ClientFrame, CloseCode, ServerFrame};
+
+/// A frame of either direction.
+pub trait Frame: Message + Default + Serialize + DeserializeOwned {
+    /// False for a frame of a later protocol.
+    fn is_known(&self) -> bool;
+}
+
+impl Frame for ClientFrame {
+    fn is_known(&self) -> bool {
+        self.body.is_some()
+    }
+}
+
+impl Frame for ServerFrame {
+    /// A client passes over what it does not know.
+    fn is_known(&self) -> bool {
+        true
+    }
+}
+
+/// Why bytes are no frame. Each ends the connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Over the limit.
+    #[error("a frame of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// As announced or received.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// A length that is no varint of at most 5 bytes.
+    #[error("the length before a frame is malformed")]
+    BadLength,
+    /// A message ended inside a frame.
+    #[error("the message ends inside a frame")]
+    Truncated,
+    /// Not Protobuf of our schema.
+    #[error("malformed protobuf: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    /// Not JSON of our schema.
+    #[error("malformed JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// No body that this version knows.
+    #[error("a frame without a known body")]
+    UnknownFrame,
+    /// Neither an array nor an object, or an array that is too long.
+    #[error("an array of over {limit} frames")]
+    TooMany {
+        /// What is allowed.
+        limit: usize,
+    },
+}
+
+impl DecodeError {
+    /// What the connection ends with.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::TooLarge { .. } => CloseCode::FrameTooLarge,
+            _ => CloseCode::BadFrame,
+        }
+    }
+}
+
+/// The most frames in one JSON array.
+pub const MAX_FRAMES_PER_MESSAGE: usize = 256;
+
+/// Encodes a frame as JSON text.
+pub fn encode_text<F: Frame>(frame: &F) -> Bytes {
+    // Payloads were checked to be JSON when they came in; keys are text. Nothing else can fail.
+    Bytes::from(serde_json::to_vec(frame).expect("frames serialize: payloads hold checked JSON"))
+}
+
+/// Encodes a frame as Protobuf behind its length.
+pub fn encode_delimited<F: Frame>(frame: &F) -> Bytes {
+    Bytes::from(frame.encode_length_delimited_to_vec())
+}
+
+/// Decodes a text message: a JSON frame or an array of them, at most `limit` bytes.
+pub fn decode_text<F: Frame>(text: &[u8], limit: usize) -> Result<Vec<F>, DecodeError> {
+    check_size(text.len(), limit)?;
+    let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
+    let frames: Vec<F> =
+        if first == Some(&b'[') { serde_json::from_slice(text)? } else { vec![serde_json::from_slice(text)?] };
+    if frames.len() > MAX_FRAMES_PER_MESSAGE {
+        return Err(DecodeError::TooMany { limit: MAX_FRAMES_PER_MESSAGE });
+    }
+    if frames.iter().all(Frame::is_known) { Ok(frames) } else { Err(DecodeError::UnknownFrame) }
+}
+
+/// Decodes a binary message: delimited frames, back to back, none cut off, at most `limit` bytes each.
+pub fn decode_message<F: Frame>(message: Bytes, limit: usize) -> Result<Vec<F>, DecodeError> {
+    let mut decoder = Decoder::new(limit);
+    decoder.buffer = BytesMut::from(message);
+    let mut frames = Vec::new();
+    while let Some(frame) = decoder.next()? {
+        frames.push(frame);
+    }
+    if decoder.buffer.is_empty() { Ok(frames) } else { Err(DecodeError::Truncated) }
+}
+
+/// Decodes a stream of delimited frames, however it is cut into chunks.
+///
+/// Holds at most one frame's bytes beyond what was pushed last; an announced length over the limit fails before
+/// anything is held for it.
+#[derive(Debug)]
+pub struct Decoder {
+    buffer: BytesMut,
+    limit: usize,
+}
+
+impl Decoder {
+    /// Frames of at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { buffer: BytesMut::new(), limit }
+    }
+
+    /// Takes the next chunk.
+    pub fn push(&mut self, chunk: &[u8]) {
+        self.buffer.extend_from_slice(chunk);
+    }
+
+    /// True where no frame has begun.
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// The next whole frame.
+    pub fn next<F: Frame>(&mut self) -> Result<Option<F>, DecodeError> {
+        let Some(body) = self.next_body()? else { return Ok(None) };
+        let frame = F::decode(body)?;
+        if frame.is_known() { Ok(Some(frame)) } else { Err(DecodeError::UnknownFrame) }
+    }
+
+    /// The next whole message of any schema, such as a [`super::StreamHeader`].
+    pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, DecodeError> {
+        Ok(match self.next_body()? {
+            Some(body) => Some(M::decode(body)?),
+            None => None,
+        })
+    }
+
+    fn next_body(&mut self) -> Result<Option<Bytes>, DecodeError> {
+        let Some((length, prefix)) = read_length(&self.buffer)? else {
+            self.release();
+            return Ok(None);
+        };
+        check_size(length, self.limit)?;
+        if self.buffer.len() < prefix + length {
+            return Ok(None);
+        }
+        self.buffer.advance(prefix);
+        Ok(Some(self.buffer.split_to(length).freeze()))
+    }
+
+    /// An idle connection holds no buffer.
+    fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+}
+
+/// The length and how many bytes it took; `None` where it is not whole yet.
+fn read_length(buffer: &[u8]) -> Result<Option<(usize, usize)>, DecodeError> {
+    let mut length: u64 = 0;
+    for (index, byte) in buffer.iter().take(5).enumerate() {
+        length |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            let length = usize::try_from(length).map_err(|_| DecodeError::BadLength)?;
+            return Ok(Some((length, index + 1)));
+        }
+    }
+    if buffer.len() < 5 { Ok(None) } else { Err(DecodeError::BadLength) }
+}
+
+fn check_size(bytes: usize, limit: usize) -> Result<(), DecodeError> {
+    if bytes > limit { Err(DecodeError::TooLarge { bytes, limit }) } else { Ok(()) }
+}

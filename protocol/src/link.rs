@@ -1,0 +1,125 @@
+//! Sans-io: frames between edge and core. The only place where the two meet.
+//!
+//! A link is ordered, reliable while it lives, and carries requests (with an id that the reply echoes) one way,
+//! replies and publications the other. Everything that a core sends about one channel over one link is in order: the
+//! reply to a `Subscribe` comes before the first publication that is not in it.
+
+use std::sync::Arc;
+
+use crate::frame::shared::SharedFrame;
+use crate::frame::{ErrorCode, Payload, Publication};
+use crate::{ChannelName, Offset, Position};
+
+/// Edge to core.
+#[derive(Debug, Clone)]
+pub enum EdgeFrame {
+    /// Registers interest (if there is none yet) and asks what comes after `position`.
+    Subscribe {
+        /// Echoed.
+        request: u64,
+        /// Which one.
+        channel: ChannelName,
+        /// The last publication that the subscriber has.
+        position: Option<Position>,
+    },
+    /// The last local subscription is gone: no more publications of this channel.
+    Unsubscribe {
+        /// Which one.
+        channel: ChannelName,
+    },
+    /// Publishes.
+    Publish {
+        /// Echoed.
+        request: u64,
+        /// What.
+        publish: Publish,
+    },
+    /// Reads history without registering interest.
+    History {
+        /// Echoed.
+        request: u64,
+        /// Which one.
+        channel: ChannelName,
+        /// Only what comes after it.
+        since: Option<Position>,
+        /// At most so many, the newest; 0 for all.
+        limit: u32,
+    },
+}
+
+/// A publish on its way to its sequencer.
+#[derive(Debug, Clone)]
+pub struct Publish {
+    /// Where.
+    pub channel: ChannelName,
+    /// What.
+    pub payload: Payload,
+    /// Idempotency key.
+    pub key: Option<String>,
+    /// Who; `None` for the backend and for anonymous sessions.
+    pub user: Option<Arc<str>>,
+    /// At-most-once: no offset, not stored.
+    pub ephemeral: bool,
+}
+
+/// Core to edge.
+#[derive(Debug, Clone)]
+pub enum CoreFrame {
+    /// Answers `Subscribe` and `History`.
+    Recovered {
+        /// The request's.
+        request: u64,
+        /// What comes after the position that was asked for.
+        result: Result<Recovery, LinkError>,
+    },
+    /// Answers `Publish`.
+    Published {
+        /// The request's.
+        request: u64,
+        /// `None` for an ephemeral one.
+        result: Result<Option<Position>, LinkError>,
+    },
+    /// A publication of a channel that this link is interested in.
+    Publication(Delivery),
+    /// An ephemeral item of such a channel.
+    Ephemeral(Delivery),
+    /// Continuity of a channel was lost: its numbering begins anew at `position`.
+    Rebased {
+        /// Which one.
+        channel: ChannelName,
+        /// Its new head.
+        position: Position,
+    },
+}
+
+/// One item on its way to the local subscribers of a link.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    /// Where.
+    pub channel: ChannelName,
+    /// Its number; 0 for an ephemeral item.
+    pub offset: Offset,
+    /// The frame to deliver, with its encodings.
+    pub frame: Arc<SharedFrame>,
+}
+
+/// What a channel's history says of a position.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Recovery {
+    /// The head of the channel.
+    pub position: Position,
+    /// True: `publications` is everything between the position that was asked for and the head.
+    pub recovered: bool,
+    /// In order. Empty where not recovered, except for a `History` request: then what is retained.
+    pub publications: Vec<Publication>,
+}
+
+/// A request that failed in the core.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct LinkError {
+    /// What kind.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}

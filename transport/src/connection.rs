@@ -1,0 +1,139 @@
+//! What a client's connection is to the worker that owns it, whatever the transport.
+//!
+//! A connection is driven by one task on one thread. Sending never waits: [`Connection::send`] takes bytes now or
+//! says [`Sent::Full`], and the caller queues (and bounds) what was not taken; [`Connection::poll_ready`] says when to
+//! go on. Bytes come encoded in the connection's [`Framing`] and are shared between connections.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tidegate_protocol::ChannelName;
+use tidegate_protocol::frame::shared::Framing;
+use tidegate_protocol::frame::{ClientFrame, CloseCode};
+
+/// By what a client is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TransportKind {
+    /// Native QUIC, ALPN `tidegate/1`.
+    Quic,
+    /// WebTransport over HTTP/3.
+    WebTransport,
+    /// WebSocket over HTTP/1.1 or HTTP/2.
+    WebSocket,
+    /// `POST /v1/poll`.
+    LongPoll,
+}
+
+impl TransportKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Quic, Self::WebTransport, Self::WebSocket, Self::LongPoll];
+
+    /// Its name in metrics, logs and configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::WebTransport => "webtransport",
+            Self::WebSocket => "websocket",
+            Self::LongPoll => "longpoll",
+        }
+    }
+}
+
+/// What a frame belongs to inside a session. A transport maps lanes to streams, or to one ordered pipe.
+///
+/// The number is the session's own name for a subscription, reused only after [`Connection::close_lane`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Lane {
+    /// Requests, replies, pings.
+    Control,
+    /// Live publications of one subscription.
+    Subscription(u32),
+    /// What one subscription missed; ends.
+    CatchUp(u32),
+}
+
+/// What became of bytes that were offered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// Taken whole: the transport sends or holds them.
+    Taken,
+    /// Not one byte was taken: offer them again after `poll_ready`.
+    Full,
+}
+
+/// What came from the client.
+#[derive(Debug)]
+pub enum Inbound {
+    /// Frames on the control lane, in order.
+    Frames(Vec<ClientFrame>),
+    /// Ephemeral frames by datagram: unordered, perhaps repeated.
+    Datagram(Vec<ClientFrame>),
+    /// The client closed in order.
+    Closed {
+        /// Its code, where the transport carries one.
+        code: Option<u32>,
+    },
+}
+
+/// Why nothing more comes from a connection.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// What came cannot be decoded or is over a limit.
+    #[error("{reason}")]
+    Protocol {
+        /// What the connection ends with.
+        code: CloseCode,
+        /// For people.
+        reason: String,
+    },
+    /// The network, or the client without a word.
+    #[error("connection lost: {0}")]
+    Lost(String),
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone)]
+pub struct Closing {
+    /// The code on the wire.
+    pub code: CloseCode,
+    /// For people; at most 120 bytes are sent.
+    pub reason: String,
+}
+
+/// One live connection, driven by one task.
+pub trait Connection {
+    /// By what it is connected.
+    fn kind(&self) -> TransportKind;
+
+    /// The encoding and layout that [`Connection::send`] wants.
+    fn framing(&self) -> Framing;
+
+    /// The next thing from the client. Reads only when asked: not asking is the back-pressure.
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Inbound, RecvError>>;
+
+    /// Names a subscription's lanes before the first bytes on them.
+    fn open_lane(&mut self, subscription: u32, channel: &ChannelName);
+
+    /// Ends a subscription's lanes: what was taken is still delivered, what was not is lost.
+    fn close_lane(&mut self, subscription: u32);
+
+    /// Ends a catch-up lane after its last bytes were taken.
+    fn finish_catch_up(&mut self, subscription: u32);
+
+    /// Offers bytes to a lane, without waiting and without a waker: whole frames in this connection's framing.
+    fn send(&mut self, lane: Lane, bytes: &Bytes) -> Result<Sent, RecvError>;
+
+    /// Offers one datagram. Dropped where it does not fit or the transport has none: `false` then.
+    fn send_datagram(&mut self, bytes: &Bytes) -> bool;
+
+    /// Pushes out what was taken; ready when `lane` may take more. Registers the waker otherwise.
+    fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>>;
+
+    /// Sends the close (code and reason), after what was taken on the control lane, and waits until the client has
+    /// it or the transport gives up. The caller bounds the wait.
+    fn poll_close(&mut self, cx: &mut Context<'_>, closing: &Closing) -> Poll<()>;
+
+    /// Bytes taken but not yet on their way, as far as this transport can see.
+    fn buffered(&self) -> usize;
+}

@@ -1,0 +1,90 @@
+//! Links between our own nodes: the trait, and the in-process one.
+//!
+//! A link is ordered and bounded. Its sender waits at the bound: nothing on a link is dropped.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tidegate_protocol::link::{CoreFrame, EdgeFrame};
+use tokio::sync::mpsc;
+
+/// The other end is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the link is closed")]
+pub struct LinkClosed;
+
+/// Why a frame was not taken at once.
+#[derive(Debug)]
+pub enum TrySendError<F> {
+    /// At the bound: here it is back.
+    Full(F),
+    /// The other end is gone.
+    Closed,
+}
+
+/// The sending half of a link. Shared by all that send on it.
+pub trait LinkSender<F>: Send + Sync + std::fmt::Debug {
+    /// Takes the frame at once, or gives it back.
+    fn try_send(&self, frame: F) -> Result<(), TrySendError<F>>;
+
+    /// Waits for room.
+    fn send(&self, frame: F) -> Pin<Box<dyn Future<Output = Result<(), LinkClosed>> + Send + '_>>;
+}
+
+/// The receiving half of a link.
+pub trait LinkReceiver<F>: Send + std::fmt::Debug {
+    /// Appends up to `limit` frames that wait; ready with how many, 0 once the other end is gone.
+    fn poll_recv_many(&mut self, cx: &mut Context<'_>, frames: &mut Vec<F>, limit: usize) -> Poll<usize>;
+}
+
+/// One end of a link.
+#[derive(Debug)]
+pub struct Link<Out, In> {
+    /// Towards the other end.
+    pub sender: Arc<dyn LinkSender<Out>>,
+    /// From the other end.
+    pub receiver: Box<dyn LinkReceiver<In>>,
+}
+
+/// The edge's end.
+pub type EdgeLink = Link<EdgeFrame, CoreFrame>;
+
+/// The core's end.
+pub type CoreLink = Link<CoreFrame, EdgeFrame>;
+
+/// A link inside one process, with at most `bound` frames waiting in each direction.
+pub fn memory(bound: usize) -> (EdgeLink, CoreLink) {
+    let (to_core, from_edge) = mpsc::channel(bound);
+    let (to_edge, from_core) = mpsc::channel(bound);
+    (
+        Link { sender: Arc::new(MemorySender(to_core)), receiver: Box::new(MemoryReceiver(from_core)) },
+        Link { sender: Arc::new(MemorySender(to_edge)), receiver: Box::new(MemoryReceiver(from_edge)) },
+    )
+}
+
+#[derive(Debug)]
+struct MemorySender<F>(mpsc::Sender<F>);
+
+impl<F: std::fmt::Debug + Send + 'static> LinkSender<F> for MemorySender<F> {
+    fn try_send(&self, frame: F) -> Result<(), TrySendError<F>> {
+        self.0.try_send(frame).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(frame) => TrySendError::Full(frame),
+            mpsc::error::TrySendError::Closed(_) => TrySendError::Closed,
+        })
+    }
+
+    fn send(&self, frame: F) -> Pin<Box<dyn Future<Output = Result<(), LinkClosed>> + Send + '_>> {
+        Box::pin(async move { self.0.send(frame).await.map_err(|_| LinkClosed) })
+    }
+}
+
+#[derive(Debug)]
+struct MemoryReceiver<F>(mpsc::Receiver<F>);
+
+impl<F: std::fmt::Debug + Send> LinkReceiver<F> for MemoryReceiver<F> {
+    fn poll_recv_many(&mut self, cx: &mut Context<'_>, frames: &mut Vec<F>, limit: usize) -> Poll<usize> {
+        self.0.poll_recv_many(cx, frames, limit)
+    }
+}

@@ -1,0 +1,1 @@
+//! quinn endpoints, both sides.

@@ -1,0 +1,31 @@
+//! `cargo xtask bench`: the benchmarks of interop-tests, in release mode, against a release build of the program.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::process;
+use crate::workspace::Workspace;
+
+/// Flags of `cargo xtask bench`.
+#[derive(clap::Args)]
+#[command(after_help = "Benchmarks:
+  fanout  one publication to many subscriptions: deliveries per second, CPU per delivery, latency
+  idle    memory per connection that does nothing
+
+Each runs beside a raw loop over the same number of sockets, the physical limit.
+`cargo xtask bench NAME --help` shows the flags of one; docs/PERFORMANCE.md has the figures.")]
+pub(crate) struct Args {
+    /// fanout or idle, then what the benchmark itself takes
+    #[arg(required = true, value_names = ["NAME", "ARGS"], num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) benchmark: Vec<String>,
+}
+
+/// Builds what is measured, then runs the measurement.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
+    process::run(workspace.cargo().args(["build", "--release", "--package", "tidegate"]))?;
+    let mut bench = workspace.cargo();
+    bench.args(["run", "--release", "--package", "tidegate-interop-tests", "--bin", "bench", "--"]);
+    bench.args(&args.benchmark).env("TIDEGATE_BIN", workspace.tidegate("release"));
+    process::exit_code(&mut bench)
+}

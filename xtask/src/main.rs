@@ -1,0 +1,107 @@
+//! Tidegate's developer commands: `cargo xtask <command>`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+mod advisories;
+mod bench;
+mod check;
+mod fuzz;
+mod prerequisites;
+mod process;
+mod sim;
+mod step;
+mod test;
+mod tidy;
+mod workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Tidegate's developer commands", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Fast, before every commit: fmt, clippy, tidy, unit and simulated tests, doc tests
+    Check,
+    /// Everything, as CI runs it; installs what it needs and says so
+    Test(test::Args),
+    /// The project's own rules about its tree: sizes, layers, sans-io modules, links, forbidden words
+    Tidy,
+    /// Cargo.lock against known security floors and yanked versions
+    Advisories,
+    /// Run a benchmark beside its physical limit, in release mode: fanout, idle
+    Bench(bench::Args),
+    /// Run the simulated tests, with one seed or with the tests' own
+    Sim(sim::Args),
+    /// Fuzz one parser or each in turn; needs a nightly compiler and cargo-fuzz
+    Fuzz(fuzz::Args),
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    let workspace = Workspace::load()?;
+    match cli.command {
+        Command::Check => check::run(&workspace),
+        Command::Test(args) => test::run(&workspace, &args),
+        Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Command::Advisories => advisories::run(&workspace).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Sim(args) => sim::run(&workspace, &args),
+        Command::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// The names of all commands, for `tidy`'s look at README.
+fn command_names() -> Vec<String> {
+    use clap::CommandFactory as _;
+    Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_after_the_dashes_go_to_the_test_runner() {
+        let cli =
+            Cli::try_parse_from(["xtask", "test", "--", "-E", "test(browser)"]).expect("valid arguments");
+        let Command::Test(args) = cli.command else { panic!("not the test command") };
+        assert_eq!(args.nextest, ["-E", "test(browser)"]);
+    }
+
+    #[test]
+    fn a_benchmark_gets_its_own_flags() {
+        for (flags, own) in
+            [(["bench", "idle", "--connections"], "idle"), (["bench", "fanout", "--help"], "fanout")]
+        {
+            let cli = Cli::try_parse_from(std::iter::once("xtask").chain(flags)).expect("valid arguments");
+            let Command::Bench(args) = cli.command else { panic!("not the bench command") };
+            assert_eq!(args.benchmark, [own, flags[2]]);
+        }
+        for not_enough in [&["xtask", "bench"][..], &["xtask", "bench", "--help"]] {
+            assert!(Cli::try_parse_from(not_enough).is_err(), "these print our own usage");
+        }
+    }
+}
