@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::pki_types::{CertificateDer, DnsName, UnixTime};
+#[cfg(feature = "dev")]
+use rustls::pki_types::DnsName;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::sign::CertifiedKey;
 use x509_parser::prelude::{ASN1Time, FromDer as _, GeneralName, X509Certificate};
 
@@ -53,6 +55,7 @@ impl LoadedCertificate {
     }
 
     /// The leaf in DER.
+    #[cfg(feature = "dev")]
     pub(crate) fn leaf_der(&self) -> &CertificateDer<'static> {
         self.certified.cert.first().expect("a loaded certificate has a leaf")
     }
@@ -75,6 +78,7 @@ pub struct Names {
 
 impl Names {
     /// Adds an address, a DNS name or a wildcard; false if the text is none of them.
+    #[cfg(feature = "dev")]
     pub(crate) fn insert(&mut self, name: &str) -> bool {
         if let Ok(address) = name.parse::<IpAddr>() {
             self.ip.insert(address);

@@ -5,6 +5,7 @@
 //! [`CertStore::refresh`] every few seconds. Calls that touch files block for as long as a small file takes.
 
 mod certificate;
+#[cfg(feature = "dev")]
 mod dev;
 mod hash;
 mod pem;
@@ -12,9 +13,11 @@ mod store;
 mod tls;
 
 #[cfg(test)]
+#[cfg(feature = "dev")]
 mod testing;
 
 pub use certificate::{LoadedCertificate, Names};
+#[cfg(feature = "dev")]
 pub use dev::{DevCertificates, DevError};
 pub use hash::{CertificateHash, ParseHashError};
 pub use pem::{CertificateFiles, PemError, load_certificate, load_roots, roots_from_der};

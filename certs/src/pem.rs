@@ -322,4 +322,5 @@ fn contains(text: &[u8], wanted: &[u8]) -> bool {
 const MAX_FILE_LEN: u64 = 4 * 1024 * 1024;
 
 #[cfg(test)]
+#[cfg(feature = "dev")]
 mod tests;

@@ -9,6 +9,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
 use crate::certificate::LoadedCertificate;
+#[cfg(feature = "dev")]
 use crate::dev::{DevCertificates, DevError};
 use crate::hash::CertificateHash;
 use crate::pem::{CertificateFiles, Fingerprint, PemError, Snapshot};
@@ -39,6 +40,7 @@ impl CertStore {
     }
 
     /// Serves a development leaf and keeps it fresh.
+    #[cfg(feature = "dev")]
     pub fn from_dev(dev: DevCertificates) -> Self {
         let serving = Serving::new(std::slice::from_ref(dev.leaf()));
         Self { serving: RwLock::new(serving), source: Mutex::new(Source::Development(Box::new(dev))) }
@@ -59,6 +61,7 @@ impl CertStore {
     pub fn needs_reload(&self, now: SystemTime) -> bool {
         match &*self.lock_source() {
             Source::Files(files) => files.changed(now),
+            #[cfg(feature = "dev")]
             Source::Development(_) => false,
         }
     }
@@ -71,6 +74,7 @@ impl CertStore {
         let mut source = self.lock_source();
         match &mut *source {
             Source::Files(files) => self.serve(Serving::new(&files.load(now)?)),
+            #[cfg(feature = "dev")]
             Source::Development(dev) => {
                 self.renew(dev, now)?;
             }
@@ -82,9 +86,11 @@ impl CertStore {
     ///
     /// # Errors
     /// When the new leaf cannot be issued or stored; the old one stays.
+    #[cfg_attr(not(feature = "dev"), expect(unused_variables, reason = "nothing is issued then"))]
     pub fn renew_if_due(&self, now: SystemTime) -> Result<bool, StoreError> {
         match &mut *self.lock_source() {
             Source::Files(_) => Ok(false),
+            #[cfg(feature = "dev")]
             Source::Development(dev) => self.renew(dev, now),
         }
     }
@@ -104,6 +110,7 @@ impl CertStore {
         self.read_serving().select(server_name)
     }
 
+    #[cfg(feature = "dev")]
     fn renew(&self, dev: &mut DevCertificates, now: SystemTime) -> Result<bool, StoreError> {
         let renewed = dev.renew_if_due(now)?;
         if renewed {
@@ -155,6 +162,7 @@ pub enum StoreError {
     #[error(transparent)]
     Pem(#[from] PemError),
     /// A development certificate could not be renewed.
+    #[cfg(feature = "dev")]
     #[error(transparent)]
     Dev(#[from] DevError),
 }
@@ -162,6 +170,7 @@ pub enum StoreError {
 /// Where the next certificates come from.
 enum Source {
     Files(FileSource),
+    #[cfg(feature = "dev")]
     Development(Box<DevCertificates>),
 }
 
@@ -241,4 +250,5 @@ impl Serving {
 }
 
 #[cfg(test)]
+#[cfg(feature = "dev")]
 mod tests;

@@ -107,4 +107,5 @@ fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "dev")]
 mod tests;

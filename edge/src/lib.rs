@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The node that clients connect to: terminates TLS, authenticates, holds sessions, fans out. It knows connections,
+//! never business meaning, and assigns no offset.
+
+mod channel_poll;
+mod connection;
+mod listener;
+mod metrics;
+mod node;
+mod policy;
+mod registry;
+mod upstream;
+mod worker;
+
+pub mod auth;
+pub mod config;
+
+pub use listener::ListenError;
+pub use metrics::Metrics;
+pub use node::{Addresses, EdgeNode, Parts};
+pub use worker::Routes;

@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Server halves of the carriers for clients that cannot reach Tidegate over QUIC: WebSocket, long poll and the
+//! session-less channel poll, and the HTTP conventions that they share.
+//!
+//! Nothing here listens, routes or spawns: the edge accepts connections, speaks HTTP and hands over requests.
+
+pub mod channel_poll;
+pub mod http;
+pub mod longpoll;
+pub mod websocket;

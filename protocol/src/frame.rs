@@ -184,7 +184,7 @@ pub struct Subscribe {
     pub channel: String,
     /// The last publication that the client has; absent to begin now.
     #[prost(message, optional, tag = "2")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "json::optional_object", skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
 }
 
@@ -197,6 +197,7 @@ pub struct Subscribed {
     pub channel: String,
     /// The head of the channel when the subscription began.
     #[prost(message, optional, tag = "2")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
     /// True: everything after the position that the client gave comes, here in `publications` and, where that would
     /// be too much for one frame, in frames after it. False: nothing before `position` comes.
@@ -267,7 +268,7 @@ pub struct Published {
     pub channel: String,
     /// What it became; absent for an ephemeral one.
     #[prost(message, optional, tag = "2")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "json::optional_object", skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
 }
 
@@ -331,7 +332,7 @@ pub struct HistoryRequest {
     pub channel: String,
     /// Only what comes after it; absent for everything retained.
     #[prost(message, optional, tag = "2")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "json::optional_object", skip_serializing_if = "Option::is_none")]
     pub since: Option<Position>,
     /// At most so many, the newest ones; 0 or absent for as many as fit in a frame.
     #[prost(uint32, tag = "3")]
@@ -348,6 +349,7 @@ pub struct History {
     pub channel: String,
     /// The head of the channel.
     #[prost(message, optional, tag = "2")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
     /// True: nothing is missing between `since` and the head.
     #[prost(bool, tag = "3")]
@@ -429,6 +431,7 @@ pub struct Close {
     pub reason: String,
     /// What to do next.
     #[prost(message, optional, tag = "3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reconnect: Option<Reconnect>,
 }
 
@@ -569,3 +572,6 @@ fn is_false(value: &bool) -> bool {
 fn is_zero(value: &u32) -> bool {
     *value == 0
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

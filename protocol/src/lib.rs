@@ -6,10 +6,12 @@
 mod ids;
 mod position;
 
+pub mod backoff;
 pub mod frame;
 pub mod grants;
 pub mod link;
 pub mod namespace;
+pub mod session;
 
 pub use ids::{ChannelName, ChannelNameError, NodeId, Region, SessionId, SessionIdError};
 pub use position::{Epoch, Offset, Position};

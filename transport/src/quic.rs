@@ -1,1 +1,105 @@
-//! quinn endpoints, both sides.
+//! QUIC towards clients, the server's side: one endpoint per worker, native connections and WebTransport.
+//!
+//! [`bind`] shares a UDP port out to workers, [`QuicServer`] is what their endpoints have in common, and each worker
+//! runs a [`QuicEndpoint`] on its own runtime. What it accepts becomes a [`QuicConnection`], the same for both.
+
+mod connection;
+mod endpoint;
+mod inbound;
+mod lanes;
+mod steering;
+mod webtransport;
+
+use std::time::Duration;
+
+pub use connection::{QuicConnection, QuicStats};
+pub use endpoint::{Incoming, Pending, QuicEndpoint, QuicPending, QuicServer};
+pub use steering::{BindError, BoundSockets, MAX_WORKERS, SOCKET_BUFFER, Steering, bind};
+pub use webtransport::WebTransportPending;
+
+/// ALPN of native clients (PROTOCOL §2).
+pub const ALPN_NATIVE: &[u8] = b"tidegate/1";
+
+/// ALPN of WebTransport: HTTP/3 (RFC 9114 §3.1).
+pub const ALPN_WEBTRANSPORT: &[u8] = b"h3";
+
+/// Limits of an endpoint and its connections.
+#[derive(Debug, Clone)]
+pub struct QuicConfig {
+    /// A connection without a packet for so long is dead.
+    pub idle_timeout: Duration,
+    /// From a client's first packet to the end of the handshake; for WebTransport to the end of its request.
+    pub handshake_timeout: Duration,
+    /// Bytes that a client may send on one stream ahead of our reading.
+    pub stream_window: u32,
+    /// Bytes that a client may send on all its streams ahead of our reading.
+    pub connection_window: u32,
+    /// Bytes held for a client that were not acknowledged yet, over all streams.
+    pub send_window: u32,
+    /// Unidirectional streams that a client may have open. HTTP/3 takes three for itself.
+    pub client_uni_streams: u32,
+    /// Bidirectional streams that a client may have open. WebTransport takes one for its request.
+    pub client_bidi_streams: u32,
+    /// Bytes of datagrams held in each direction; the oldest make room.
+    pub datagram_buffer: u32,
+    /// Connections that wait to be accepted; one more is refused.
+    pub max_incoming: usize,
+    /// Packets that a client is asked to acknowledge together, where it can (RFC 9000 §13.2, ACK frequency extension).
+    pub ack_threshold: u32,
+    /// Bytes of one frame from a client.
+    pub frame_limit: usize,
+}
+
+impl Default for QuicConfig {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(10),
+            stream_window: 16 * 1024,
+            connection_window: 64 * 1024,
+            send_window: 64 * 1024,
+            client_uni_streams: 8,
+            client_bidi_streams: 8,
+            datagram_buffer: 16 * 1024,
+            max_incoming: 4096,
+            ack_threshold: 10,
+            frame_limit: 128 * 1024,
+        }
+    }
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuicError {
+    /// The TLS settings are of no use for QUIC.
+    #[error("TLS settings not fit for QUIC: {0}")]
+    Tls(String),
+    /// The socket cannot be used.
+    #[error("cannot use the UDP socket: {0}")]
+    Socket(#[from] std::io::Error),
+    /// The client took too long.
+    #[error("no handshake within {0:?}")]
+    HandshakeTimeout(Duration),
+    /// An ALPN that is none of ours got through the TLS settings.
+    #[error("unknown ALPN {0:?}")]
+    UnknownAlpn(String),
+    /// What came on `h3` asks for no WebTransport session.
+    #[error("no WebTransport request: {0}")]
+    NotWebTransport(String),
+    /// The client's first stream is not what the protocol wants.
+    #[error("no control stream: {0}")]
+    NoControlStream(String),
+    /// The connection ended first.
+    #[error("connection lost: {0}")]
+    Lost(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl QuicError {
+    fn lost(error: quinn::ConnectionError) -> Self {
+        Self::Lost(Box::new(error))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,9 @@ impl ReconnectPolicy {
 
     /// By its name in JSON.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Backoff, Self::Never, Self::Now, Self::FreshToken].into_iter().find(|policy| policy.name() == name)
+        [Self::Backoff, Self::Never, Self::Now, Self::FreshToken]
+            .into_iter()
+            .find(|policy| policy.name() == name)
     }
 }
 

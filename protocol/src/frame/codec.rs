@@ -4,22 +4,42 @@
 //! WebTransport streams, and inside binary WebSocket messages, which hold one or more delimited frames.
 //! *Text*: one JSON frame, or an array of them.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
 
-use super::{ClientFrame, CloseCode, ServerFrame};
+use super::{ClientBody, ClientFrame, CloseCode, ServerFrame};
 
 /// A frame of either direction.
 pub trait Frame: Message + Default + Serialize + DeserializeOwned {
     /// False for a frame of a later protocol.
     fn is_known(&self) -> bool;
+
+    /// What Protobuf alone does not say: a payload that claims to be JSON is JSON. From here on everybody may spell
+    /// it as such.
+    fn check_payload(&self) -> Result<(), DecodeError>;
 }
 
 impl Frame for ClientFrame {
     fn is_known(&self) -> bool {
         self.body.is_some()
+    }
+
+    fn check_payload(&self) -> Result<(), DecodeError> {
+        let data = match &self.body {
+            Some(ClientBody::Publish(publish)) => &publish.data,
+            Some(ClientBody::Rpc(rpc)) => &rpc.data,
+            _ => return Ok(()),
+        };
+        if let Some(data) = data {
+            serde_json::from_slice::<&RawValue>(data)?;
+        }
+        Ok(())
     }
 }
 
@@ -27,6 +47,11 @@ impl Frame for ServerFrame {
     /// A client passes over what it does not know.
     fn is_known(&self) -> bool {
         true
+    }
+
+    /// A server sends only what came in through this check.
+    fn check_payload(&self) -> Result<(), DecodeError> {
+        Ok(())
     }
 }
 
@@ -57,8 +82,8 @@ pub enum DecodeError {
     /// No body that this version knows.
     #[error("a frame without a known body")]
     UnknownFrame,
-    /// Neither an array nor an object, or an array that is too long.
-    #[error("an array of over {limit} frames")]
+    /// Too many frames in one message.
+    #[error("a message of over {limit} frames")]
     TooMany {
         /// What is allowed.
         limit: usize,
@@ -75,7 +100,7 @@ impl DecodeError {
     }
 }
 
-/// The most frames in one JSON array.
+/// The most frames in one message: a frame in memory is much larger than its shortest encoding.
 pub const MAX_FRAMES_PER_MESSAGE: usize = 256;
 
 /// Encodes a frame as JSON text.
@@ -93,20 +118,25 @@ pub fn encode_delimited<F: Frame>(frame: &F) -> Bytes {
 pub fn decode_text<F: Frame>(text: &[u8], limit: usize) -> Result<Vec<F>, DecodeError> {
     check_size(text.len(), limit)?;
     let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
-    let frames: Vec<F> =
-        if first == Some(&b'[') { serde_json::from_slice(text)? } else { vec![serde_json::from_slice(text)?] };
-    if frames.len() > MAX_FRAMES_PER_MESSAGE {
-        return Err(DecodeError::TooMany { limit: MAX_FRAMES_PER_MESSAGE });
-    }
+    let frames: Vec<F> = if first == Some(&b'[') {
+        let Frames(frames) = serde_json::from_slice(text)?;
+        frames.ok_or(DecodeError::TooMany { limit: MAX_FRAMES_PER_MESSAGE })?
+    } else {
+        vec![serde_json::from_slice(text)?]
+    };
     if frames.iter().all(Frame::is_known) { Ok(frames) } else { Err(DecodeError::UnknownFrame) }
 }
 
-/// Decodes a binary message: delimited frames, back to back, none cut off, at most `limit` bytes each.
+/// Decodes a binary message: delimited frames, back to back, none cut off, at most `limit` bytes each and
+/// [`MAX_FRAMES_PER_MESSAGE`] of them.
 pub fn decode_message<F: Frame>(message: Bytes, limit: usize) -> Result<Vec<F>, DecodeError> {
     let mut decoder = Decoder::new(limit);
     decoder.buffer = BytesMut::from(message);
     let mut frames = Vec::new();
     while let Some(frame) = decoder.next()? {
+        if frames.len() == MAX_FRAMES_PER_MESSAGE {
+            return Err(DecodeError::TooMany { limit: MAX_FRAMES_PER_MESSAGE });
+        }
         frames.push(frame);
     }
     if decoder.buffer.is_empty() { Ok(frames) } else { Err(DecodeError::Truncated) }
@@ -139,21 +169,15 @@ impl Decoder {
     }
 
     /// The next whole frame.
+    #[expect(clippy::should_implement_trait, reason = "the caller names the schema, and errors are no items")]
     pub fn next<F: Frame>(&mut self) -> Result<Option<F>, DecodeError> {
-        let Some(body) = self.next_body()? else { return Ok(None) };
-        let frame = F::decode(body)?;
+        let Some(frame) = self.next_message::<F>()? else { return Ok(None) };
+        frame.check_payload()?;
         if frame.is_known() { Ok(Some(frame)) } else { Err(DecodeError::UnknownFrame) }
     }
 
     /// The next whole message of any schema, such as a [`super::StreamHeader`].
     pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, DecodeError> {
-        Ok(match self.next_body()? {
-            Some(body) => Some(M::decode(body)?),
-            None => None,
-        })
-    }
-
-    fn next_body(&mut self) -> Result<Option<Bytes>, DecodeError> {
         let Some((length, prefix)) = read_length(&self.buffer)? else {
             self.release();
             return Ok(None);
@@ -162,8 +186,10 @@ impl Decoder {
         if self.buffer.len() < prefix + length {
             return Ok(None);
         }
-        self.buffer.advance(prefix);
-        Ok(Some(self.buffer.split_to(length).freeze()))
+        // From a slice, so that payloads are copied out: one that history keeps must not hold on to the whole buffer.
+        let message = M::decode(&self.buffer[prefix..prefix + length])?;
+        self.buffer.advance(prefix + length);
+        Ok(Some(message))
     }
 
     /// An idle connection holds no buffer.
@@ -187,6 +213,43 @@ fn read_length(buffer: &[u8]) -> Result<Option<(usize, usize)>, DecodeError> {
     if buffer.len() < 5 { Ok(None) } else { Err(DecodeError::BadLength) }
 }
 
+/// An array of frames; `None` where it is too long. What is beyond the bound is never built.
+struct Frames<F>(Option<Vec<F>>);
+
+impl<'de, F: Frame> Deserialize<'de> for Frames<F> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct FramesVisitor<F>(PhantomData<F>);
+
+        impl<'de, F: Frame> Visitor<'de> for FramesVisitor<F> {
+            type Value = Frames<F>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an array of frames")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<Frames<F>, A::Error> {
+                let mut frames = Vec::new();
+                while frames.len() < MAX_FRAMES_PER_MESSAGE {
+                    match array.next_element()? {
+                        Some(frame) => frames.push(frame),
+                        None => return Ok(Frames(Some(frames))),
+                    }
+                }
+                let mut too_many = false;
+                while array.next_element::<IgnoredAny>()?.is_some() {
+                    too_many = true;
+                }
+                Ok(Frames((!too_many).then_some(frames)))
+            }
+        }
+
+        deserializer.deserialize_seq(FramesVisitor(PhantomData))
+    }
+}
+
 fn check_size(bytes: usize, limit: usize) -> Result<(), DecodeError> {
     if bytes > limit { Err(DecodeError::TooLarge { bytes, limit }) } else { Ok(()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,12 @@
 //! Sans-io: JSON spelling of what serde cannot derive: frames, payloads, enumerations.
 
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
 /// `Serialize` and `Deserialize` for a frame: `{"id":1,"<name>":{..}}` with one body. An unknown body is an error
 /// (`refuse`) or leaves the body out (`ignore`).
 ///
@@ -34,20 +41,20 @@ macro_rules! json_frame {
 
                     fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<$frame, A::Error> {
                         use serde::de::Error;
-                        let mut frame = $frame { id: 0, body: None };
+                        let mut id = None;
+                        let mut body = None;
                         while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
-                            if key == "id" {
-                                frame.id = map.next_value()?;
-                                continue;
-                            }
-                            if frame.body.is_some() {
-                                return Err(A::Error::custom("a frame has one body"));
-                            }
-                            frame.body = Some(match key.as_ref() {
-                                $($name => $body::$variant(map.next_value()?),)*
+                            match key.as_ref() {
+                                "id" if id.is_some() => return Err(A::Error::duplicate_field("id")),
+                                "id" => id = Some(map.next_value()?),
+                                $($name if body.is_none() => {
+                                    body = Some($body::$variant(map.next_value_seed(json::Object::new())?));
+                                })*
+                                $($name)|* => return Err(A::Error::custom("a frame has one body")),
                                 other => json_frame!(@$unknown A, map, other, [$($name),*]),
-                            });
+                            }
                         }
+                        let frame = $frame { id: id.unwrap_or_default(), body };
                         Ok(frame)
                     }
                 }
@@ -62,11 +69,67 @@ macro_rules! json_frame {
     (@ignore $access:ident, $map:ident, $other:ident, $names:expr) => {{
         let _: &str = $other;
         $map.next_value::<serde::de::IgnoredAny>()?;
-        continue;
     }};
 }
 
 pub(crate) use json_frame;
+
+/// Reads an object into `T`: derived code would also take an array of the fields in order, a second spelling that
+/// no other implementation knows.
+pub(crate) struct Object<T>(PhantomData<T>);
+
+impl<T> Object<T> {
+    pub(crate) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> DeserializeSeed<'de> for Object<T> {
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
+}
+
+/// An optional object: absent, null or an [`Object`].
+pub(crate) fn optional_object<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Optional<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Optional<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object or null")
+        }
+
+        fn visit_none<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<T>, D::Error> {
+            Object::new().deserialize(deserializer).map(Some)
+        }
+    }
+
+    deserializer.deserialize_option(Optional(PhantomData))
+}
 
 /// A payload that is JSON text, carried through as it is.
 pub(crate) mod raw {
@@ -119,7 +182,6 @@ pub(crate) mod base64 {
 
 /// A reconnect policy by its name.
 pub(crate) mod policy {
-    use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::frame::ReconnectPolicy;
@@ -131,8 +193,7 @@ pub(crate) mod policy {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i32, D::Error> {
         let name = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        ReconnectPolicy::from_name(&name)
-            .map(i32::from)
-            .ok_or_else(|| D::Error::unknown_variant(&name, ReconnectPolicy::NAMES))
+        // A policy of a later protocol: an unknown number in Protobuf counts as the default as well.
+        Ok(ReconnectPolicy::from_name(&name).unwrap_or_default().into())
     }
 }

@@ -1,0 +1,189 @@
+//! Sans-io: one channel at its owner: numbering, history, idempotency keys and who is interested.
+
+mod history;
+mod keys;
+mod record;
+mod recovery;
+mod sequencer;
+mod table;
+
+use std::time::Duration;
+
+use tidegate_protocol::link::Recovery;
+use tidegate_protocol::namespace::{HistoryBounds, Namespaces};
+use tidegate_protocol::{ChannelName, Offset, Position};
+
+use history::{History, Record};
+use keys::Keys;
+use recovery::{Outcome, judge};
+use sequencer::Sequencer;
+
+pub use record::LogFrameError;
+pub(crate) use table::{ChannelTable, Limits, Stats, outcome_unknown};
+
+/// A link, as the partitions of one node know it. Never used twice in the life of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct LinkId(pub(crate) u32);
+
+impl LinkId {
+    /// The node itself, for the backend API: it asks, and has no interest.
+    pub(crate) const NODE: Self = Self(0);
+}
+
+/// One channel. A channel at rest is small: no text, no timer, no buffer.
+#[derive(Debug)]
+struct Channel {
+    sequencer: Sequencer,
+    history: History,
+    /// Most channels never see a key.
+    keys: Option<Box<Keys>>,
+    /// Sorted.
+    interest: Vec<LinkId>,
+    /// When it was last asked for, milliseconds of Unix time.
+    touched_ms: u64,
+}
+
+impl Channel {
+    fn new(birth: u64, unix_ms: u64) -> Self {
+        Self {
+            sequencer: Sequencer::new(birth),
+            history: History::default(),
+            keys: None,
+            interest: Vec::new(),
+            touched_ms: unix_ms,
+        }
+    }
+
+    /// Numbers `record` and keeps it.
+    fn store(&mut self, record: Record, key: Option<&str>, rules: &Rules, limits: &Limits) -> Offset {
+        let offset = self.sequencer.assign();
+        if let Some(key) = key {
+            let keys = self.keys.get_or_insert_default();
+            keys.remember(key, offset, record.time_ms, limits.keys_per_channel);
+        }
+        self.history.push(record, &rules.bounds);
+        offset
+    }
+
+    /// Takes what a log says was stored. Another birth, or a hole, is a numbering that this channel did not have.
+    fn replay(&mut self, replayed: record::Replayed, rules: &Rules, limits: &Limits) {
+        let follows =
+            self.sequencer.birth() == replayed.birth && self.sequencer.head().next() == replayed.offset;
+        if !follows {
+            self.sequencer = Sequencer::resume(replayed.birth, Offset(replayed.offset.0 - 1));
+            self.history.clear();
+            self.keys = None;
+        }
+        self.touched_ms = replayed.record.time_ms;
+        self.store(replayed.record, replayed.key.as_deref(), rules, limits);
+    }
+
+    /// The offset that `key` was stored with.
+    fn find_key(&self, key: &str) -> Option<Offset> {
+        self.keys.as_ref()?.find(key)
+    }
+
+    fn expire(&mut self, unix_ms: u64, rules: &Rules, limits: &Limits) {
+        self.history.expire(unix_ms, &rules.bounds);
+        if let Some(keys) = &mut self.keys {
+            keys.expire(unix_ms, limits.key_age);
+            if keys.is_empty() {
+                self.keys = None;
+            }
+        }
+    }
+
+    /// True where nobody would be told anything untrue if the channel were forgotten. Call after [`Self::expire`].
+    fn is_forgettable(&self, unix_ms: u64, forget_after: Duration) -> bool {
+        self.interest.is_empty()
+            && self.keys.is_none()
+            && self.history.len() == 0
+            && u128::from(unix_ms.saturating_sub(self.touched_ms)) >= forget_after.as_millis()
+    }
+
+    /// True if the link was not interested before.
+    fn add_interest(&mut self, link: LinkId) -> bool {
+        match self.interest.binary_search(&link) {
+            Ok(_) => false,
+            Err(index) => {
+                self.interest.reserve_exact(1);
+                self.interest.insert(index, link);
+                true
+            }
+        }
+    }
+
+    /// True if the link was interested.
+    fn remove_interest(&mut self, link: LinkId) -> bool {
+        let Ok(index) = self.interest.binary_search(&link) else { return false };
+        self.interest.remove(index);
+        if self.interest.is_empty() {
+            self.interest = Vec::new();
+        }
+        true
+    }
+
+    fn position(&self, partition_epoch: u64, offset: Offset) -> Position {
+        self.sequencer.position(partition_epoch, offset)
+    }
+
+    /// What a new subscription gets.
+    fn recover(&self, name: &ChannelName, epoch: u64, conflate: bool, asked: Option<&Position>) -> Recovery {
+        let head = self.position(epoch, self.sequencer.head());
+        let outcome = asked.map_or(Outcome::Gap, |asked| judge(&head, self.history.len(), conflate, asked));
+        let publications = match outcome {
+            Outcome::Recovered { after } => {
+                let missed = self.history.after(head.offset, after);
+                missed.map(|(offset, record)| record.publication(name, offset)).collect()
+            }
+            Outcome::Gap => Vec::new(),
+        };
+        Recovery { position: head, recovered: outcome != Outcome::Gap, publications }
+    }
+
+    /// What a reader of history gets: what is retained even where something is missing.
+    fn read(
+        &self,
+        name: &ChannelName,
+        epoch: u64,
+        conflate: bool,
+        since: Option<&Position>,
+        limit: u32,
+    ) -> Recovery {
+        let head = self.position(epoch, self.sequencer.head());
+        let outcome = since.map_or(Outcome::Gap, |since| judge(&head, self.history.len(), conflate, since));
+        let (after, complete) = match outcome {
+            Outcome::Recovered { after } => (after, true),
+            Outcome::Gap => (Offset(0), false),
+        };
+        // The newest `limit` are those above this offset.
+        let newest = if limit == 0 { 0 } else { head.offset.0.saturating_sub(u64::from(limit)) };
+        let from = Offset(after.0.max(newest));
+        let cut = from > after && self.history.after(head.offset, after).count() > limit as usize;
+        let publications = self
+            .history
+            .after(head.offset, from)
+            .map(|(offset, record)| record.publication(name, offset))
+            .collect();
+        Recovery { position: head, recovered: complete && !cut, publications }
+    }
+}
+
+/// The rules of a channel, as its owner applies them.
+#[derive(Debug, Clone, Copy)]
+struct Rules {
+    bounds: HistoryBounds,
+    conflate: bool,
+    ephemeral_only: bool,
+}
+
+impl Rules {
+    fn of(namespaces: &Namespaces, channel: &ChannelName) -> Option<Self> {
+        let namespace = namespaces.rules(channel)?;
+        let mut bounds = namespace.history;
+        if namespace.conflate {
+            bounds.count = 1;
+        }
+        Some(Self { bounds, conflate: namespace.conflate, ephemeral_only: namespace.ephemeral_only })
+    }
+}

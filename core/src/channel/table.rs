@@ -1,0 +1,384 @@
+//! Sans-io: all channels of one partition, and everything that the partition decides.
+//!
+//! Frames from links go in by [`ChannelTable::handle_frame`]. What they change is there at once, but nobody may see it
+//! before it is logged: the driver writes [`ChannelTable::take_log_frame`] to the engine, and only then sends what
+//! [`ChannelTable::drain_outputs`] gives. Where the engine refuses for good, [`ChannelTable::fail`] turns the
+//! outputs into errors, and the table is not to be used any more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use indexmap::IndexMap;
+use tidegate_protocol::frame::shared::SharedFrame;
+use tidegate_protocol::frame::{Ephemeral, ErrorCode, ServerBody};
+use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Publish};
+use tidegate_protocol::namespace::Namespaces;
+use tidegate_protocol::{ChannelName, Offset};
+
+use super::history::Record;
+use super::record::{self, LogFrameError, Logged};
+use super::{Channel, LinkId, Rules};
+
+/// Bounds of a table; see `CoreConfig`.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// The largest payload, bytes.
+    pub(crate) max_payload: usize,
+    /// How long keys are remembered.
+    pub(crate) key_age: Duration,
+    /// How many per channel.
+    pub(crate) keys_per_channel: usize,
+    /// How long an empty channel is kept.
+    pub(crate) forget_after: Duration,
+    /// How many channels.
+    pub(crate) max_channels: usize,
+}
+
+/// What happened since the driver last asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Stats {
+    /// Publications stored.
+    pub(crate) durable: u64,
+    /// Ephemeral items passed on.
+    pub(crate) ephemeral: u64,
+    /// Publications that were already stored under their key.
+    pub(crate) duplicates: u64,
+    /// Subscriptions at a position that were given all that they missed.
+    pub(crate) recovered: u64,
+    /// Those that could not be.
+    pub(crate) gaps: u64,
+}
+
+/// The channels of one partition.
+#[derive(Debug)]
+pub(crate) struct ChannelTable {
+    channels: IndexMap<ChannelName, Channel>,
+    namespaces: Arc<Namespaces>,
+    limits: Limits,
+    epoch: u64,
+    /// Position of the last log frame. Channels that begin now are born behind it.
+    tail: u64,
+    log_frame: BytesMut,
+    outputs: Vec<(LinkId, CoreFrame)>,
+    stats: Stats,
+    history_bytes: u64,
+    interest: usize,
+    /// The sweep goes from the last channel down to the first, so that removing one by a swap with the last never
+    /// hides a channel from it.
+    sweep_next: usize,
+    /// Links that are gone but may still be listed in a channel below `sweep_next`.
+    gone: Vec<LinkId>,
+}
+
+impl ChannelTable {
+    /// An empty table for a partition whose log ends at `tail`.
+    pub(crate) fn new(limits: Limits, namespaces: Arc<Namespaces>, epoch: u64, tail: u64) -> Self {
+        Self {
+            channels: IndexMap::new(),
+            namespaces,
+            limits,
+            epoch,
+            tail,
+            log_frame: BytesMut::new(),
+            outputs: Vec::new(),
+            stats: Stats::default(),
+            history_bytes: 0,
+            interest: 0,
+            sweep_next: 0,
+            gone: Vec::new(),
+        }
+    }
+
+    /// Takes a frame of the log, in order, before anything else is handled.
+    pub(crate) fn replay(&mut self, frame: &Bytes, unix_ms: u64) -> Result<(), LogFrameError> {
+        for replayed in record::read(frame)? {
+            // A namespace that is refused today keeps nothing.
+            let Some(rules) = Rules::of(&self.namespaces, &replayed.channel) else { continue };
+            let channel = self
+                .channels
+                .entry(replayed.channel.clone())
+                .or_insert_with(|| Channel::new(replayed.birth, unix_ms));
+            let before = channel.history.bytes();
+            channel.replay(replayed, &rules, &self.limits);
+            channel.expire(unix_ms, &rules, &self.limits);
+            self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        }
+        Ok(())
+    }
+
+    /// Handles one frame of a link.
+    pub(crate) fn handle_frame(&mut self, unix_ms: u64, link: LinkId, frame: EdgeFrame) {
+        match frame {
+            EdgeFrame::Publish { request, publish } => {
+                if let Err(error) = self.publish(unix_ms, link, request, publish) {
+                    self.outputs.push((link, CoreFrame::Published { request, result: Err(error) }));
+                }
+            }
+            EdgeFrame::Subscribe { request, channel, position } => {
+                let result = self.open(unix_ms, &channel).map(|(index, rules)| {
+                    let (name, channel) = self.channels.get_index_mut(index).expect("just opened");
+                    if channel.add_interest(link) {
+                        self.interest += 1;
+                    }
+                    let recovery = channel.recover(name, self.epoch, rules.conflate, position.as_ref());
+                    match (position.is_some(), recovery.recovered) {
+                        (true, true) => self.stats.recovered += 1,
+                        (true, false) => self.stats.gaps += 1,
+                        (false, _) => {}
+                    }
+                    recovery
+                });
+                self.outputs.push((link, CoreFrame::Recovered { request, result }));
+            }
+            EdgeFrame::Unsubscribe { channel } => {
+                if let Some(channel) = self.channels.get_mut(&channel)
+                    && channel.remove_interest(link)
+                {
+                    channel.touched_ms = unix_ms;
+                    self.interest -= 1;
+                }
+            }
+            EdgeFrame::History { request, channel, since, limit } => {
+                let result = self.open(unix_ms, &channel).map(|(index, rules)| {
+                    let (name, channel) = self.channels.get_index(index).expect("just opened");
+                    channel.read(name, self.epoch, rules.conflate, since.as_ref(), limit)
+                });
+                self.outputs.push((link, CoreFrame::Recovered { request, result }));
+            }
+        }
+    }
+
+    /// The link is gone. Its interest ends with the next full sweep; see [`Self::is_purging`].
+    pub(crate) fn remove_link(&mut self, link: LinkId) {
+        if !self.channels.is_empty() {
+            self.gone.push(link);
+            self.sweep_next = self.channels.len();
+        }
+    }
+
+    /// True while interest of links that are gone is left: sweep without waiting.
+    pub(crate) fn is_purging(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// Looks after the next `steps` channels: expires history and keys, ends the interest of links that are gone,
+    /// forgets what nobody needs.
+    pub(crate) fn sweep(&mut self, unix_ms: u64, steps: usize) {
+        if self.sweep_next == 0 {
+            self.sweep_next = self.channels.len();
+        }
+        let end = self.sweep_next.saturating_sub(steps);
+        for index in (end..self.sweep_next).rev() {
+            self.visit(unix_ms, index);
+        }
+        self.sweep_next = end;
+        if end == 0 {
+            self.gone.clear();
+        }
+    }
+
+    /// Bytes of the log frame so far.
+    pub(crate) fn log_frame_bytes(&self) -> usize {
+        self.log_frame.len()
+    }
+
+    /// What must be in the log before the outputs are sent; `None` where they may be sent as they are.
+    pub(crate) fn take_log_frame(&mut self) -> Option<Bytes> {
+        if self.log_frame.is_empty() { None } else { Some(self.log_frame.split().freeze()) }
+    }
+
+    /// The frame taken last is in the log, at `tail`.
+    pub(crate) fn commit(&mut self, tail: u64) {
+        self.tail = tail;
+    }
+
+    /// The frame taken last will never be acknowledged: nothing is delivered, and every answer is an error.
+    pub(crate) fn fail(&mut self) {
+        self.outputs.retain_mut(|(_, frame)| match frame {
+            CoreFrame::Published { result, .. } => {
+                *result = Err(outcome_unknown());
+                true
+            }
+            CoreFrame::Recovered { result, .. } => {
+                *result = Err(outcome_unknown());
+                true
+            }
+            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => false,
+        });
+    }
+
+    /// Moves what is to be sent behind `outputs`, in order.
+    pub(crate) fn drain_outputs(&mut self, outputs: &mut Vec<(LinkId, CoreFrame)>) {
+        outputs.append(&mut self.outputs);
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_stats(&mut self) -> Stats {
+        std::mem::take(&mut self.stats)
+    }
+
+    /// How many channels there are.
+    pub(crate) fn channels(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// How many (link, channel) pairs there are.
+    pub(crate) fn interest(&self) -> usize {
+        self.interest
+    }
+
+    /// Bytes of payload in all histories.
+    pub(crate) fn history_bytes(&self) -> u64 {
+        self.history_bytes
+    }
+
+    fn publish(
+        &mut self,
+        unix_ms: u64,
+        link: LinkId,
+        request: u64,
+        publish: Publish,
+    ) -> Result<(), LinkError> {
+        if publish.payload.len() > self.limits.max_payload {
+            let message = format!(
+                "a payload of {} bytes is over the limit of {}",
+                publish.payload.len(),
+                self.limits.max_payload
+            );
+            return Err(LinkError { code: ErrorCode::TooLarge, message });
+        }
+        if publish.ephemeral {
+            return self.publish_ephemeral(unix_ms, link, request, publish);
+        }
+        let Some(rules) = Rules::of(&self.namespaces, &publish.channel) else {
+            return Err(unknown_namespace(&publish.channel));
+        };
+        if rules.ephemeral_only {
+            let message = format!(
+                "namespace {:?} takes ephemeral publishes only: set ephemeral",
+                publish.channel.namespace()
+            );
+            return Err(LinkError { code: ErrorCode::BadRequest, message });
+        }
+        let (index, _) = self.open(unix_ms, &publish.channel)?;
+        let (name, channel) = self.channels.get_index_mut(index).expect("just opened");
+        let key = publish.key.as_deref();
+        if let Some(offset) = key.and_then(|key| channel.find_key(key)) {
+            self.stats.duplicates += 1;
+            let position = channel.position(self.epoch, offset);
+            self.outputs.push((link, CoreFrame::Published { request, result: Ok(Some(position)) }));
+            return Ok(());
+        }
+
+        let record = Record::new(&publish.payload, publish.user, unix_ms);
+        // A second handle, not a second payload: history may drop its own at once.
+        let stored = record.clone();
+        let before = channel.history.bytes();
+        let offset = channel.store(record, key, &rules, &self.limits);
+        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        let birth = channel.sequencer.birth();
+        let logged = Logged { channel: name, birth, offset, record: &stored, key };
+        record::write(&mut self.log_frame, &logged);
+        self.stats.durable += 1;
+
+        let position = channel.position(self.epoch, offset);
+        self.outputs.push((link, CoreFrame::Published { request, result: Ok(Some(position)) }));
+        if !channel.interest.is_empty() {
+            let body = ServerBody::Publication(stored.publication(name, offset));
+            let delivery =
+                Delivery { channel: name.clone(), offset, frame: Arc::new(SharedFrame::new(body)) };
+            fan_out(&mut self.outputs, &channel.interest, &delivery, CoreFrame::Publication);
+        }
+        Ok(())
+    }
+
+    fn publish_ephemeral(
+        &mut self,
+        unix_ms: u64,
+        link: LinkId,
+        request: u64,
+        publish: Publish,
+    ) -> Result<(), LinkError> {
+        if self.namespaces.rules(&publish.channel).is_none() {
+            return Err(unknown_namespace(&publish.channel));
+        }
+        self.stats.ephemeral += 1;
+        self.outputs.push((link, CoreFrame::Published { request, result: Ok(None) }));
+        let Some((name, channel)) = self.channels.get_key_value(&publish.channel) else { return Ok(()) };
+        if !channel.interest.is_empty() {
+            let (data, data_base64) = publish.payload.into_fields();
+            let body = ServerBody::Ephemeral(Ephemeral {
+                channel: name.as_str().to_owned(),
+                data,
+                data_base64,
+                user: publish.user.as_deref().map(str::to_owned),
+                time_ms: unix_ms,
+            });
+            let frame = Arc::new(SharedFrame::new(body));
+            let delivery = Delivery { channel: name.clone(), offset: Offset(0), frame };
+            fan_out(&mut self.outputs, &channel.interest, &delivery, CoreFrame::Ephemeral);
+        }
+        Ok(())
+    }
+
+    /// The channel by that name, begun if need be and with its expired history gone, and its rules.
+    fn open(&mut self, unix_ms: u64, name: &ChannelName) -> Result<(usize, Rules), LinkError> {
+        let Some(rules) = Rules::of(&self.namespaces, name) else { return Err(unknown_namespace(name)) };
+        let index = match self.channels.get_index_of(name) {
+            Some(index) => index,
+            None if self.channels.len() >= self.limits.max_channels => {
+                let message = "the core holds as many channels as it may".to_owned();
+                return Err(LinkError { code: ErrorCode::Unavailable, message });
+            }
+            None => self.channels.insert_full(name.clone(), Channel::new(self.tail + 1, unix_ms)).0,
+        };
+        let channel = &mut self.channels[index];
+        let before = channel.history.bytes();
+        channel.expire(unix_ms, &rules, &self.limits);
+        channel.touched_ms = unix_ms;
+        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        Ok((index, rules))
+    }
+
+    fn visit(&mut self, unix_ms: u64, index: usize) {
+        let Some((name, channel)) = self.channels.get_index_mut(index) else { return };
+        for link in &self.gone {
+            if channel.remove_interest(*link) {
+                channel.touched_ms = unix_ms;
+                self.interest -= 1;
+            }
+        }
+        // Channels are begun, and replayed, only where there are rules.
+        let Some(rules) = Rules::of(&self.namespaces, name) else { return };
+        let before = channel.history.bytes();
+        channel.expire(unix_ms, &rules, &self.limits);
+        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        if channel.is_forgettable(unix_ms, self.limits.forget_after) {
+            self.channels.swap_remove_index(index);
+        }
+    }
+}
+
+fn fan_out(
+    outputs: &mut Vec<(LinkId, CoreFrame)>,
+    links: &[LinkId],
+    delivery: &Delivery,
+    frame: fn(Delivery) -> CoreFrame,
+) {
+    outputs.extend(links.iter().map(|link| (*link, frame(delivery.clone()))));
+}
+
+fn unknown_namespace(channel: &ChannelName) -> LinkError {
+    let message = format!("there is no namespace {:?}", channel.namespace());
+    LinkError { code: ErrorCode::NotFound, message }
+}
+
+/// What a request is told whose log frame was neither stored nor refused for certain.
+pub(crate) fn outcome_unknown() -> LinkError {
+    let message = "the outcome is unknown: try again, with the same key".to_owned();
+    LinkError { code: ErrorCode::Unavailable, message }
+}
+
+#[cfg(test)]
+mod tests;

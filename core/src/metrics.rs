@@ -1,0 +1,187 @@
+//! What a core node counts.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::channel::{ChannelTable, Stats};
+
+/// The counters of one core node. Clones count together.
+#[derive(Debug, Clone)]
+pub struct CoreMetrics {
+    publications: Family<KindLabel, Counter>,
+    recoveries: Family<OutcomeLabel, Counter>,
+    /// Taken out of the families once: the hot path takes no lock.
+    durable: Counter,
+    ephemeral: Counter,
+    recovered: Counter,
+    gaps: Counter,
+    publish_duration: Histogram,
+    duplicate_keys: Counter,
+    ephemeral_dropped: Counter,
+    links_cut: Counter,
+    channels: Gauge,
+    interest: Gauge,
+    history_bytes: Gauge,
+}
+
+impl CoreMetrics {
+    /// All at zero.
+    pub fn new() -> Self {
+        let publications = Family::<KindLabel, Counter>::default();
+        let recoveries = Family::<OutcomeLabel, Counter>::default();
+        Self {
+            durable: publications.get_or_create_owned(&KindLabel { kind: "durable" }),
+            ephemeral: publications.get_or_create_owned(&KindLabel { kind: "ephemeral" }),
+            recovered: recoveries.get_or_create_owned(&OutcomeLabel { outcome: "recovered" }),
+            gaps: recoveries.get_or_create_owned(&OutcomeLabel { outcome: "gap" }),
+            publications,
+            recoveries,
+            publish_duration: Histogram::new(PUBLISH_SECONDS),
+            duplicate_keys: Counter::default(),
+            ephemeral_dropped: Counter::default(),
+            links_cut: Counter::default(),
+            channels: Gauge::default(),
+            interest: Gauge::default(),
+            history_bytes: Gauge::default(),
+        }
+    }
+
+    /// Puts them under `tidegate_core_*` (`_total` is added to counters).
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "tidegate_core_publications",
+            "Publications taken: durable ones stored, ephemeral ones passed on",
+            self.publications.clone(),
+        );
+        registry.register(
+            "tidegate_core_publish_duration_seconds",
+            "From a partition's queue to the engine's acknowledgement, durable publishes",
+            self.publish_duration.clone(),
+        );
+        registry.register(
+            "tidegate_core_recoveries",
+            "Subscriptions at a position, by what history could give",
+            self.recoveries.clone(),
+        );
+        registry.register(
+            "tidegate_core_duplicate_keys",
+            "Publishes that were already stored under their idempotency key",
+            self.duplicate_keys.clone(),
+        );
+        registry.register(
+            "tidegate_core_ephemeral_dropped",
+            "Ephemeral items that were not sent because a link was full",
+            self.ephemeral_dropped.clone(),
+        );
+        registry.register(
+            "tidegate_core_links_cut",
+            "Links that stayed full for too long and were cut",
+            self.links_cut.clone(),
+        );
+        registry.register("tidegate_core_channels", "Channels held", self.channels.clone());
+        registry.register(
+            "tidegate_core_interest",
+            "Pairs of a link and a channel that it is interested in",
+            self.interest.clone(),
+        );
+        registry.register(
+            "tidegate_core_history_bytes",
+            "Bytes of payload in all histories",
+            self.history_bytes.clone(),
+        );
+    }
+
+    pub(crate) fn count(&self, stats: Stats) {
+        let add = |counter: &Counter, by: u64| {
+            if by > 0 {
+                counter.inc_by(by);
+            }
+        };
+        add(&self.durable, stats.durable);
+        add(&self.ephemeral, stats.ephemeral);
+        add(&self.duplicate_keys, stats.duplicates);
+        add(&self.recovered, stats.recovered);
+        add(&self.gaps, stats.gaps);
+    }
+
+    pub(crate) fn observe_publish(&self, took: Duration) {
+        self.publish_duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn count_ephemeral_dropped(&self) {
+        self.ephemeral_dropped.inc();
+    }
+
+    pub(crate) fn count_link_cut(&self) {
+        self.links_cut.inc();
+    }
+}
+
+impl Default for CoreMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What one partition has put into the gauges, which are sums over all partitions.
+#[derive(Debug)]
+pub(crate) struct PartitionGauges {
+    metrics: CoreMetrics,
+    channels: i64,
+    interest: i64,
+    history_bytes: i64,
+}
+
+impl PartitionGauges {
+    /// Nothing yet.
+    pub(crate) fn new(metrics: CoreMetrics) -> Self {
+        Self { metrics, channels: 0, interest: 0, history_bytes: 0 }
+    }
+
+    /// Corrects the sums to what `table` holds now.
+    pub(crate) fn update(&mut self, table: &ChannelTable) {
+        let history_bytes = i64::try_from(table.history_bytes()).unwrap_or(i64::MAX);
+        // Neither count can reach 2^63.
+        self.set(table.channels() as i64, table.interest() as i64, history_bytes);
+    }
+
+    fn set(&mut self, channels: i64, interest: i64, history_bytes: i64) {
+        correct(&self.metrics.channels, &mut self.channels, channels);
+        correct(&self.metrics.interest, &mut self.interest, interest);
+        correct(&self.metrics.history_bytes, &mut self.history_bytes, history_bytes);
+    }
+}
+
+impl Drop for PartitionGauges {
+    /// A partition that ended holds nothing.
+    fn drop(&mut self) {
+        self.set(0, 0, 0);
+    }
+}
+
+fn correct(gauge: &Gauge, put: &mut i64, value: i64) {
+    if *put != value {
+        gauge.inc_by(value - *put);
+        *put = value;
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabel {
+    outcome: &'static str,
+}
+
+const PUBLISH_SECONDS: [f64; 14] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0,
+];

@@ -1,0 +1,336 @@
+//! The backend API: `POST /v1/publish` and `GET /v1/channels/{channel}/history`, for the app's own server.
+
+mod request;
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Body;
+use serde::Serialize;
+use tidegate_protocol::frame::{self, ErrorCode, ErrorReply};
+use tidegate_protocol::link::{LinkError, Recovery};
+
+use crate::node::CoreNode;
+use request::{HistoryQuery, Publishes, parse_history, parse_publishes};
+
+/// Who may use the backend API.
+#[derive(Clone, PartialEq, Eq)]
+pub enum BackendAccess {
+    /// Whoever can reach the listener; for `dev`.
+    Open,
+    /// Who has one of these keys. Without any: nobody.
+    Keys(Vec<String>),
+}
+
+impl std::fmt::Debug for BackendAccess {
+    /// Keys never reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Open => f.write_str("Open"),
+            Self::Keys(keys) => write!(f, "Keys({})", keys.len()),
+        }
+    }
+}
+
+/// Bounds of the backend API.
+#[derive(Debug, Clone)]
+pub struct BackendConfig {
+    /// Who may use it.
+    pub access: BackendAccess,
+    /// The largest request body, bytes.
+    pub max_body: usize,
+    /// How long a body may take to arrive.
+    pub body_timeout: Duration,
+    /// The longest idempotency key, bytes.
+    pub max_key: usize,
+    /// The most publications in one request. Keep it below `CoreConfig::backend_in_flight`.
+    pub max_batch: usize,
+}
+
+impl Default for BackendConfig {
+    /// Nobody gets in until keys are named.
+    fn default() -> Self {
+        Self {
+            access: BackendAccess::Keys(Vec::new()),
+            max_body: 4 << 20,
+            body_timeout: Duration::from_secs(10),
+            max_key: 128,
+            max_batch: 1000,
+        }
+    }
+}
+
+/// The backend API over one node. Clones are the same.
+#[derive(Debug, Clone)]
+pub struct BackendApi {
+    node: CoreNode,
+    config: std::sync::Arc<BackendConfig>,
+}
+
+impl BackendApi {
+    /// The API over `node`.
+    pub fn new(node: CoreNode, config: BackendConfig) -> Self {
+        Self { node, config: std::sync::Arc::new(config) }
+    }
+
+    /// True for the paths that [`Self::handle`] answers with something else than 404.
+    pub fn matches(&self, path: &str) -> bool {
+        Route::of(path).is_some()
+    }
+
+    /// Answers one request. Every answer is JSON; errors are `{"error":{"code","message","retry"}}` with the code as
+    /// status.
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<Full<Bytes>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (parts, body) = request.into_parts();
+        let Some(route) = Route::of(parts.uri.path()) else {
+            return ApiError::new(ErrorCode::NotFound, format!("there is nothing at {}", parts.uri.path()))
+                .response();
+        };
+        if parts.method != route.method() {
+            return ApiError::method_not_allowed(&parts.method, route.method()).response();
+        }
+        let result = match self.authorize(&parts.headers) {
+            Err(error) => Err(error),
+            Ok(()) => match route {
+                Route::Publish => self.publish(&parts.headers, body).await,
+                Route::History { channel } => {
+                    self.history(channel, parts.uri.query().unwrap_or_default()).await
+                }
+            },
+        };
+        result.unwrap_or_else(ApiError::response)
+    }
+
+    async fn publish<B>(&self, headers: &HeaderMap, body: B) -> Result<Response<Full<Bytes>>, ApiError>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let body = self.read(body).await?;
+        match parse_publishes(&self.config, headers, &body)? {
+            Publishes::One(publish) => {
+                let position = self.node.publish(*publish).await?.map(frame::Position::from);
+                Ok(json(StatusCode::OK, &PublishAnswer { position, error: None }))
+            }
+            Publishes::Batch(items) => {
+                // What is malformed gets its error; everything else goes out at once, in order.
+                let mut accepted = Vec::with_capacity(items.len());
+                let mut answers: Vec<Option<PublishAnswer>> = Vec::with_capacity(items.len());
+                for item in items {
+                    match item {
+                        Ok(publish) => {
+                            accepted.push(publish);
+                            answers.push(None);
+                        }
+                        Err(error) => answers.push(Some(Err(error).into())),
+                    }
+                }
+                let mut results = self.node.publish_batch(accepted).await?.into_iter();
+                let results = answers
+                    .into_iter()
+                    .filter_map(|answer| {
+                        answer.or_else(|| results.next().map(|result| result.map_err(ApiError::from).into()))
+                    })
+                    .collect();
+                Ok(json(StatusCode::OK, &BatchAnswer { results }))
+            }
+        }
+    }
+
+    async fn history(&self, channel: &str, query: &str) -> Result<Response<Full<Bytes>>, ApiError> {
+        let HistoryQuery { channel, since, limit } = parse_history(channel, query)?;
+        let Recovery { position, recovered, publications } = self.node.history(channel, since, limit).await?;
+        let position = position.into();
+        Ok(json(StatusCode::OK, &HistoryAnswer { position, recovered, publications }))
+    }
+
+    fn authorize(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let BackendAccess::Keys(keys) = &self.config.access else { return Ok(()) };
+        let given = headers.get("x-api-key").map(HeaderValue::as_bytes).or_else(|| bearer(headers));
+        let Some(given) = given else {
+            let message = "an API key is required: Authorization: Bearer <key>, or X-API-Key: <key>";
+            return Err(ApiError::new(ErrorCode::Unauthorized, message));
+        };
+        // Every key is compared to its end, so that the time says nothing of which one was nearly right.
+        let known = keys.iter().fold(false, |known, key| known | equal_in_constant_time(key.as_bytes(), given));
+        if known { Ok(()) } else { Err(ApiError::new(ErrorCode::Unauthorized, "unknown API key")) }
+    }
+
+    async fn read<B>(&self, body: B) -> Result<Bytes, ApiError>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let limit = self.config.max_body;
+        let too_large =
+            || ApiError::new(ErrorCode::TooLarge, format!("the body is over the limit of {limit} bytes"));
+        // Announced too long: refused before a byte of it is read.
+        if body.size_hint().lower() > limit as u64 {
+            return Err(too_large());
+        }
+        let whole = Limited::new(body, limit).collect();
+        match tokio::time::timeout(self.config.body_timeout, whole).await {
+            Ok(Ok(body)) => Ok(body.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => {
+                Err(ApiError::new(ErrorCode::BadRequest, format!("the body could not be read: {error}")))
+            }
+            Err(_) => Err(ApiError {
+                status: StatusCode::REQUEST_TIMEOUT,
+                allow: None,
+                reply: ErrorReply {
+                    code: u32::from(StatusCode::REQUEST_TIMEOUT.as_u16()),
+                    message: "the body did not arrive in time".to_owned(),
+                    retry: true,
+                },
+            }),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Route<'a> {
+    Publish,
+    /// The channel as it stands in the path, percent-encoded.
+    History {
+        channel: &'a str,
+    },
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        if path == "/v1/publish" {
+            return Some(Self::Publish);
+        }
+        let channel = path.strip_prefix("/v1/channels/")?.strip_suffix("/history")?;
+        if channel.contains('/') { None } else { Some(Self::History { channel }) }
+    }
+
+    fn method(self) -> &'static Method {
+        match self {
+            Self::Publish => &Method::POST,
+            Self::History { .. } => &Method::GET,
+        }
+    }
+}
+
+/// An answer that is an error.
+#[derive(Debug)]
+struct ApiError {
+    status: StatusCode,
+    allow: Option<&'static str>,
+    reply: ErrorReply,
+}
+
+impl ApiError {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        // Codes that HTTP has, by their definition.
+        let status = u16::try_from(code.number()).ok().and_then(|number| StatusCode::from_u16(number).ok());
+        Self {
+            status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
+            allow: None,
+            reply: code.reply(message),
+        }
+    }
+
+    fn bad_request(message: impl Display) -> Self {
+        Self::new(ErrorCode::BadRequest, message.to_string())
+    }
+
+    fn method_not_allowed(method: &Method, allowed: &'static Method) -> Self {
+        let status = StatusCode::METHOD_NOT_ALLOWED;
+        let message = format!("{method} is not allowed here, {allowed} is");
+        let reply = ErrorReply { code: u32::from(status.as_u16()), message, retry: false };
+        Self { status, allow: Some(allowed.as_str()), reply }
+    }
+
+    fn response(self) -> Response<Full<Bytes>> {
+        let mut response = json(self.status, &ErrorAnswer { error: &self.reply });
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(http::header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+impl From<LinkError> for ApiError {
+    fn from(error: LinkError) -> Self {
+        Self::new(error.code, error.message)
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorAnswer<'a> {
+    error: &'a ErrorReply,
+}
+
+#[derive(Serialize)]
+struct PublishAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<frame::Position>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<ErrorReply>,
+}
+
+impl From<Result<Option<tidegate_protocol::Position>, ApiError>> for PublishAnswer {
+    fn from(result: Result<Option<tidegate_protocol::Position>, ApiError>) -> Self {
+        match result {
+            Ok(position) => Self { position: position.map(frame::Position::from), error: None },
+            Err(error) => Self { position: None, error: Some(error.reply) },
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct BatchAnswer {
+    results: Vec<PublishAnswer>,
+}
+
+#[derive(Serialize)]
+struct HistoryAnswer {
+    position: frame::Position,
+    recovered: bool,
+    publications: Vec<frame::Publication>,
+}
+
+fn json(status: StatusCode, answer: &impl Serialize) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(answer).expect("answers serialize: payloads hold checked JSON");
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
+    let value = headers.get(AUTHORIZATION)?.as_bytes();
+    let (scheme, key) = value.split_at_checked(7)?;
+    if scheme.eq_ignore_ascii_case(b"bearer ") { Some(key.trim_ascii()) } else { None }
+}
+
+/// Looks at all of `given`, wherever the first difference is. Only the length shows.
+fn equal_in_constant_time(key: &[u8], given: &[u8]) -> bool {
+    if key.len() != given.len() {
+        return false;
+    }
+    let difference = key.iter().zip(given).fold(0, |difference, (a, b)| difference | (a ^ b));
+    // Without the barrier the compiler may stop at the first difference.
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests;

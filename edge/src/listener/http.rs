@@ -1,0 +1,337 @@
+//! HTTP/1.1 and HTTP/2 on TCP: WebSocket, long poll, channel poll.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::rc::Rc;
+
+use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Body, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tidegate_fallback::channel_poll::{ChannelPoll, answer as channel_poll_answer};
+use tidegate_fallback::http::{
+    allow_origin, check_origin, error_code_response, error_response, json_response, preflight_response,
+    request_token, vary_by_origin,
+};
+use tidegate_fallback::longpoll::{LongPollConnection, LongPollLimits, PollRequest, PollResponse};
+use tidegate_fallback::websocket::{WebSocketConnection, WebSocketLimits, downcast, upgrade};
+use tidegate_protocol::frame::{CloseCode, ErrorCode};
+use tidegate_protocol::grants::Identity;
+use tidegate_protocol::{ChannelName, SessionId};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use super::tcp::failed;
+use crate::channel_poll::Waiter;
+use crate::connection;
+use crate::worker::{Admitted, Command, Worker};
+
+/// What the requests of one TCP connection share.
+struct Context {
+    worker: Rc<Worker>,
+    /// Taken over by the session of a WebSocket; otherwise given back with the TCP connection.
+    admitted: RefCell<Option<Admitted>>,
+}
+
+/// Serves HTTP on an accepted connection, in a task of its own.
+pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let context = Rc::new(Context { worker: Rc::clone(worker), admitted: RefCell::new(Some(admitted)) });
+    let limits = worker.limits();
+    let mut builder = auto::Builder::new(LocalExecutor(Rc::clone(worker)));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.handshake)
+        .max_buf_size(limits.http_headers.max(HTTP1_MIN_BUFFER))
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(HTTP2_STREAMS)
+        .max_header_list_size(u32::try_from(limits.http_headers).unwrap_or(u32::MAX))
+        .max_pending_accept_reset_streams(20)
+        .keep_alive_interval(limits.ping)
+        .keep_alive_timeout(limits.pong);
+    let drain = worker.shared().drain.clone();
+    worker.spawn(async move {
+        let service = {
+            let context = Rc::clone(&context);
+            service_fn(move |request| {
+                let context = Rc::clone(&context);
+                async move { Ok::<_, Infallible>(respond(&context, request).await.map(Full::new)) }
+            })
+        };
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut connection = Box::pin(connection);
+        let served = tokio::select! {
+            served = connection.as_mut() => served,
+            () = drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = served {
+            debug!(%error, "HTTP connection failed");
+            failed(&context.worker, "http");
+        }
+    });
+}
+
+/// Runs a worker's share of requests that arrived at another.
+pub(crate) async fn serve_commands(worker: Rc<Worker>, mut inbox: mpsc::Receiver<Command>) {
+    while let Some(command) = inbox.recv().await {
+        let Command::Poll { request, session, response } = command;
+        let serving = Rc::clone(&worker);
+        worker.spawn(async move {
+            // The requester may have hung up.
+            let _ = response.send(poll_here(&serving, session, request).await);
+        });
+    }
+}
+
+async fn respond(context: &Rc<Context>, request: Request<Incoming>) -> Response<Bytes> {
+    let worker = &context.worker;
+    let path = request.uri().path();
+    if !path.starts_with("/v1/") {
+        return elsewhere(worker, &request);
+    }
+    let origin = match check_origin(&worker.shared().origins, request.headers()) {
+        Ok(origin) => origin,
+        Err(error) => {
+            return error_code_response(ErrorCode::Forbidden, &error.to_string());
+        }
+    };
+    let mut response = if request.method() == Method::OPTIONS {
+        match &origin {
+            Some(origin) => preflight_response(origin),
+            None => method_not_allowed("GET, POST"),
+        }
+    } else {
+        match path {
+            "/v1/connect" => web_socket(context, request),
+            "/v1/poll" if request.method() == Method::POST => long_poll(worker, request).await,
+            "/v1/poll" => method_not_allowed("POST"),
+            _ => match path.strip_prefix("/v1/channels/").and_then(|rest| rest.strip_suffix("/poll")) {
+                Some(channel) if request.method() == Method::GET => {
+                    channel_poll(worker, channel, request.headers(), request.uri()).await
+                }
+                Some(_) => method_not_allowed("GET"),
+                None => elsewhere(worker, &request),
+            },
+        }
+    };
+    match &origin {
+        Some(origin) => allow_origin(response.headers_mut(), origin),
+        None => vary_by_origin(response.headers_mut()),
+    }
+    response
+}
+
+fn elsewhere(worker: &Worker, request: &Request<Incoming>) -> Response<Bytes> {
+    let head = Request::builder().method(request.method()).uri(request.uri()).body(());
+    let answered = match (&worker.shared().routes, head) {
+        (Some(routes), Ok(mut head)) => {
+            *head.headers_mut() = request.headers().clone();
+            routes(&head)
+        }
+        _ => None,
+    };
+    answered.unwrap_or_else(|| error_code_response(ErrorCode::NotFound, "nothing is served at this path"))
+}
+
+fn method_not_allowed(allow: &'static str) -> Response<Bytes> {
+    let mut response =
+        error_response(StatusCode::METHOD_NOT_ALLOWED, &format!("this address takes {allow}"), false);
+    response.headers_mut().insert(header::ALLOW, ::http::HeaderValue::from_static(allow));
+    response
+}
+
+/// What a token in the header or the query says; the refusal is ready to send.
+fn identify(worker: &Worker, headers: &HeaderMap, uri: &Uri) -> Result<Option<Identity>, String> {
+    let token = request_token(headers, uri, worker.limits().token).map_err(|error| error.to_string())?;
+    match token {
+        Some(token) => worker.authenticate(token.reveal()).map(Some).map_err(|error| error.to_string()),
+        None => Ok(None),
+    }
+}
+
+/// Accepts an upgrade, and starts the session once hyper has let go of the connection.
+fn web_socket(context: &Rc<Context>, mut request: Request<Incoming>) -> Response<Bytes> {
+    let worker = &context.worker;
+    let accepted = match upgrade(&request) {
+        Ok(accepted) => accepted,
+        Err(error) => return error.response(),
+    };
+    let identity = match identify(worker, request.headers(), request.uri()) {
+        Ok(identity) => identity,
+        Err(message) => return error_code_response(ErrorCode::Unauthorized, &message),
+    };
+    // Over HTTP/2 one connection carries many sessions: the first takes its place over, the others need their own.
+    let Some(admitted) = context.admitted.borrow_mut().take().or_else(|| worker.admit()) else {
+        return error_code_response(ErrorCode::Unavailable, "the server is full");
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    // The request pins hyper's read buffer: it must be gone before the session begins.
+    drop(request);
+    let limits = WebSocketLimits { frame_bytes: worker.limits().frame };
+    let starting = Rc::clone(worker);
+    worker.spawn(async move {
+        match upgraded.await {
+            Ok(upgraded) => {
+                let (io, read_ahead) = downcast(upgraded);
+                let connection = WebSocketConnection::new(io, &read_ahead, accepted.subprotocol, limits);
+                drop(read_ahead);
+                let id = starting.new_session_id();
+                connection::start(&starting, id, Box::new(connection), identity, admitted);
+            }
+            Err(error) => {
+                debug!(%error, "upgrade failed");
+                failed(&starting, "upgrade");
+            }
+        }
+    });
+    accepted.response.map(|()| Bytes::new())
+}
+
+async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<Bytes> {
+    let identity = match identify(worker, request.headers(), request.uri()) {
+        Ok(identity) => identity,
+        Err(message) => return PollResponse::refused(CloseCode::Unauthorized, &message).into_http(),
+    };
+    let body = match read_body(worker, request).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    let request = match PollRequest::parse(&body, worker.limits().frame) {
+        Ok(request) => request,
+        Err(error) => return PollResponse::from(error).into_http(),
+    };
+    let Some(session) = request.session else {
+        let Some(admitted) = worker.admit() else {
+            return PollResponse::refused(CloseCode::Overloaded, "the server is full").into_http();
+        };
+        let id = worker.new_session_id();
+        let limits = LongPollLimits {
+            mailbox_bytes: worker.limits().subscription_queue,
+            expiry: worker.limits().longpoll_idle,
+        };
+        let (connection, handle) = LongPollConnection::open(id, limits);
+        worker.add_long_poll(id, handle.clone());
+        connection::start(worker, id, Box::new(connection), identity, admitted);
+        return handle.poll(request).await.into_http();
+    };
+    if session.worker() == worker.index() {
+        return poll_here(worker, session, request).await;
+    }
+    let Some(other) = worker.shared().workers.get(usize::from(session.worker())) else {
+        return unknown_session();
+    };
+    let (response, answered) = oneshot::channel();
+    if other.try_send(Command::Poll { request, session, response }).is_err() {
+        return PollResponse::refused(CloseCode::Overloaded, "the session's worker is busy").into_http();
+    }
+    answered.await.unwrap_or_else(|_| unknown_session())
+}
+
+async fn poll_here(worker: &Worker, session: SessionId, request: PollRequest) -> Response<Bytes> {
+    match worker.long_poll(session) {
+        Some(handle) => handle.poll(request).await.into_http(),
+        None => unknown_session(),
+    }
+}
+
+fn unknown_session() -> Response<Bytes> {
+    PollResponse::refused(CloseCode::UnknownSession, "this edge does not know the session: connect anew")
+        .into_http()
+}
+
+async fn read_body(worker: &Worker, request: Request<Incoming>) -> Result<Bytes, Response<Bytes>> {
+    let limit = worker.limits().http_body;
+    let too_large =
+        || PollResponse::refused(CloseCode::FrameTooLarge, &format!("a body has at most {limit} bytes"));
+    if request.body().size_hint().lower() > limit as u64 {
+        return Err(too_large().into_http());
+    }
+    let body = Limited::new(request.into_body(), limit).collect();
+    match tokio::time::timeout(worker.limits().handshake, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large().into_http()),
+        Ok(Err(error)) => {
+            Err(error_response(StatusCode::BAD_REQUEST, &format!("the body broke off: {error}"), true))
+        }
+        Err(_) => Err(error_response(StatusCode::REQUEST_TIMEOUT, "the body did not come in time", true)),
+    }
+}
+
+async fn channel_poll(worker: &Worker, segment: &str, headers: &HeaderMap, uri: &Uri) -> Response<Bytes> {
+    let ChannelPoll { channel, position, wait } = match ChannelPoll::parse(segment, uri.query()) {
+        Ok(request) => request,
+        Err(error) => return error_code_response(error.error_code(), &error.to_string()),
+    };
+    let identity = match identify(worker, headers, uri) {
+        Ok(Some(identity)) => identity,
+        Ok(None) if worker.shared().config.anonymous => Identity::anonymous(),
+        Ok(None) => return error_code_response(ErrorCode::Unauthorized, "a token is needed"),
+        Err(message) => return error_code_response(ErrorCode::Unauthorized, &message),
+    };
+    let Some(rules) = worker.shared().config.namespaces.rules(&channel) else {
+        let message = format!("unknown namespace `{}`", channel.namespace());
+        return error_code_response(ErrorCode::NotFound, &message);
+    };
+    if !identity.may_subscribe(&channel, rules) {
+        return error_code_response(ErrorCode::Forbidden, "not allowed to read this channel");
+    }
+    let waiter = Rc::new(Waiter::new(position.is_none()));
+    let key = worker.wait_on(Rc::clone(&waiter), &channel, position);
+    // Leaves the registry however this ends, also when the client hangs up.
+    let _leaving = Leaving { worker, channel: &channel, key };
+    waiter.asked().await;
+    if !wait.is_zero() {
+        tokio::select! {
+            () = waiter.answered() => {}
+            () = tokio::time::sleep(wait) => {}
+            () = worker.shared().drain.cancelled() => {}
+        }
+    }
+    match waiter.result() {
+        Some(Ok(recovery)) => json_response(StatusCode::OK, channel_poll_answer(&recovery)),
+        Some(Err(error)) => error_code_response(error.code, &error.message),
+        None => error_code_response(ErrorCode::Internal, "the core gave no answer"),
+    }
+}
+
+struct Leaving<'a> {
+    worker: &'a Worker,
+    channel: &'a ChannelName,
+    key: usize,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.worker.unsubscribe(self.channel, self.key);
+    }
+}
+
+/// Spawns hyper's own tasks (HTTP/2 streams) on the worker.
+#[derive(Clone)]
+struct LocalExecutor(Rc<Worker>);
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+/// hyper wants at least so much.
+const HTTP1_MIN_BUFFER: usize = 8 << 10;
+/// Requests at once on one HTTP/2 connection.
+const HTTP2_STREAMS: u32 = 128;

@@ -1,0 +1,153 @@
+//! QUIC and WebTransport: accept, check, start the session.
+
+use std::net::UdpSocket;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tidegate_fallback::http::{check_origin, request_token};
+use tidegate_protocol::frame::CloseCode;
+use tidegate_protocol::grants::Identity;
+use tidegate_transport::quic::{
+    Incoming, Pending, QuicConnection, QuicEndpoint, QuicPending, QuicServer, WebTransportPending,
+};
+use tracing::{debug, error};
+
+use super::tcp::failed;
+use crate::connection;
+use crate::worker::{Admitted, Worker};
+
+/// What is left to close when a worker ends.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    pub(super) quic: Option<Rc<QuicEndpoint>>,
+}
+
+impl Listeners {
+    /// Ends what is left, and waits until the last packets are out.
+    pub(crate) async fn close(self) {
+        if let Some(endpoint) = self.quic {
+            endpoint.close(CloseCode::Shutdown, "the server is going away");
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+/// Accepts until the worker drains.
+pub(super) fn serve(
+    worker: &Rc<Worker>,
+    server: &Arc<QuicServer>,
+    socket: UdpSocket,
+) -> Option<Rc<QuicEndpoint>> {
+    let endpoint = match server.endpoint(socket, usize::from(worker.index())) {
+        Ok(endpoint) => Rc::new(endpoint),
+        Err(error) => {
+            error!(%error, "QUIC cannot be served");
+            return None;
+        }
+    };
+    let drain = worker.shared().drain.clone();
+    let accepting = Rc::clone(worker);
+    let listening = Rc::clone(&endpoint);
+    worker.spawn(async move {
+        loop {
+            let incoming = tokio::select! {
+                biased;
+                () = drain.cancelled() => {
+                    listening.stop_accepting();
+                    return;
+                }
+                incoming = listening.accept() => incoming,
+            };
+            let Some(incoming) = incoming else { return };
+            match accepting.admit() {
+                Some(admitted) => {
+                    let worker = Rc::clone(&accepting);
+                    // Boxed: the handshake's state is large, and gone once the session's own task runs.
+                    accepting.spawn(Box::pin(begin(worker, incoming, admitted)));
+                }
+                None => {
+                    incoming.refuse();
+                    failed(&accepting, "overloaded");
+                }
+            }
+        }
+    });
+    Some(endpoint)
+}
+
+async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
+    let pending = match incoming.handshake().await {
+        Ok(pending) => pending,
+        Err(error) => {
+            debug!(%error, "QUIC handshake failed");
+            return failed(&worker, "quic");
+        }
+    };
+    let limit = worker.limits().connect;
+    let begun = match pending {
+        Pending::Quic(pending) => tokio::time::timeout(limit, native(pending)).await,
+        Pending::WebTransport(pending) => tokio::time::timeout(limit, web_transport(&worker, pending)).await,
+    };
+    match begun {
+        Ok(Some((connection, identity))) => {
+            connection::start(&worker, worker.new_session_id(), Box::new(connection), identity, admitted);
+        }
+        Ok(None) => failed(&worker, "refused"),
+        Err(_) => failed(&worker, "timeout"),
+    }
+}
+
+type Begun = Option<(QuicConnection, Option<Identity>)>;
+
+async fn native(pending: QuicPending) -> Begun {
+    match pending.accept().await {
+        Ok(connection) => Some((connection, None)),
+        Err(error) => {
+            debug!(%error, "no control stream");
+            None
+        }
+    }
+}
+
+/// Checks the request before the session is accepted: path, origin, token.
+async fn web_transport(worker: &Worker, pending: WebTransportPending) -> Begun {
+    let identity = match check(worker, &pending) {
+        Ok(identity) => identity,
+        Err((status, reason)) => {
+            debug!(%status, reason, "WebTransport refused");
+            pending.reject(status).await;
+            return None;
+        }
+    };
+    match pending.accept().await {
+        Ok(connection) => Some((connection, identity)),
+        Err(error) => {
+            debug!(%error, "no WebTransport session");
+            None
+        }
+    }
+}
+
+fn check(
+    worker: &Worker,
+    pending: &WebTransportPending,
+) -> Result<Option<Identity>, (::http::StatusCode, String)> {
+    use ::http::StatusCode;
+    if pending.path() != "/v1/connect" {
+        return Err((StatusCode::NOT_FOUND, "unknown path".to_owned()));
+    }
+    check_origin(&worker.shared().origins, pending.headers())
+        .map_err(|error| (StatusCode::FORBIDDEN, error.to_string()))?;
+    // Only the query is looked at.
+    let uri = ::http::Uri::try_from(format!("/?{}", pending.query().unwrap_or_default()))
+        .map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+    let token = request_token(pending.headers(), &uri, worker.limits().token)
+        .map_err(|error| (StatusCode::UNAUTHORIZED, error.to_string()))?;
+    match token {
+        Some(token) => worker
+            .authenticate(token.reveal())
+            .map(Some)
+            .map_err(|error| (StatusCode::UNAUTHORIZED, error.to_string())),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,83 @@
+//! TCP: accept, TLS, HTTP.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tracing::{debug, error, warn};
+
+use super::http;
+use crate::metrics::HandshakeLabels;
+use crate::worker::{Admitted, Worker};
+
+/// Accepts until the worker drains.
+pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: Option<Arc<ServerConfig>>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            error!(%error, "a listener cannot be served");
+            return;
+        }
+    };
+    let acceptor = tls.map(TlsAcceptor::from);
+    let worker = Rc::clone(worker);
+    let drain = worker.shared().drain.clone();
+    let accepting = Rc::clone(&worker);
+    worker.spawn(async move {
+        loop {
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => begin(&accepting, stream, acceptor.clone()),
+                    Err(error) => {
+                        // Out of descriptors, most likely: accepting again at once would spin.
+                        warn!(%error, "cannot accept");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    });
+}
+
+fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
+    let Some(admitted) = worker.admit() else {
+        // Dropped before any byte: the cheapest refusal there is.
+        failed(worker, "overloaded");
+        return;
+    };
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "no TCP_NODELAY");
+    }
+    match acceptor {
+        None => http::serve(worker, stream, admitted),
+        Some(acceptor) => {
+            let handshaking = Rc::clone(worker);
+            worker.spawn(async move { handshake(handshaking, stream, acceptor, admitted).await });
+        }
+    }
+}
+
+async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor, admitted: Admitted) {
+    // Boxed: the handshake's state is large, and the task's memory would keep its size.
+    let handshake = Box::pin(tokio::time::timeout(worker.limits().handshake, acceptor.accept(stream)));
+    match handshake.await {
+        Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted),
+        Ok(Err(error)) => {
+            debug!(%error, "TLS handshake failed");
+            failed(&worker, "tls");
+        }
+        Err(_) => failed(&worker, "timeout"),
+    }
+}
+
+pub(super) fn failed(worker: &Worker, reason: &'static str) {
+    worker.metrics().handshake_failures.get_or_create(&HandshakeLabels { reason }).inc();
+}
+
+/// After an accept that failed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

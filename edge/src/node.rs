@@ -1,0 +1,206 @@
+//! An edge: its workers, their listeners, and its end.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tidegate_fallback::http::OriginPolicy;
+use tidegate_protocol::session::server::Settings;
+use tidegate_transport::link::EdgeLink;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::auth::Authenticator;
+use crate::config::Config;
+use crate::listener::{self, ListenError, Sockets, WorkerSockets};
+use crate::metrics::Metrics;
+use crate::upstream::{self, Upstream};
+use crate::worker::{Command, Routes, Shared, Worker};
+
+/// What an edge is built from, beside its [`Config`].
+#[expect(missing_debug_implementations, reason = "holds TLS keys and closures")]
+pub struct Parts {
+    /// TLS for TCP (ALPN `h2`, `http/1.1`) and for QUIC (ALPN `tidegate/1`, `h3`), in this order.
+    pub tls: Option<(Arc<ServerConfig>, Arc<ServerConfig>)>,
+    /// Checks tokens.
+    pub authenticator: Arc<Authenticator>,
+    /// Which pages may connect.
+    pub origins: OriginPolicy,
+    /// Answers what the edge does not know.
+    pub routes: Option<Routes>,
+    /// One link to the core for each worker.
+    pub links: Vec<EdgeLink>,
+}
+
+/// Where an edge listens.
+#[derive(Debug, Clone, Default)]
+pub struct Addresses {
+    /// UDP: QUIC and WebTransport.
+    pub quic: Option<SocketAddr>,
+    /// TCP with TLS.
+    pub tls: Option<SocketAddr>,
+    /// TCP without TLS.
+    pub plain: Option<SocketAddr>,
+}
+
+/// A running edge.
+#[derive(Debug)]
+pub struct EdgeNode {
+    addresses: Addresses,
+    metrics: Arc<Metrics>,
+    drain: CancellationToken,
+    abort: CancellationToken,
+    workers: Vec<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    thread: JoinHandle<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl EdgeNode {
+    /// Opens every listener, then starts the workers.
+    ///
+    /// # Errors
+    /// Where a socket cannot be had: which one, and why.
+    ///
+    /// # Panics
+    /// Where `parts.links` does not hold one link for each worker.
+    pub fn start(config: Config, parts: Parts) -> Result<Self, ListenError> {
+        let count = config.workers.get();
+        assert_eq!(parts.links.len(), count, "one link for each worker");
+        let Sockets { addresses, workers: sockets } = listener::open(&config, parts.tls.as_ref())?;
+        let metrics = Arc::new(Metrics::default());
+        let drain = CancellationToken::new();
+        let abort = CancellationToken::new();
+        let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
+        let shared = Arc::new(Shared {
+            settings: Arc::new(settings(&config)),
+            config,
+            authenticator: parts.authenticator,
+            origins: parts.origins,
+            routes: parts.routes,
+            metrics: Arc::clone(&metrics),
+            connections: Arc::new(AtomicUsize::new(0)),
+            workers: commands,
+            drain: drain.clone(),
+        });
+        let mut workers = Vec::with_capacity(count);
+        let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
+        for (index, ((sockets, link), inbox)) in (0u8..).zip(ends) {
+            let (end, ended) = oneshot::channel();
+            let shared = Arc::clone(&shared);
+            let abort = abort.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    run(index, shared, sockets, link, inbox, &abort);
+                    // Nobody waits where the node itself was dropped.
+                    let _ = end.send(());
+                })
+                .map_err(ListenError::Thread)?;
+            workers.push(Running { thread, ended });
+        }
+        info!(workers = count, ?addresses, "edge serves");
+        Ok(Self { addresses, metrics, drain, abort, workers })
+    }
+
+    /// Where it listens; ports that were 0 are known here.
+    pub fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Its counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Ends in order: admits nobody, tells every client, waits for them for `grace`, then ends what is left.
+    pub async fn shutdown(self, grace: Duration) {
+        self.drain.cancel();
+        let deadline = tokio::time::sleep(grace);
+        tokio::pin!(deadline);
+        for worker in self.workers {
+            let Running { thread, mut ended } = worker;
+            tokio::select! {
+                _ = &mut ended => {}
+                () = &mut deadline, if !self.abort.is_cancelled() => {
+                    self.abort.cancel();
+                    let _ = ended.await;
+                }
+            }
+            if thread.join().is_err() {
+                error!("a worker panicked");
+            }
+        }
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    let limits = &config.limits;
+    Settings {
+        node: config.node.clone(),
+        region: config.region.clone(),
+        namespaces: config.namespaces.clone(),
+        anonymous: config.anonymous,
+        connect_timeout: limits.connect,
+        ping: limits.ping,
+        pong: limits.pong,
+        max_subscriptions: limits.subscriptions,
+        max_requests: limits.requests,
+        max_payload: limits.payload,
+        max_token: limits.token,
+    }
+}
+
+/// A worker's thread.
+fn run(
+    index: u8,
+    shared: Arc<Shared>,
+    sockets: WorkerSockets,
+    link: EdgeLink,
+    inbox: mpsc::Receiver<Command>,
+    abort: &CancellationToken,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "a worker has no runtime");
+            return;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let worker = Rc::new(Worker::new(index, Arc::clone(&shared)));
+        worker.attach(Upstream::new(Arc::clone(&link.sender)));
+        let background = [
+            tokio::task::spawn_local(upstream::receive(Rc::clone(&worker), link)),
+            tokio::task::spawn_local({
+                let worker = Rc::clone(&worker);
+                async move { worker.upstream().push_on().await }
+            }),
+            tokio::task::spawn_local(listener::serve_commands(Rc::clone(&worker), inbox)),
+        ];
+        let listeners = listener::serve(&worker, sockets);
+        shared.drain.cancelled().await;
+        worker.end_all().await;
+        worker.tracker().close();
+        tokio::select! {
+            () = worker.tracker().wait() => {}
+            () = abort.cancelled() => {}
+        }
+        listeners.close().await;
+        for task in background {
+            task.abort();
+        }
+    });
+}
+
+/// Long polls on their way to their worker; beyond it the poll is answered 503.
+const COMMANDS: usize = 1024;

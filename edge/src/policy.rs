@@ -1,0 +1,3 @@
+//! Decisions of the edge, sans-io.
+
+pub(crate) mod slow_consumer;

@@ -1,0 +1,381 @@
+//! The worker's end of its link to the core: questions out, answers and publications in, fan-out.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use indexmap::IndexMap;
+use slab::Slab;
+use tidegate_protocol::frame::shared::Framing;
+use tidegate_protocol::frame::{ErrorCode, ServerBody};
+use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
+use tidegate_protocol::{ChannelName, Offset, Position};
+use tidegate_transport::clock;
+use tidegate_transport::link::{EdgeLink, LinkReceiver, LinkSender, TrySendError};
+use tokio::sync::Notify;
+
+use crate::channel_poll::Waiter;
+use crate::connection::Session;
+use crate::metrics::Metrics;
+use crate::registry::Subscriber;
+use crate::worker::Worker;
+
+/// What the core said to a session's question.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// To a subscribe.
+    Subscribe {
+        /// The session's name for the subscription.
+        slot: u32,
+        /// The session's number for the question.
+        ask: u32,
+        /// Whether a position was given.
+        asked: bool,
+        /// What comes after it.
+        result: Result<Recovery, LinkError>,
+    },
+    /// To a publish.
+    Publish {
+        /// The client's id.
+        id: u64,
+        /// Where.
+        channel: ChannelName,
+        /// What it became.
+        result: Result<Option<Position>, LinkError>,
+    },
+    /// To a history request.
+    History {
+        /// The client's id.
+        id: u64,
+        /// Which one.
+        channel: ChannelName,
+        /// What is retained.
+        result: Result<Recovery, LinkError>,
+    },
+}
+
+/// Who waits for an answer. Bounded by each session's own bound on requests.
+#[derive(Debug)]
+pub(crate) enum Asker {
+    /// A session's subscribe.
+    Subscribe { session: Rc<Session>, slot: u32, ask: u32, asked: bool },
+    /// A session's publish.
+    Publish { session: Rc<Session>, id: u64, channel: ChannelName },
+    /// A session's history request.
+    History { session: Rc<Session>, id: u64, channel: ChannelName },
+    /// A channel poll.
+    Waiter(Rc<Waiter>),
+}
+
+/// The sending side of the link, and who waits for answers.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    sender: Arc<dyn LinkSender<EdgeFrame>>,
+    askers: RefCell<Slab<Asker>>,
+    /// What the link had no room for, in order. Bounded by the sessions' bounds on requests and subscriptions.
+    overflow: RefCell<VecDeque<EdgeFrame>>,
+    overflowed: Notify,
+}
+
+impl Upstream {
+    pub(crate) fn new(sender: Arc<dyn LinkSender<EdgeFrame>>) -> Self {
+        Self { sender, askers: RefCell::default(), overflow: RefCell::default(), overflowed: Notify::new() }
+    }
+
+    /// Asks; the answer goes to `asker`.
+    pub(crate) fn ask(&self, asker: Asker, frame: impl FnOnce(u64) -> EdgeFrame) {
+        let request = self.askers.borrow_mut().insert(asker);
+        self.send(frame(request as u64));
+    }
+
+    /// Sends what needs no answer.
+    pub(crate) fn send(&self, frame: EdgeFrame) {
+        let mut overflow = self.overflow.borrow_mut();
+        let waits = if overflow.is_empty() {
+            match self.sender.try_send(frame) {
+                Ok(()) | Err(TrySendError::Closed) => return,
+                Err(TrySendError::Full(frame)) => frame,
+            }
+        } else {
+            frame
+        };
+        overflow.push_back(waits);
+        self.overflowed.notify_one();
+    }
+
+    /// Sends what overflowed, for ever.
+    pub(crate) async fn push_on(&self) {
+        loop {
+            let next = self.overflow.borrow().front().cloned();
+            match next {
+                Some(frame) => {
+                    if self.sender.send(frame).await.is_err() {
+                        return;
+                    }
+                    self.overflow.borrow_mut().pop_front();
+                }
+                None => self.overflowed.notified().await,
+            }
+        }
+    }
+
+    fn answer(&self, frame: CoreFrame) {
+        let asker = |request: u64| {
+            let key = usize::try_from(request).ok()?;
+            self.askers.borrow_mut().try_remove(key)
+        };
+        match frame {
+            CoreFrame::Recovered { request, result } => match asker(request) {
+                Some(Asker::Subscribe { session, slot, ask, asked }) => {
+                    session.answered(Answer::Subscribe { slot, ask, asked, result });
+                }
+                Some(Asker::History { session, id, channel }) => {
+                    session.answered(Answer::History { id, channel, result });
+                }
+                Some(Asker::Waiter(waiter)) => waiter.recovered(result),
+                Some(Asker::Publish { .. }) | None => {}
+            },
+            CoreFrame::Published { request, result } => {
+                if let Some(Asker::Publish { session, id, channel }) = asker(request) {
+                    session.answered(Answer::Publish { id, channel, result });
+                }
+            }
+            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => {}
+        }
+    }
+
+    /// The link is gone: every question is answered so.
+    fn fail_all(&self) {
+        let askers = std::mem::take(&mut *self.askers.borrow_mut());
+        let error =
+            || LinkError { code: ErrorCode::Unavailable, message: "the core is out of reach".to_owned() };
+        for (_, asker) in askers {
+            match asker {
+                Asker::Subscribe { session, slot, ask, asked } => {
+                    session.answered(Answer::Subscribe { slot, ask, asked, result: Err(error()) });
+                }
+                Asker::Publish { session, id, channel } => {
+                    session.answered(Answer::Publish { id, channel, result: Err(error()) });
+                }
+                Asker::History { session, id, channel } => {
+                    session.answered(Answer::History { id, channel, result: Err(error()) });
+                }
+                Asker::Waiter(waiter) => waiter.recovered(Err(error())),
+            }
+        }
+    }
+}
+
+/// Publications of one channel that waited together, in order: one write per subscriber.
+#[derive(Debug)]
+pub(crate) struct Run {
+    deliveries: Vec<Delivery>,
+    joined: [OnceCell<Bytes>; 3],
+}
+
+impl Run {
+    fn new(deliveries: Vec<Delivery>) -> Self {
+        Self { deliveries, joined: Default::default() }
+    }
+
+    pub(crate) fn deliveries(&self) -> &[Delivery] {
+        &self.deliveries
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.deliveries.len()
+    }
+
+    pub(crate) fn first(&self) -> Offset {
+        self.deliveries.first().map_or(Offset(0), |delivery| delivery.offset)
+    }
+
+    pub(crate) fn last(&self) -> Offset {
+        self.deliveries.last().map_or(Offset(0), |delivery| delivery.offset)
+    }
+
+    /// All of it in one piece, joined once per framing; `None` where frames must stay apart (JSON for long poll).
+    pub(crate) fn joined(&self, framing: Framing) -> Option<&Bytes> {
+        let cell = match framing {
+            Framing::Text => return None,
+            Framing::Delimited => &self.joined[0],
+            Framing::WebSocketBinary => &self.joined[1],
+            Framing::WebSocketText => &self.joined[2],
+        };
+        Some(match self.deliveries.as_slice() {
+            [one] => one.frame.encoded(framing),
+            many => cell.get_or_init(|| {
+                let size = many.iter().map(|delivery| delivery.frame.encoded(framing).len()).sum();
+                let mut joined = BytesMut::with_capacity(size);
+                for delivery in many {
+                    joined.extend_from_slice(delivery.frame.encoded(framing));
+                }
+                joined.freeze()
+            }),
+        })
+    }
+}
+
+/// Takes what comes over the link and fans it out, until the core is gone.
+pub(crate) async fn receive(worker: Rc<Worker>, link: EdgeLink) {
+    let mut receiver = link.receiver;
+    let mut frames = Vec::with_capacity(BATCH);
+    let mut chunk = Vec::with_capacity(CHUNK);
+    loop {
+        if next_batch(&mut *receiver, &mut frames).await == 0 {
+            worker.upstream().fail_all();
+            worker.core_lost();
+            return;
+        }
+        // A new numbering ends what came before it: fan out up to it, tell, go on.
+        let mut rest = frames.drain(..).peekable();
+        while rest.peek().is_some() {
+            let mut batch = Batch::default();
+            let mut rebased = None;
+            for frame in rest.by_ref() {
+                if let CoreFrame::Rebased { channel, position } = frame {
+                    rebased = Some((channel, position));
+                    break;
+                }
+                batch.push(&worker, frame);
+            }
+            batch.fan_out(&worker, &mut chunk).await;
+            if let Some((channel, position)) = rebased {
+                rebase(&worker, &channel, &position, &mut chunk);
+            }
+        }
+    }
+}
+
+async fn next_batch(receiver: &mut dyn LinkReceiver<CoreFrame>, frames: &mut Vec<CoreFrame>) -> usize {
+    poll_fn(|cx| receiver.poll_recv_many(cx, frames, BATCH)).await
+}
+
+/// What waited on the link, by channel.
+#[derive(Debug, Default)]
+struct Batch {
+    runs: IndexMap<ChannelName, Vec<Delivery>>,
+    ephemeral: Vec<Delivery>,
+}
+
+impl Batch {
+    /// Answers go to their askers at once, before any publication of the batch: a subscription that begins with an
+    /// answer must see the publications behind it, and knows by offset which came before.
+    fn push(&mut self, worker: &Worker, frame: CoreFrame) {
+        match frame {
+            CoreFrame::Publication(delivery) => match self.runs.get_mut(&delivery.channel) {
+                Some(run) => run.push(delivery),
+                None => {
+                    self.runs.insert(delivery.channel.clone(), vec![delivery]);
+                }
+            },
+            CoreFrame::Ephemeral(delivery) => self.ephemeral.push(delivery),
+            answer => worker.upstream().answer(answer),
+        }
+    }
+
+    async fn fan_out(self, worker: &Rc<Worker>, chunk: &mut Vec<Subscriber>) {
+        for (channel, deliveries) in self.runs {
+            worker.metrics().publications.inc_by(deliveries.len() as u64);
+            for run in split(deliveries) {
+                fan_out(worker, &channel, &run, chunk).await;
+            }
+        }
+        for delivery in self.ephemeral {
+            fan_out_ephemeral(worker, &delivery, chunk).await;
+        }
+    }
+}
+
+/// Runs whose joined bytes stay small.
+fn split(deliveries: Vec<Delivery>) -> Vec<Run> {
+    if let [_] = deliveries.as_slice() {
+        return vec![Run::new(deliveries)];
+    }
+    let mut runs = Vec::new();
+    let mut current = Vec::new();
+    let mut bytes = 0;
+    for delivery in deliveries {
+        let size = delivery.frame.encoded(Framing::Delimited).len();
+        if bytes + size > RUN_BYTES && !current.is_empty() {
+            runs.push(Run::new(std::mem::take(&mut current)));
+            bytes = 0;
+        }
+        bytes += size;
+        current.push(delivery);
+    }
+    runs.push(Run::new(current));
+    runs
+}
+
+async fn fan_out(worker: &Rc<Worker>, channel: &ChannelName, run: &Run, chunk: &mut Vec<Subscriber>) {
+    let mut delivered = [0u64; 4];
+    let mut from = Some(0);
+    while let Some(key) = from {
+        chunk.clear();
+        from = worker.registry().chunk(channel, key, CHUNK, chunk);
+        for subscriber in chunk.drain(..) {
+            match subscriber {
+                Subscriber::Session { session, slot } => {
+                    delivered[Metrics::index(session.kind())] += session.deliver(slot, run) as u64;
+                }
+                Subscriber::Waiter(waiter) => waiter.deliver(run),
+            }
+        }
+        if from.is_some() {
+            // quinn's endpoint reads only between polls: without this, acknowledgements starve under a large fan-out.
+            tokio::task::yield_now().await;
+        }
+    }
+    let metrics = worker.metrics();
+    for (counter, count) in metrics.deliveries.iter().zip(delivered) {
+        if count > 0 {
+            counter.inc_by(count);
+        }
+    }
+    if let Some(ServerBody::Publication(first)) =
+        run.deliveries.first().and_then(|d| d.frame.frame().body.as_ref())
+    {
+        let waited = clock::unix_ms().saturating_sub(first.time_ms);
+        metrics.delivery_latency.observe(waited as f64 / 1000.0);
+    }
+}
+
+async fn fan_out_ephemeral(worker: &Rc<Worker>, delivery: &Delivery, chunk: &mut Vec<Subscriber>) {
+    let mut delivered = 0;
+    let mut from = Some(0);
+    while let Some(key) = from {
+        chunk.clear();
+        from = worker.registry().chunk(&delivery.channel, key, CHUNK, chunk);
+        for subscriber in chunk.drain(..) {
+            if let Subscriber::Session { session, slot } = subscriber {
+                delivered += u64::from(session.deliver_ephemeral(slot, delivery));
+            }
+        }
+        if from.is_some() {
+            tokio::task::yield_now().await;
+        }
+    }
+    worker.metrics().ephemeral_deliveries.inc_by(delivered);
+}
+
+fn rebase(worker: &Worker, channel: &ChannelName, position: &Position, chunk: &mut Vec<Subscriber>) {
+    chunk.clear();
+    worker.registry().chunk(channel, 0, usize::MAX, chunk);
+    for subscriber in chunk.drain(..) {
+        match subscriber {
+            Subscriber::Session { session, slot } => session.rebased(slot, position),
+            Subscriber::Waiter(waiter) => waiter.rebased(position),
+        }
+    }
+}
+
+/// Frames taken off the link at once.
+const BATCH: usize = 256;
+/// Connections between two yields (measured: `docs/PERFORMANCE.md`).
+const CHUNK: usize = 32;
+/// Encoded bytes of a run: under a WebSocket client's or a stream's buffer.
+const RUN_BYTES: usize = 16 << 10;

@@ -1,0 +1,270 @@
+//! One processor's part of the edge: a single-threaded runtime with its connections, registry and listeners. A
+//! connection never leaves its worker; nothing on the delivery path is shared with another.
+
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
+use std::collections::HashMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use rand_chacha::ChaCha8Rng;
+use slab::Slab;
+use tidegate_fallback::http::OriginPolicy;
+use tidegate_fallback::longpoll::LongPollHandle;
+use tidegate_protocol::frame::CloseCode;
+use tidegate_protocol::grants::Identity;
+use tidegate_protocol::link::{EdgeFrame, Publish};
+use tidegate_protocol::session::server::Settings;
+use tidegate_protocol::{ChannelName, Position, SessionId};
+use tidegate_transport::clock;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{AuthError, Authenticator};
+use crate::channel_poll::Waiter;
+use crate::config::{Config, Limits};
+use crate::connection::Session;
+use crate::metrics::Metrics;
+use crate::registry::{Registry, Subscriber};
+use crate::upstream::{Asker, Upstream};
+
+/// Answers a request that the edge itself does not know, such as `dev`'s page; `None` to answer 404.
+pub type Routes = Arc<dyn Fn(&http::Request<()>) -> Option<http::Response<Bytes>> + Send + Sync>;
+
+/// What all workers of a node share. Read-only, or atomics off the delivery path.
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) origins: OriginPolicy,
+    pub(crate) routes: Option<Routes>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) connections: Arc<AtomicUsize>,
+    /// Commands to every worker, in order.
+    pub(crate) workers: Vec<mpsc::Sender<Command>>,
+    /// Lame duck: nothing new is admitted, sessions are told to go.
+    pub(crate) drain: CancellationToken,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// From one worker to another.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// A long poll that arrived at the wrong worker.
+    Poll {
+        /// The request.
+        request: tidegate_fallback::longpoll::PollRequest,
+        /// Whose it is.
+        session: SessionId,
+        /// Where the response goes.
+        response: oneshot::Sender<http::Response<Bytes>>,
+    },
+}
+
+/// A connection that counts against the node's bound, until dropped.
+#[derive(Debug)]
+pub(crate) struct Admitted(Arc<AtomicUsize>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One worker. Lives on its thread.
+pub(crate) struct Worker {
+    index: u8,
+    shared: Arc<Shared>,
+    registry: RefCell<Registry>,
+    upstream: OnceCell<Upstream>,
+    sessions: RefCell<Slab<Rc<Session>>>,
+    long_polls: RefCell<HashMap<SessionId, LongPollHandle>>,
+    rng: RefCell<ChaCha8Rng>,
+    tracker: TaskTracker,
+    core_lost: Cell<bool>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(index: u8, shared: Arc<Shared>) -> Self {
+        Self {
+            index,
+            shared,
+            registry: RefCell::default(),
+            upstream: OnceCell::new(),
+            sessions: RefCell::default(),
+            long_polls: RefCell::default(),
+            rng: RefCell::new(clock::rng()),
+            tracker: TaskTracker::new(),
+            core_lost: Cell::new(false),
+        }
+    }
+
+    pub(crate) fn index(&self) -> u8 {
+        self.index
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.shared.config.limits
+    }
+
+    pub(crate) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.shared.settings)
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    pub(crate) fn tracker(&self) -> &TaskTracker {
+        &self.tracker
+    }
+
+    pub(crate) fn registry(&self) -> RefMut<'_, Registry> {
+        self.registry.borrow_mut()
+    }
+
+    /// Set once, before anything is served.
+    pub(crate) fn attach(&self, upstream: Upstream) {
+        assert!(self.upstream.set(upstream).is_ok(), "a worker has one link");
+    }
+
+    pub(crate) fn upstream(&self) -> &Upstream {
+        self.upstream.get().expect("attached before anything is served")
+    }
+
+    /// Spawns on this thread; shutdown waits for it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.tracker.spawn_local(task);
+    }
+
+    /// Room for one more connection; `None` at the node's bound and while draining.
+    pub(crate) fn admit(&self) -> Option<Admitted> {
+        if self.shared.drain.is_cancelled() || self.core_lost.get() {
+            return None;
+        }
+        let connections = &self.shared.connections;
+        let admitted = Admitted(Arc::clone(connections));
+        let before = connections.fetch_add(1, Ordering::Relaxed);
+        // Dropping `admitted` takes it back.
+        (before < self.limits().connections).then_some(admitted)
+    }
+
+    pub(crate) fn new_session_id(&self) -> SessionId {
+        SessionId::generate(&mut *self.rng.borrow_mut(), self.index)
+    }
+
+    /// Checks a token.
+    pub(crate) fn authenticate(&self, token: &str) -> Result<Identity, AuthError> {
+        self.shared.authenticator.verify(token, clock::now(), clock::wall())
+    }
+
+    pub(crate) fn enroll(&self, session: Rc<Session>) -> usize {
+        self.sessions.borrow_mut().insert(session)
+    }
+
+    pub(crate) fn dismiss(&self, key: usize) {
+        let session = self.sessions.borrow_mut().try_remove(key);
+        if let Some(session) = session {
+            self.long_polls.borrow_mut().remove(&session.id());
+        }
+    }
+
+    pub(crate) fn long_poll(&self, session: SessionId) -> Option<LongPollHandle> {
+        self.long_polls.borrow().get(&session).cloned()
+    }
+
+    pub(crate) fn add_long_poll(&self, session: SessionId, handle: LongPollHandle) {
+        self.long_polls.borrow_mut().insert(session, handle);
+    }
+
+    pub(crate) fn subscribe(
+        &self,
+        session: Rc<Session>,
+        slot: u32,
+        ask: u32,
+        asked: bool,
+        channel: ChannelName,
+        position: Option<Position>,
+    ) {
+        let asker = Asker::Subscribe { session, slot, ask, asked };
+        self.upstream().ask(asker, |request| EdgeFrame::Subscribe { request, channel, position });
+    }
+
+    /// Takes a subscriber off the registry; the core hears of it where it was the channel's last.
+    pub(crate) fn unsubscribe(&self, channel: &ChannelName, key: usize) {
+        if self.registry().remove(channel, key) {
+            self.upstream().send(EdgeFrame::Unsubscribe { channel: channel.clone() });
+        }
+    }
+
+    pub(crate) fn publish(&self, session: Rc<Session>, id: u64, publish: Publish) {
+        let asker = Asker::Publish { session, id, channel: publish.channel.clone() };
+        self.upstream().ask(asker, |request| EdgeFrame::Publish { request, publish });
+    }
+
+    pub(crate) fn history(
+        &self,
+        session: Rc<Session>,
+        id: u64,
+        channel: ChannelName,
+        since: Option<Position>,
+        limit: u32,
+    ) {
+        let asker = Asker::History { session, id, channel: channel.clone() };
+        self.upstream().ask(asker, |request| EdgeFrame::History { request, channel, since, limit });
+    }
+
+    /// Subscribes a waiter; the key is for [`Worker::unsubscribe`].
+    pub(crate) fn wait_on(
+        &self,
+        waiter: Rc<Waiter>,
+        channel: &ChannelName,
+        position: Option<Position>,
+    ) -> usize {
+        let key = self.registry().insert(channel, Subscriber::Waiter(Rc::clone(&waiter)));
+        let channel = channel.clone();
+        self.upstream().ask(Asker::Waiter(waiter), |request| EdgeFrame::Subscribe {
+            request,
+            channel,
+            position,
+        });
+        key
+    }
+
+    /// The core is out of reach: every session is told to come back later.
+    pub(crate) fn core_lost(&self) {
+        self.core_lost.set(true);
+        for (_, session) in &*self.sessions.borrow() {
+            session.end(CloseCode::CoreUnavailable, "the channel tier is out of reach");
+        }
+    }
+
+    /// Tells every session that the node goes away, a few at a time.
+    pub(crate) async fn end_all(&self) {
+        let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
+        for chunk in sessions.chunks(32) {
+            for session in chunk {
+                session.end(CloseCode::Shutdown, "the server is going away");
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Sans-io: what a client's session tells its driver, and what can go wrong.
+
+use std::time::Duration;
+
+use crate::frame::{CloseCode, Ephemeral, ErrorReply, Publication, ReconnectPolicy};
+use crate::{ChannelName, Position};
+
+/// A request of the app, as its command named it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(super) u64);
+
+/// What the driver must do or pass on to the app.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Make a connection, then call `connection_opened` or `connection_lost`.
+    Dial,
+    /// The session is open.
+    Connected {
+        /// Its id: a secret on long poll.
+        session: String,
+        /// The token's subject.
+        user: Option<String>,
+        /// Name of the edge.
+        node: String,
+        /// Its region.
+        region: String,
+    },
+    /// A subscription begins, on every connection anew. Continuity is lost where `was_recovering` and not `recovered`.
+    Subscribed {
+        /// Which one.
+        channel: ChannelName,
+        /// The head of the channel. What was missed follows, where `recovered`.
+        position: Position,
+        /// Everything after the last position comes.
+        recovered: bool,
+        /// There was a last position.
+        was_recovering: bool,
+        /// Begun by the server; the app did not ask for it.
+        server: bool,
+    },
+    /// The next publication of a subscription.
+    Publication {
+        /// Which one.
+        channel: ChannelName,
+        /// Where the subscription stands with it.
+        position: Position,
+        /// The item.
+        publication: Publication,
+    },
+    /// An ephemeral item of a subscription.
+    Ephemeral {
+        /// Which one.
+        channel: ChannelName,
+        /// The item.
+        ephemeral: Ephemeral,
+    },
+    /// A subscription ended: it is not taken up again.
+    Unsubscribed {
+        /// Which one.
+        channel: ChannelName,
+        /// Why, where the app did not ask for it.
+        error: Option<ErrorReply>,
+    },
+    /// A publish was answered.
+    Published {
+        /// Which one.
+        request: RequestId,
+        /// What it became.
+        result: Result<Position, RequestError>,
+    },
+    /// A history request was answered.
+    History {
+        /// Which one.
+        request: RequestId,
+        /// What is retained.
+        result: Result<History, RequestError>,
+    },
+    /// A refresh was answered.
+    Refreshed {
+        /// Which one.
+        request: RequestId,
+        /// Where refused, the old token stays in force.
+        result: Result<(), RequestError>,
+    },
+    /// Something without an id was refused: an ephemeral publish.
+    Error(ErrorReply),
+    /// The connection ended: drop it. `Reconnect`, `NeedToken` or `Ended` follows.
+    Closed {
+        /// A number of [`CloseCode`], or one of a later version.
+        code: u32,
+        /// For people.
+        reason: String,
+        /// What the server wants next.
+        policy: ReconnectPolicy,
+    },
+    /// `Dial` follows after so long.
+    Reconnect {
+        /// From now.
+        delay: Duration,
+    },
+    /// Get a token and call `refresh`, or `token_unavailable`.
+    NeedToken(TokenNeed),
+    /// The session is over: nothing more comes.
+    Ended {
+        /// What ended it.
+        code: u32,
+        /// For people.
+        reason: String,
+    },
+}
+
+/// Why a token is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenNeed {
+    /// The present one expires soon.
+    Expiring,
+    /// The present one was refused: there is no connection before there is another.
+    Refused,
+}
+
+/// Answer to a history request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct History {
+    /// The head of the channel.
+    pub position: Position,
+    /// Nothing is missing between the position that was asked for and the head.
+    pub recovered: bool,
+    /// In order.
+    pub publications: Vec<Publication>,
+}
+
+/// Why a request failed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The server's answer.
+    #[error("refused with {}: {}", .0.code, .0.message)]
+    Refused(ErrorReply),
+    /// The connection was lost, and the server may or may not have done it.
+    #[error("the connection was lost before the answer came, and it is too late to ask again")]
+    Unanswered,
+    /// The session ended first.
+    #[error("the session ended before the answer came")]
+    Ended,
+}
+
+/// Why a command was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The session is over.
+    #[error("the session has ended")]
+    Ended,
+    /// The app has as many requests waiting as the configuration allows.
+    #[error("too many requests wait for their answers")]
+    TooManyRequests,
+    /// The app has as many subscriptions as the configuration allows.
+    #[error("too many subscriptions")]
+    TooManySubscriptions,
+    /// There is one already.
+    #[error("already subscribed")]
+    AlreadySubscribed,
+    /// There is none.
+    #[error("not subscribed")]
+    NotSubscribed,
+    /// The payload is over the limit.
+    #[error("a payload of {bytes} bytes is over the limit of {limit}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// What is allowed.
+        limit: usize,
+    },
+    /// The key is over the limit.
+    #[error("an idempotency key has 1 to 128 bytes")]
+    BadKey,
+    /// The payload is not the JSON that it claims to be.
+    #[error("the payload is not one JSON value")]
+    BadJson,
+}
+
+/// A frame that a server must not send. Ends the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// `connected` twice.
+    #[error("`connected` came twice")]
+    AlreadyConnected,
+    /// An answer of another kind than its request.
+    #[error("an answer does not fit its request")]
+    WrongAnswer,
+    /// Something that must be there is not.
+    #[error("malformed: {0}")]
+    Malformed(&'static str),
+}
+
+impl SessionError {
+    /// What the connection ends with.
+    pub fn close_code(&self) -> CloseCode {
+        match self {
+            Self::AlreadyConnected | Self::WrongAnswer => CloseCode::OutOfOrder,
+            Self::Malformed(_) => CloseCode::BadFrame,
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Sans-io: the machine driven by hand.

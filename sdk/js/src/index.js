@@ -1,0 +1,20 @@
+/** Client of Tidegate: ordered, recovered, none twice, over the best transport that gets through. */
+
+export { Client } from "./client.js";
+export { CloseCode, policyOf } from "./close-codes.js";
+export { TidegateError } from "./error.js";
+export { SESSION_ENDED, UNKNOWN_OUTCOME } from "./session.js";
+export { Subscription } from "./subscription.js";
+
+/**
+ * @typedef {import('./client.js').ClientOptions} ClientOptions
+ * @typedef {import('./client.js').ClientState} ClientState
+ * @typedef {import('./client.js').ClientEvents} ClientEvents
+ * @typedef {import('./client.js').ConnectedEvent} ConnectedEvent
+ * @typedef {import('./client.js').DisconnectedEvent} DisconnectedEvent
+ * @typedef {import('./session.js').Position} Position
+ * @typedef {import('./subscription.js').Publication} Publication
+ * @typedef {import('./subscription.js').EphemeralItem} EphemeralItem
+ * @typedef {import('./subscription.js').SubscribedEvent} SubscribedEvent
+ * @typedef {import('./transport.js').TransportName} TransportName
+ */

@@ -1,0 +1,157 @@
+/**
+ * Sans-io: one subscription's order. Publications come in, however they overtook one another; out they go by offset,
+ * none twice, none missing.
+ *
+ * @import { Position } from './session.js'
+ *
+ * @typedef {object} Begun what the app is told when a subscription begins, again or for the first time
+ * @property {'begun' | 'recovered' | 'rebased'} how `begun`: at the head; `recovered`: everything after the position
+ *   comes; `rebased`: something is missing, or may be
+ * @property {number} missed how many publications come that were missed; 0 unless `recovered`
+ * @property {Record<string, any>[]} publications to deliver now
+ */
+
+export class Ordering {
+  /** @type {Position | null} */
+  position;
+  conflated = false;
+  /** Publications up to this offset are catch-up. */
+  recoveredTo = 0;
+  // While pending, everything is held: publications on their own stream may be here before `subscribed`.
+  #pending = true;
+  /** @type {Map<number, Record<string, any>>} */
+  #held = new Map();
+  #heldBytes = 0;
+  #overflowed = false;
+  #limits;
+
+  /**
+   * @param {Position | null} position the last publication that the app has
+   * @param {{ items: number, bytes: number }} [limits] of what is held
+   */
+  constructor(position, limits = { items: 1_024, bytes: 1 << 20 }) {
+    this.position = position;
+    this.#limits = limits;
+  }
+
+  get isPending() {
+    return this.#pending;
+  }
+
+  /** True where an offset is missing before what is held. */
+  get hasGap() {
+    return !this.#pending && this.#held.size > 0;
+  }
+
+  /** True where more had to be held than the limits allow: only a new subscription helps. */
+  get overflowed() {
+    return this.#overflowed && !this.#pending;
+  }
+
+  /** True where `position` is behind what was delivered already. @param {Position | undefined} position */
+  isBefore(position) {
+    return !!position && position.epoch === this.position?.epoch && position.offset < this.position.offset;
+  }
+
+  /** The subscription is being asked for (again): nothing of an earlier connection counts. */
+  restart() {
+    this.#pending = true;
+    this.#drop();
+  }
+
+  /**
+   * The server says where the subscription begins.
+   *
+   * @param {Record<string, any>} subscribed
+   * @param {boolean} isReply false where the server began it anew by itself
+   * @returns {Begun}
+   */
+  begin(subscribed, isReply) {
+    const head = subscribed.position ?? { epoch: "", offset: 0 };
+    const before = this.position;
+    const first = subscribed.publications[0];
+    this.#pending = false;
+    this.conflated = subscribed.conflated;
+    const recovered = isReply && subscribed.recovered && before !== null;
+    if (recovered) {
+      this.position = { epoch: head.epoch, offset: before.offset };
+      this.recoveredTo = head.offset;
+    } else {
+      // Publications carry no epoch: what is held may be of the one that ended. A gap that this leaves is seen and closed.
+      if (before !== null && before.epoch !== head.epoch && !isReply) this.#drop();
+      this.position = { epoch: head.epoch, offset: first ? first.offset - 1 : head.offset };
+      this.recoveredTo = first ? head.offset : 0;
+    }
+    /** @type {Record<string, any>[]} */
+    const publications = [];
+    for (const each of subscribed.publications) publications.push(...this.take(each));
+    publications.push(...this.#flush());
+    return {
+      how: recovered ? "recovered" : before === null ? "begun" : "rebased",
+      missed: recovered && !this.conflated ? Math.max(0, head.offset - before.offset) : 0,
+      publications,
+    };
+  }
+
+  /**
+   * Takes one publication; answers those that are next, in order.
+   *
+   * @param {Record<string, any>} publication
+   * @returns {Record<string, any>[]}
+   */
+  take(publication) {
+    const { offset } = publication;
+    if (this.#pending || !this.position) {
+      this.#hold(publication);
+      return [];
+    }
+    if (offset <= this.position.offset) return [];
+    if (this.conflated || offset === this.position.offset + 1) {
+      this.position = { epoch: this.position.epoch, offset };
+      return this.#held.size > 0 ? [publication, ...this.#flush()] : [publication];
+    }
+    this.#hold(publication);
+    return [];
+  }
+
+  /** @param {Record<string, any>} publication */
+  #hold(publication) {
+    if (this.#overflowed || this.#held.has(publication.offset)) return;
+    this.#held.set(publication.offset, publication);
+    this.#heldBytes += sizeOf(publication);
+    if (this.#held.size <= this.#limits.items && this.#heldBytes <= this.#limits.bytes) return;
+    this.#drop();
+    this.#overflowed = true;
+  }
+
+  /** What is held and next now. @returns {Record<string, any>[]} */
+  #flush() {
+    /** @type {Record<string, any>[]} */
+    const next = [];
+    if (!this.position) return next;
+    let { epoch, offset } = this.position;
+    for (const each of [...this.#held.values()].sort((a, b) => a.offset - b.offset)) {
+      const isNext = each.offset > offset && (this.conflated || each.offset === offset + 1);
+      if (!isNext && each.offset > offset) break;
+      this.#held.delete(each.offset);
+      this.#heldBytes -= sizeOf(each);
+      if (!isNext) continue;
+      offset = each.offset;
+      next.push(each);
+    }
+    if (next.length > 0) this.position = { epoch, offset };
+    return next;
+  }
+
+  #drop() {
+    this.#held.clear();
+    this.#heldBytes = 0;
+    this.#overflowed = false;
+  }
+}
+
+/** About how much a publication takes, bytes. @param {Record<string, any>} publication */
+function sizeOf(publication) {
+  const { data, data_base64: bytes } = publication;
+  return 64 + (bytes ? bytes.length : (JSON.stringify(data)?.length ?? 0));
+}

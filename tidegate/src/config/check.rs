@@ -1,0 +1,206 @@
+//! Whether values make sense together, and whether what they point at is there.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use tidegate_certs::load_certificate;
+use tidegate_edge::auth::{AuthConfig, Authenticator};
+use tidegate_fallback::http::OriginPolicy;
+
+use super::convert::MAX_WORKERS;
+use super::keys;
+use super::layers::{AUTH_KEYS, CERTIFICATES, Loaded};
+use super::{Mode, Origin, Problem};
+
+/// Everything that is wrong; empty if the program would start.
+pub(crate) fn check(loaded: &Loaded, now: SystemTime) -> Vec<Problem> {
+    let mut check = Check { loaded, problems: Vec::new() };
+    check.listeners();
+    check.certificates(now);
+    check.keys();
+    check.origins();
+    check.api();
+    check.namespaces();
+    check.limits();
+    check.problems
+}
+
+struct Check<'a> {
+    loaded: &'a Loaded,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    /// `text` goes to where `path` was set.
+    fn report(&mut self, path: &str, text: impl Into<String>) {
+        let origin = self.loaded.origins.get(path).cloned().unwrap_or(Origin::Default);
+        self.problems.push(Problem::new(origin, text));
+    }
+
+    fn listeners(&mut self) {
+        let listen = &self.loaded.settings.listen;
+        if listen.quic.is_none() && listen.tls.is_none() && listen.plain.is_none() {
+            self.report("listen.quic", "every listener for clients is off: set `listen.quic`, `listen.tls` or `listen.plain`");
+        }
+        let tcp = [("listen.tls", listen.tls), ("listen.plain", listen.plain), ("listen.api", listen.api)];
+        let mut seen: Vec<(&str, std::net::SocketAddr)> = Vec::new();
+        for (path, address) in tcp {
+            let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+            let taken = seen.iter().find(|(_, other)| {
+                let same_ip = other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified();
+                same_ip && other.port() == address.port()
+            });
+            if let Some((other, _)) = taken {
+                self.report(path, format!("`{path}` and `{other}` both take TCP port {}: give one of them another", address.port()));
+            }
+            seen.push((path, address));
+        }
+        if self.loaded.settings.node.workers > MAX_WORKERS.get() {
+            self.report("node.workers", format!("`node.workers` can be at most {MAX_WORKERS}"));
+        }
+    }
+
+    fn certificates(&mut self, now: SystemTime) {
+        let settings = &self.loaded.settings;
+        let needed = settings.listen.quic.is_some() || settings.listen.tls.is_some();
+        if settings.tls.certificates.is_empty() && needed && self.loaded.mode == Mode::Serve {
+            self.report(
+                CERTIFICATES,
+                "there is no TLS certificate: name one with `certificate` and `key` in [[tls.certificates]], switch \
+                 `listen.quic` and `listen.tls` off, or use `tidegate dev`, which makes its own",
+            );
+        }
+        for files in settings.certificate_files() {
+            let given = |path: &std::path::Path| !path.as_os_str().is_empty();
+            if !given(&files.certificate) || !given(&files.key) {
+                self.report(CERTIFICATES, "an entry of [[tls.certificates]] needs both `certificate` and `key`");
+            } else if let Err(error) = load_certificate(&files, now) {
+                self.report(CERTIFICATES, error.to_string());
+            }
+        }
+    }
+
+    fn keys(&mut self) {
+        let auth = &self.loaded.settings.auth;
+        let mut ids = BTreeSet::new();
+        for (index, key) in auth.keys.iter().enumerate() {
+            let name = key.id.as_ref().map_or_else(|| format!("number {}", index + 1), |id| format!("{id:?}"));
+            let one = |config: AuthConfig| Authenticator::new(config).err().map(|error| error.to_string());
+            let problem = match key.config() {
+                Ok(config) => one(AuthConfig { keys: vec![config], ..no_keys() }),
+                Err(problem) => Some(problem),
+            };
+            if let Some(problem) = problem {
+                self.report(AUTH_KEYS, format!("`{AUTH_KEYS}` {name}: {problem}"));
+            }
+            if let Some(id) = &key.id
+                && !ids.insert(id)
+            {
+                self.report(AUTH_KEYS, format!("two `{AUTH_KEYS}` have the id {id:?}: give each its own"));
+            }
+        }
+        for path in &auth.jwks_files {
+            if let Err(error) = Authenticator::new(AuthConfig { jwks_files: vec![path.clone()], ..no_keys() }) {
+                self.report("auth.jwks_files", error.to_string());
+            }
+        }
+        if !auth.anonymous && auth.keys.is_empty() && auth.jwks_files.is_empty() {
+            self.report(
+                "auth.anonymous",
+                "nobody could connect: give a key in [[auth.keys]] or `auth.jwks_files`, or set `auth.anonymous = true`",
+            );
+        }
+    }
+
+    fn origins(&mut self) {
+        if let Err(error) = OriginPolicy::new(&self.loaded.settings.auth.origins) {
+            self.report("auth.origins", format!("`auth.origins`: {error}"));
+        }
+    }
+
+    fn api(&mut self) {
+        let settings = &self.loaded.settings;
+        let keys = match settings.api_keys() {
+            Ok(keys) => keys,
+            Err(error) => return self.report("api.key_files", error.to_string()),
+        };
+        if keys.iter().any(|key| key.expose().len() < MIN_API_KEY_BYTES) {
+            self.report(
+                if settings.api.keys.iter().any(|key| key.expose().len() < MIN_API_KEY_BYTES) { "api.keys" } else { "api.key_files" },
+                format!("a key in [api] has fewer than {MIN_API_KEY_BYTES} characters: make one with `openssl rand -base64 24`"),
+            );
+        }
+        if let Some(address) = settings.listen.api
+            && keys.is_empty()
+            && !address.ip().is_loopback()
+        {
+            let text = format!(
+                "`listen.api` on {address} would let everyone who reaches it publish: set `api.keys` or `api.key_files`, or \
+                 listen on 127.0.0.1"
+            );
+            self.report("listen.api", text);
+        }
+    }
+
+    fn namespaces(&mut self) {
+        for name in self.loaded.settings.namespaces.named.keys() {
+            if name.contains(':') {
+                let text = format!("[namespaces.{name:?}]: a namespace is the part before the first `:` and cannot hold one");
+                // Any of its keys shows the place.
+                let prefix = format!("namespaces.{name}.");
+                let path = self.loaded.origins.keys().find(|path| path.starts_with(&prefix)).cloned();
+                self.report(&path.unwrap_or(prefix), text);
+            }
+        }
+    }
+
+    fn limits(&mut self) {
+        let settings = &self.loaded.settings;
+        let limits = &settings.limits.edge;
+        let at_least = [
+            ("limits.frame", limits.frame, "limits.payload", limits.payload.saturating_add(FRAME_OVERHEAD)),
+            ("limits.http_body", limits.http_body, "limits.frame", limits.frame),
+            ("limits.session_queue", limits.session_queue, "limits.subscription_queue", limits.subscription_queue),
+            ("limits.subscription_queue", limits.subscription_queue, "limits.frame", limits.frame),
+            ("api.body", settings.api.body, "limits.payload", limits.payload.saturating_add(FRAME_OVERHEAD)),
+        ];
+        for (path, value, than, minimum) in at_least {
+            if value < minimum {
+                let path_set = if self.loaded.origins.contains_key(path) { path } else { than };
+                self.report(
+                    path_set,
+                    format!("`{path}` ({value} bytes) must be at least {minimum} bytes, to go with `{than}`: raise the one or lower the other"),
+                );
+            }
+        }
+        if limits.pong >= limits.ping {
+            self.report("limits.pong", "`limits.pong` must be shorter than `limits.ping`");
+        }
+        // Zero would refuse everything, or wait for nothing.
+        for key in keys::settings() {
+            let bounds = ["limits.", "core.", "api."].iter().any(|section| key.name.starts_with(section));
+            let shown = key.show(settings);
+            if bounds && shown.as_deref().is_some_and(|shown| shown == "0" || shown == "\"0s\"") && key.name != MAY_BE_ZERO {
+                self.report(key.name, format!("`{}` cannot be 0", key.name));
+            }
+        }
+    }
+}
+
+fn no_keys() -> AuthConfig {
+    AuthConfig {
+        keys: Vec::new(),
+        jwks_files: Vec::new(),
+        issuer: None,
+        audience: None,
+        leeway: Duration::ZERO,
+        max_token_bytes: 0,
+        max_subscriptions: 0,
+    }
+}
+
+/// Room for the other fields of a frame: channel, key, user, position.
+const FRAME_OVERHEAD: usize = 1 << 10;
+const MIN_API_KEY_BYTES: usize = 16;
+/// At zero, shutdown does not wait.
+const MAY_BE_ZERO: &str = "limits.shutdown";

@@ -1,0 +1,98 @@
+//! Settings as the crates take them. Nothing else knows both.
+
+use std::num::NonZeroUsize;
+
+use tidegate_certs::CertificateFiles;
+use tidegate_core::CoreConfig;
+use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
+use tidegate_edge::config::Config as EdgeConfig;
+use tidegate_protocol::namespace::Namespaces;
+use tidegate_protocol::{NodeId, Region};
+
+use super::{AuthKey, Settings};
+
+impl Settings {
+    /// For the edge.
+    pub(crate) fn edge(&self) -> EdgeConfig {
+        EdgeConfig {
+            node: NodeId::new(&self.node_name()),
+            region: Region::new(&self.node.region),
+            workers: self.workers(),
+            quic: self.listen.quic,
+            tls: self.listen.tls,
+            plain: self.listen.plain,
+            namespaces: self.namespaces(),
+            anonymous: self.auth.anonymous,
+            limits: self.limits.edge.clone(),
+        }
+    }
+
+    /// For the core.
+    pub(crate) fn core(&self) -> CoreConfig {
+        CoreConfig { max_payload: self.limits.edge.payload, ..self.core.clone() }
+    }
+
+    /// Rules of channels, for edge and core.
+    pub(crate) fn namespaces(&self) -> Namespaces {
+        let all = &self.namespaces;
+        Namespaces::new(all.default.clone(), all.named.clone(), all.refuse_unknown)
+    }
+
+    /// For the authenticator.
+    ///
+    /// # Errors
+    /// When a key names no source, or more than one: a text for the operator.
+    pub(crate) fn auth(&self) -> Result<AuthConfig, String> {
+        Ok(AuthConfig {
+            keys: self.auth.keys.iter().map(AuthKey::config).collect::<Result<_, _>>()?,
+            jwks_files: self.auth.jwks_files.clone(),
+            issuer: self.auth.issuer.clone(),
+            audience: self.auth.audience.clone(),
+            leeway: self.auth.leeway,
+            max_token_bytes: self.limits.edge.token,
+            max_subscriptions: self.limits.edge.subscriptions,
+        })
+    }
+
+    /// Keys of the backend API, those in files read now.
+    pub(crate) fn api_keys(&self) -> Result<Vec<Secret>, KeyError> {
+        let from_files = self.api.key_files.iter().map(|path| Secret::read(path));
+        self.api.keys.iter().cloned().map(Ok).chain(from_files).collect()
+    }
+
+    /// Certificates to serve.
+    pub(crate) fn certificate_files(&self) -> Vec<CertificateFiles> {
+        let files = self.tls.certificates.iter();
+        files.map(|pair| CertificateFiles { certificate: pair.certificate.clone(), key: pair.key.clone() }).collect()
+    }
+
+    /// As set, else one per processor.
+    pub(crate) fn workers(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.node.workers)
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN)
+            .min(MAX_WORKERS)
+    }
+}
+
+impl AuthKey {
+    /// For the authenticator.
+    ///
+    /// # Errors
+    /// When there is no source, or more than one: a text for the operator.
+    pub(crate) fn config(&self) -> Result<KeyConfig, String> {
+        let sources = [
+            self.secret.clone().map(KeySource::Secret),
+            self.secret_file.clone().map(KeySource::SecretFile),
+            self.public_key_file.clone().map(KeySource::PublicKeyFile),
+        ];
+        let mut sources = sources.into_iter().flatten();
+        match (sources.next(), sources.next()) {
+            (Some(source), None) => Ok(KeyConfig { id: self.id.clone(), algorithm: self.algorithm, source }),
+            _ => Err("a key needs exactly one of `secret`, `secret_file` and `public_key_file`".to_owned()),
+        }
+    }
+}
+
+/// A session id names its worker in one byte.
+pub(super) const MAX_WORKERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");

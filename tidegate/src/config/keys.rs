@@ -1,0 +1,261 @@
+//! Every key, once: its name, what it means, what it accepts and where it is kept.
+
+use std::path::Path;
+
+use tidegate_protocol::namespace::Namespace;
+
+use super::kind::{
+    ACCESS, ALGORITHM, COUNT, COUNT_U16, COUNT_U32, DURATION, FLAG, FORMAT, Kind, LEVEL, LISTENER,
+    OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U64, TEXT, TEXTS, UNKNOWN,
+};
+use super::node::Node;
+use super::{AuthKey, Certificate, Settings};
+
+/// One key of `S`.
+pub(super) struct Key<S> {
+    /// The whole path for keys of [`Settings`], the last part for keys of a repeated table.
+    pub(super) name: &'static str,
+    pub(super) doc: &'static str,
+    pub(super) accepts: &'static str,
+    pub(super) plain_text: bool,
+    pub(super) secret: bool,
+    /// A value for the default file where the default is "not set".
+    pub(super) example: &'static str,
+    read: Box<dyn Fn(&mut S, &Node, &Path) -> bool>,
+    show: Box<dyn Fn(&S) -> Option<String>>,
+}
+
+impl<S: Clone + 'static> Key<S> {
+    fn new<T>(
+        name: &'static str,
+        kind: &'static Kind<T>,
+        place: fn(&mut S) -> &mut T,
+        example: &'static str,
+        doc: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            doc,
+            accepts: kind.accepts,
+            plain_text: kind.plain_text,
+            secret: kind.secret,
+            example,
+            read: Box::new(move |settings, node, folder| {
+                (kind.read)(node, folder).is_some_and(|value| {
+                    *place(settings) = value;
+                    true
+                })
+            }),
+            show: Box::new(move |settings| (kind.show)(place(&mut settings.clone()))),
+        }
+    }
+
+    /// False where the value is not accepted.
+    pub(super) fn read(&self, settings: &mut S, node: &Node, folder: &Path) -> bool {
+        (self.read)(settings, node, folder)
+    }
+
+    /// The effective value as TOML; `None` where it is not set.
+    pub(super) fn show(&self, settings: &S) -> Option<String> {
+        (self.show)(settings)
+    }
+}
+
+/// All keys with a fixed path, sections together, in the order of the default file.
+pub(super) fn settings() -> Vec<Key<Settings>> {
+    let mut keys = top();
+    keys.extend(node());
+    keys.extend(access());
+    keys.extend(limits());
+    keys.extend(core());
+    keys.extend(log());
+    keys
+}
+
+fn top() -> Vec<Key<Settings>> {
+    vec![Key::new("namespaces_unknown", &UNKNOWN, |s| &mut s.namespaces.refuse_unknown, "",
+        "Channels whose namespace (the part before `:`) has no section below: they follow [namespaces.default], or are\nrefused.")]
+}
+
+#[rustfmt::skip]
+fn node() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("node.name", &TEXT, |s| &mut s.node.name, "",
+            "Told to clients and backends. Empty: the host's name."),
+        Key::new("node.region", &TEXT, |s| &mut s.node.region, "",
+            "Where the node stands; told to clients."),
+        Key::new("node.workers", &COUNT, |s| &mut s.node.workers, "",
+            "Single-threaded workers, at most 256. 0: one per processor."),
+        Key::new("listen.quic", &LISTENER, |s| &mut s.listen.quic, "",
+            "UDP: native QUIC and WebTransport. false switches a listener off."),
+        Key::new("listen.tls", &LISTENER, |s| &mut s.listen.tls, "",
+            "TCP with TLS: WebSocket, long poll and channel poll."),
+        Key::new("listen.plain", &LISTENER, |s| &mut s.listen.plain, "",
+            "TCP without TLS: the same, behind a balancer that terminates TLS. Never open it to the internet."),
+        Key::new("listen.api", &LISTENER, |s| &mut s.listen.api, "",
+            "TCP: the backend API, /healthz, /readyz and /metrics. Beyond loopback it needs a key in [api]."),
+    ]
+}
+
+#[rustfmt::skip]
+fn access() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("auth.anonymous", &FLAG, |s| &mut s.auth.anonymous, "",
+            "Whether a session needs no token. It then has what namespaces give to \"anyone\"."),
+        Key::new("auth.origins", &TEXTS, |s| &mut s.auth.origins, "",
+            "Web pages that may connect, exactly as browsers name them in `Origin`, such as \"https://app.example\"; \"*\" lets\nevery page in. Programs that send no `Origin` are not asked."),
+        Key::new("auth.issuer", &OPTIONAL_TEXT, |s| &mut s.auth.issuer, "\"https://id.example\"",
+            "What `iss` in a token must be. Not set: any."),
+        Key::new("auth.audience", &OPTIONAL_TEXT, |s| &mut s.auth.audience, "\"tidegate\"",
+            "What `aud` in a token must name. Not set: tokens with `aud` are refused, as RFC 7519 asks."),
+        Key::new("auth.leeway", &DURATION, |s| &mut s.auth.leeway, "",
+            "How far a token's `nbf` may be ahead of this node's clock."),
+        Key::new("auth.jwks_files", &PATHS, |s| &mut s.auth.jwks_files, "",
+            "Key sets (JWKS) in files. Read again when they change."),
+        Key::new("api.keys", &SECRETS, |s| &mut s.api.keys, "",
+            "What backends send as `Authorization: Bearer ..` or `X-API-Key`: at least 16 characters each. Several, so that\nthey can be exchanged one after the other. None: the API is open, which is allowed on loopback only."),
+        Key::new("api.key_files", &PATHS, |s| &mut s.api.key_files, "",
+            "The same, one key in each file."),
+        Key::new("api.body", &SIZE, |s| &mut s.api.body, "",
+            "The largest request body."),
+        Key::new("api.connections", &COUNT, |s| &mut s.api.connections, "",
+            "Connections at once; further ones wait to be accepted."),
+    ]
+}
+
+#[rustfmt::skip]
+fn limits() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("limits.connections", &COUNT, |s| &mut s.limits.edge.connections, "",
+            "Connections at once, all transports, handshakes included."),
+        Key::new("limits.frame", &SIZE, |s| &mut s.limits.edge.frame, "",
+            "The largest frame, and the largest WebSocket message."),
+        Key::new("limits.payload", &SIZE, |s| &mut s.limits.edge.payload, "",
+            "The largest payload of a publication."),
+        Key::new("limits.token", &SIZE, |s| &mut s.limits.edge.token, "",
+            "The longest token."),
+        Key::new("limits.subscriptions", &COUNT, |s| &mut s.limits.edge.subscriptions, "",
+            "Subscriptions of one session."),
+        Key::new("limits.requests", &COUNT, |s| &mut s.limits.edge.requests, "",
+            "Requests of one session in flight; beyond it nothing more is read from it."),
+        Key::new("limits.session_queue", &SIZE, |s| &mut s.limits.edge.session_queue, "",
+            "Bytes queued for one session."),
+        Key::new("limits.subscription_queue", &SIZE, |s| &mut s.limits.edge.subscription_queue, "",
+            "Bytes queued for one subscription; beyond it the subscription catches up from history later."),
+        Key::new("limits.http_headers", &SIZE, |s| &mut s.limits.edge.http_headers, "",
+            "The largest header block of a client's HTTP request."),
+        Key::new("limits.http_body", &SIZE, |s| &mut s.limits.edge.http_body, "",
+            "The largest body of a client's HTTP request."),
+        Key::new("limits.handshake", &DURATION, |s| &mut s.limits.edge.handshake, "",
+            "For a TLS or QUIC handshake, and for the headers of each HTTP request."),
+        Key::new("limits.connect", &DURATION, |s| &mut s.limits.edge.connect, "",
+            "From an open connection to its `connect` frame."),
+        Key::new("limits.ping", &DURATION, |s| &mut s.limits.edge.ping, "",
+            "Between two pings."),
+        Key::new("limits.pong", &DURATION, |s| &mut s.limits.edge.pong, "",
+            "From a ping to its pong."),
+        Key::new("limits.longpoll_idle", &DURATION, |s| &mut s.limits.edge.longpoll_idle, "",
+            "After which a long-poll session that nobody polls ends."),
+        Key::new("limits.close", &DURATION, |s| &mut s.limits.edge.close, "",
+            "For a client to acknowledge a close."),
+        Key::new("limits.shutdown", &DURATION, |s| &mut s.limits.shutdown, "",
+            "For all sessions to end after SIGTERM; then the rest is cut."),
+    ]
+}
+
+#[rustfmt::skip]
+fn core() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("core.partitions", &COUNT_U16, |s| &mut s.core.partitions, "",
+            "Slices of all channels, one task each. Fixed once there is data."),
+        Key::new("core.partition_queue", &COUNT, |s| &mut s.core.partition_queue, "",
+            "Commands that wait in one partition; beyond it the senders wait."),
+        Key::new("core.link_queue", &COUNT, |s| &mut s.core.link_queue, "",
+            "Frames that wait between edge and core, each way."),
+        Key::new("core.link_wait", &DURATION, |s| &mut s.core.link_wait, "",
+            "How long a partition waits for an edge that does not read before it cuts the link."),
+        Key::new("core.batch_commands", &COUNT, |s| &mut s.core.batch_commands, "",
+            "The most commands that a partition takes at once."),
+        Key::new("core.batch_bytes", &SIZE, |s| &mut s.core.batch_bytes, "",
+            "Bytes after which a batch is closed."),
+        Key::new("core.log_bytes", &SIZE, |s| &mut s.log_bytes, "",
+            "Bytes that the memory engine keeps of each partition's log."),
+        Key::new("core.max_channels", &COUNT, |s| &mut s.core.max_channels, "",
+            "Channels in one partition; beyond it new ones are refused."),
+        Key::new("core.key_age", &DURATION, |s| &mut s.core.key_age, "",
+            "How long idempotency keys are remembered."),
+        Key::new("core.keys_per_channel", &COUNT, |s| &mut s.core.keys_per_channel, "",
+            "How many of them in each channel; the oldest go first."),
+        Key::new("core.forget_after", &DURATION, |s| &mut s.core.forget_after, "",
+            "After which a channel that nobody uses and that holds nothing is forgotten."),
+        Key::new("core.backend_in_flight", &COUNT, |s| &mut s.core.backend_in_flight, "",
+            "Requests of the backend API in flight; beyond it they are refused with 503."),
+        Key::new("core.backend_wait", &DURATION, |s| &mut s.core.backend_wait, "",
+            "After which such a request is answered with 503, its outcome unknown."),
+    ]
+}
+
+#[rustfmt::skip]
+fn log() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("log.level", &LEVEL, |s| &mut s.log.level, "",
+            "\"error\", \"warn\", \"info\", \"debug\" or \"trace\", or by module: \"info,tidegate_edge=debug\". The environment\nvariable TIDEGATE_LOG comes before it."),
+        Key::new("log.format", &FORMAT, |s| &mut s.log.format, "",
+            "\"text\" for people, \"json\" for machines. Logs go to stderr."),
+    ]
+}
+
+/// Keys of `[namespaces.NAME]`.
+#[rustfmt::skip]
+pub(super) fn namespace() -> Vec<Key<Namespace>> {
+    vec![
+        Key::new("history_count", &COUNT_U32, |n| &mut n.history.count, "",
+            "Publications retained in each channel."),
+        Key::new("history_bytes", &SIZE_U64, |n| &mut n.history.bytes, "",
+            "Bytes of payload retained in each channel."),
+        Key::new("history_age", &DURATION, |n| &mut n.history.age, "",
+            "For how long they are retained."),
+        Key::new("ephemeral_only", &FLAG, |n| &mut n.ephemeral_only, "",
+            "Refuse durable publications: everything here is at-most-once."),
+        Key::new("conflate", &FLAG, |n| &mut n.conflate, "",
+            "Only the latest publication counts: slow clients skip to it."),
+        Key::new("publish", &ACCESS, |n| &mut n.publish, "",
+            "Who may publish: \"anyone\", \"users\" (any token with a `sub`), \"granted\" (tokens that grant it) or\n\"nobody\" (the backend API alone)."),
+        Key::new("subscribe", &ACCESS, |n| &mut n.subscribe, "",
+            "Who may subscribe, poll and read history; the same names."),
+    ]
+}
+
+/// Keys of `[[tls.certificates]]`.
+#[rustfmt::skip]
+pub(super) fn certificate() -> Vec<Key<Certificate>> {
+    vec![
+        Key::new("certificate", &PATH, |c| &mut c.certificate, "\"/etc/tidegate/fullchain.pem\"",
+            "PEM: the certificate, then its intermediates."),
+        Key::new("key", &PATH, |c| &mut c.key, "\"/etc/tidegate/key.pem\"",
+            "PEM: its private key."),
+    ]
+}
+
+/// Keys of `[[auth.keys]]`.
+#[rustfmt::skip]
+pub(super) fn auth_key() -> Vec<Key<AuthKey>> {
+    vec![
+        Key::new("id", &OPTIONAL_TEXT, |k| &mut k.id, "\"2026\"",
+            "What `kid` in a token names. Without it the key is tried for every token of its algorithm."),
+        Key::new("algorithm", &ALGORITHM, |k| &mut k.algorithm, "\"HS256\"",
+            "\"HS256\", \"RS256\", \"ES256\" or \"EdDSA\": the only one that this key checks."),
+        Key::new("secret", &OPTIONAL_SECRET, |k| &mut k.secret, "\"at least 32 characters, from: openssl rand -base64 48\"",
+            "For HS256, at least 32 bytes."),
+        Key::new("secret_file", &OPTIONAL_PATH, |k| &mut k.secret_file, "\"/etc/tidegate/token-secret\"",
+            "The same in a file, instead of `secret`."),
+        Key::new("public_key_file", &OPTIONAL_PATH, |k| &mut k.public_key_file, "\"/etc/tidegate/token-key.pem\"",
+            "For the other algorithms: PEM, `-----BEGIN PUBLIC KEY-----`."),
+    ]
+}
+
+/// Text above `[[tls.certificates]]`.
+pub(super) const CERTIFICATES_DOC: &str = "Certificates by name; the first is the default. Read again when the files change, and at SIGHUP.\n`dev` makes its own.";
+
+/// Text above `[[auth.keys]]`.
+pub(super) const AUTH_KEYS_DOC: &str = "Keys that check tokens (JWT).";

@@ -1,0 +1,26 @@
+//! Logs: to stderr, as text or JSON.
+
+use anyhow::Context as _;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::{Log, LogFormat};
+
+/// From now on events are logged. `TIDEGATE_LOG` comes before the configuration.
+pub(super) fn start(log: &Log) -> anyhow::Result<()> {
+    let rules = std::env::var("TIDEGATE_LOG").ok().filter(|rules| !rules.is_empty());
+    let filter: Targets = match &rules {
+        Some(rules) => rules.parse().with_context(|| {
+            format!("TIDEGATE_LOG cannot be {rules:?}: write a level, or rules such as info,tidegate_edge=debug")
+        })?,
+        None => log.level.parse().context("log.level")?,
+    };
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = match log.format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().boxed(),
+    };
+    tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().context("cannot start logging")
+}

@@ -1,0 +1,287 @@
+//! One client's connection, native or WebTransport: lanes are streams.
+
+use std::fmt;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use quinn::{RecvStream, SendStream, VarInt};
+use tidegate_protocol::ChannelName;
+use tidegate_protocol::frame::CloseCode;
+use tidegate_protocol::frame::shared::Framing;
+use web_transport_quinn::Session;
+
+use super::inbound::{Carrier, Inbox};
+use super::lanes::{ControlStopped, Lanes};
+use super::webtransport::{DATAGRAM_HEADER, UNI_HEADER};
+use crate::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind};
+
+/// A client connected by QUIC or WebTransport.
+///
+/// Control is the stream that the client opened. Each subscription has a stream for what is live and one per catch-up,
+/// opened at their first bytes; where the client gives no credit for one then, the lane stays on control for its life.
+///
+/// What does not go at once is kept, at most one offer per stream, and goes on as the client takes it: the task that
+/// polled last is woken for that, and pushes by [`Connection::poll_recv`] (all streams) or [`Connection::poll_ready`]
+/// (one lane; control: all). Sending on a connection that is lost takes everything and says nothing:
+/// [`Connection::poll_recv`] alone tells how a connection ended. Dropping one closes it, with [`CloseCode::Shutdown`] unless
+/// [`Connection::poll_close`] was told another.
+pub struct QuicConnection {
+    connection: quinn::Connection,
+    carrier: Carrier,
+    inbox: Inbox,
+    lanes: Lanes,
+    /// Of the task that polled last.
+    waker: Waker,
+    /// Boxed: only a connection that ends has one.
+    close: Option<Box<Close>>,
+}
+
+/// What QUIC knows of a connection's path.
+#[derive(Debug, Clone, Copy)]
+pub struct QuicStats {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Bytes that may be in flight.
+    pub congestion_window: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Of those, lost.
+    pub lost_packets: u64,
+    /// UDP payload sent, bytes.
+    pub sent_bytes: u64,
+    /// UDP payload received, bytes.
+    pub received_bytes: u64,
+}
+
+impl fmt::Debug for QuicConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicConnection")
+            .field("kind", &self.kind())
+            .field("remote_address", &self.remote_address())
+            .field("lanes", &self.lanes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl QuicConnection {
+    pub(crate) fn native(
+        connection: quinn::Connection,
+        send: SendStream,
+        recv: RecvStream,
+        frame_limit: usize,
+    ) -> Self {
+        Self::new(connection, Carrier::Native, Lanes::new(send, &[]), Inbox::new(recv, frame_limit))
+    }
+
+    pub(crate) fn web_transport(
+        session: Session,
+        send: SendStream,
+        recv: RecvStream,
+        frame_limit: usize,
+    ) -> Self {
+        let connection = (*session).clone();
+        let carrier = Carrier::WebTransport(Box::new(session));
+        Self::new(connection, carrier, Lanes::new(send, UNI_HEADER), Inbox::new(recv, frame_limit))
+    }
+
+    fn new(connection: quinn::Connection, carrier: Carrier, lanes: Lanes, inbox: Inbox) -> Self {
+        Self { connection, carrier, inbox, lanes, waker: Waker::noop().clone(), close: None }
+    }
+
+    /// Where the client is now: it may move.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// Smoothed round-trip time.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// What QUIC knows of the path.
+    pub fn stats(&self) -> QuicStats {
+        let stats = self.connection.stats();
+        QuicStats {
+            rtt: stats.path.rtt,
+            congestion_window: stats.path.cwnd,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+        }
+    }
+
+    fn remember(&mut self, cx: &Context<'_>) {
+        if !self.waker.will_wake(cx.waker()) {
+            self.waker.clone_from(cx.waker());
+        }
+    }
+
+    fn advance(&mut self, cx: &mut Context<'_>, close: &mut Close) -> Poll<()> {
+        loop {
+            close.phase = match &mut close.phase {
+                Phase::Flushing => match ready!(self.lanes.poll_control(cx)) {
+                    Ok(()) => Phase::Acknowledging(Box::pin(self.lanes.finish_control())),
+                    // It will not be read: the code says the same.
+                    Err(ControlStopped(_)) => self.close_transport(&close.closing),
+                },
+                Phase::Acknowledging(acknowledged) => {
+                    ready!(acknowledged.as_mut().poll(cx));
+                    // What was acknowledged may still be on its way from the client's QUIC to its reader, and a close
+                    // may overtake it there.
+                    Phase::Lingering(self.linger())
+                }
+                Phase::Lingering(lingered) => {
+                    ready!(lingered.as_mut().poll(cx));
+                    self.close_transport(&close.closing)
+                }
+                Phase::Closing(closed) => {
+                    ready!(closed.as_mut().poll(cx));
+                    Phase::Closed
+                }
+                Phase::Closed => return Poll::Ready(()),
+            };
+        }
+    }
+
+    fn close_transport(&self, closing: &Closing) -> Phase {
+        self.end(closing);
+        let connection = self.connection.clone();
+        Phase::Closing(Box::pin(async move {
+            let _how = connection.closed().await;
+        }))
+    }
+
+    /// Ends the connection now: by the session's capsule, which a task of the session delivers, or by QUIC.
+    fn end(&self, closing: &Closing) {
+        let cut = closing.code.frame(&closing.reason);
+        match &self.carrier {
+            Carrier::Native => self.connection.close(VarInt::from_u32(cut.code), cut.reason.as_bytes()),
+            Carrier::WebTransport(session) => session.close(cut.code, cut.reason.as_bytes()),
+        }
+    }
+
+    /// Waits until the client has hung up, or had the time to take what it was sent.
+    fn linger(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        let connection = self.connection.clone();
+        let patience = (connection.rtt() * 3).clamp(MIN_LINGER, MAX_LINGER);
+        Box::pin(async move {
+            let _elapsed = tokio::time::timeout(patience, connection.closed()).await;
+        })
+    }
+}
+
+impl Connection for QuicConnection {
+    fn kind(&self) -> TransportKind {
+        if self.carrier.is_http3() { TransportKind::WebTransport } else { TransportKind::Quic }
+    }
+
+    fn framing(&self) -> Framing {
+        Framing::Delimited
+    }
+
+    fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Inbound, RecvError>> {
+        self.remember(cx);
+        self.lanes.push_all(cx).map_err(stopped)?;
+        self.inbox.poll(cx, &self.connection, &self.carrier)
+    }
+
+    fn open_lane(&mut self, subscription: u32, channel: &ChannelName) {
+        self.lanes.open(subscription, channel);
+    }
+
+    fn close_lane(&mut self, subscription: u32) {
+        self.lanes.close(subscription);
+    }
+
+    fn finish_catch_up(&mut self, subscription: u32) {
+        self.lanes.finish_catch_up(subscription);
+    }
+
+    fn send(&mut self, lane: Lane, bytes: &Bytes) -> Result<Sent, RecvError> {
+        self.lanes.send(&self.connection, &self.waker, lane, bytes).map_err(stopped)
+    }
+
+    fn send_datagram(&mut self, bytes: &Bytes) -> bool {
+        let datagram = match &self.carrier {
+            Carrier::Native => bytes.clone(),
+            Carrier::WebTransport(_) => {
+                let mut datagram = BytesMut::with_capacity(1 + bytes.len());
+                datagram.put_u8(DATAGRAM_HEADER);
+                datagram.put_slice(bytes);
+                datagram.freeze()
+            }
+        };
+        self.connection.send_datagram(datagram).is_ok()
+    }
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>> {
+        self.remember(cx);
+        if lane == Lane::Control {
+            self.lanes.push_all(cx).map_err(stopped)?;
+        }
+        self.lanes.poll_ready(cx, lane).map_err(stopped)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>, closing: &Closing) -> Poll<()> {
+        self.remember(cx);
+        let mut close = self
+            .close
+            .take()
+            .unwrap_or_else(|| Box::new(Close { closing: closing.clone(), phase: Phase::Flushing }));
+        let polled = self.advance(cx, &mut close);
+        self.close = Some(close);
+        polled
+    }
+
+    fn buffered(&self) -> usize {
+        self.lanes.unsent()
+    }
+}
+
+impl Drop for QuicConnection {
+    fn drop(&mut self) {
+        match self.close.take() {
+            None => self.end(&Closing { code: CloseCode::Shutdown, reason: String::new() }),
+            Some(close) if !matches!(close.phase, Phase::Closing(_) | Phase::Closed) => {
+                self.end(&close.closing)
+            }
+            Some(_) => {}
+        }
+    }
+}
+
+struct Close {
+    closing: Closing,
+    phase: Phase,
+}
+
+/// ```text
+/// Flushing ─► Acknowledging ─► Lingering ─► Closing ─► Closed
+///    └──────the client stopped control─────────┘
+/// ```
+enum Phase {
+    /// What is left over on control goes out.
+    Flushing,
+    /// The client's QUIC takes it.
+    Acknowledging(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// The client's reader takes it.
+    Lingering(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// The transport's own close is on its way.
+    Closing(Pin<Box<dyn Future<Output = ()> + Send>>),
+    Closed,
+}
+
+fn stopped(ControlStopped(code): ControlStopped) -> RecvError {
+    RecvError::Protocol {
+        code: CloseCode::OutOfOrder,
+        reason: format!("the client stopped reading the control stream (code {code})"),
+    }
+}
+
+const MIN_LINGER: Duration = Duration::from_millis(50);
+const MAX_LINGER: Duration = Duration::from_millis(500);

@@ -1,0 +1,247 @@
+//! One worker's endpoint: accepts, and finds out by ALPN what a connection is.
+
+use std::fmt;
+use std::future::Future;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::{
+    AckFrequencyConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+};
+use tidegate_protocol::frame::CloseCode;
+
+use super::connection::QuicConnection;
+use super::steering::{Steering, WorkerIds};
+use super::webtransport::WebTransportPending;
+use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError};
+use crate::clock;
+
+/// What the endpoints of all workers have in common: TLS, limits, and the keys for stateless resets and tokens, so
+/// that any worker can answer for any other.
+#[derive(Clone)]
+pub struct QuicServer {
+    endpoint: EndpointConfig,
+    server: ServerConfig,
+    steering: Steering,
+    config: Arc<QuicConfig>,
+}
+
+impl fmt::Debug for QuicServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicServer").field("steering", &self.steering).field("config", &self.config).finish()
+    }
+}
+
+impl QuicServer {
+    /// `tls` with the ALPNs that it serves: [`ALPN_NATIVE`], [`ALPN_WEBTRANSPORT`].
+    ///
+    /// # Errors
+    /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
+    pub fn new(
+        tls: Arc<rustls::ServerConfig>,
+        steering: Steering,
+        config: QuicConfig,
+    ) -> Result<Self, QuicError> {
+        let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Tls(error.to_string()))?;
+        let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+        server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
+        // No address-validation tokens for later connections: each costs memory and a frame.
+        server.validation_token.sent(0);
+        Ok(Self { endpoint: EndpointConfig::default(), server, steering, config: Arc::new(config) })
+    }
+
+    /// One worker's endpoint, on the current tokio runtime. `socket` is the worker's own from [`super::bind`].
+    ///
+    /// # Errors
+    /// When the runtime cannot take the socket.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, or when there is no such worker.
+    pub fn endpoint(&self, socket: UdpSocket, worker: usize) -> Result<QuicEndpoint, QuicError> {
+        let steering = self.steering;
+        assert!(worker < steering.workers(), "worker {worker} of {}", steering.workers());
+        let mut endpoint = self.endpoint.clone();
+        endpoint.cid_generator(move || Box::new(WorkerIds::new(steering, worker, clock::rng())));
+        let endpoint =
+            quinn::Endpoint::new(endpoint, Some(self.server.clone()), socket, Arc::new(TokioRuntime))?;
+        Ok(QuicEndpoint { endpoint, config: self.config.clone() })
+    }
+}
+
+/// One worker's endpoint. Connections live on beside it: it can be dropped, not their runtime.
+#[derive(Debug, Clone)]
+pub struct QuicEndpoint {
+    endpoint: quinn::Endpoint,
+    config: Arc<QuicConfig>,
+}
+
+impl QuicEndpoint {
+    /// The next client; `None` once the endpoint is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Incoming> {
+        let incoming = self.endpoint.accept().await?;
+        Some(Incoming { incoming, config: self.config.clone() })
+    }
+
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// When the OS does not say.
+    pub fn local_address(&self) -> Result<SocketAddr, QuicError> {
+        Ok(self.endpoint.local_addr()?)
+    }
+
+    /// Connections that are open or in their handshake.
+    pub fn open_connections(&self) -> usize {
+        self.endpoint.open_connections()
+    }
+
+    /// Refuses whoever comes from now on; connections live on.
+    pub fn stop_accepting(&self) {
+        self.endpoint.set_server_config(None);
+    }
+
+    /// Ends every connection at once, and [`QuicEndpoint::accept`].
+    pub fn close(&self, code: CloseCode, reason: &str) {
+        self.endpoint.close(VarInt::from_u32(code.number()), reason.as_bytes());
+    }
+
+    /// Waits until every connection has ended and its last packets are out.
+    pub async fn wait_idle(&self) {
+        self.endpoint.wait_idle().await;
+    }
+}
+
+/// A client's first packet. Dropping it refuses the client.
+pub struct Incoming {
+    incoming: quinn::Incoming,
+    config: Arc<QuicConfig>,
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming").field("remote_address", &self.remote_address()).finish_non_exhaustive()
+    }
+}
+
+impl Incoming {
+    /// Where it came from; proved only if [`Incoming::is_validated`].
+    pub fn remote_address(&self) -> SocketAddr {
+        self.incoming.remote_address()
+    }
+
+    /// The client has shown that it receives what is sent to its address (RFC 9000 §8.1).
+    pub fn is_validated(&self) -> bool {
+        self.incoming.remote_address_validated()
+    }
+
+    /// Answers `CONNECTION_REFUSED`: the cheapest way to say no.
+    pub fn refuse(self) {
+        self.incoming.refuse();
+    }
+
+    /// Lets the client prove its address first, at the price of a round trip and of no memory here. Where it has done so
+    /// already: it is refused.
+    pub fn retry(self) {
+        if let Err(refused) = self.incoming.retry() {
+            refused.into_incoming().refuse();
+        }
+    }
+
+    /// Drives the handshake, within [`QuicConfig::handshake_timeout`]; for WebTransport until the client's request is
+    /// there. Dropping the future drops the client.
+    ///
+    /// # Errors
+    /// When the client is too slow, goes away, or asks for nothing that is served here.
+    pub fn handshake(self) -> impl Future<Output = Result<Pending, QuicError>> + Send + use<> {
+        // Boxed: the task that awaits it holds the connection for long, and this only for a moment.
+        Box::pin(async move {
+            let limit = self.config.handshake_timeout;
+            match tokio::time::timeout(limit, handshake(self.incoming, self.config)).await {
+                Ok(pending) => pending,
+                Err(_) => Err(QuicError::HandshakeTimeout(limit)),
+            }
+        })
+    }
+}
+
+/// A client whose handshake is done. Dropping it closes the connection.
+#[derive(Debug)]
+pub enum Pending {
+    /// ALPN `tidegate/1`.
+    Quic(QuicPending),
+    /// ALPN `h3`, with a request for a WebTransport session that is not answered yet.
+    WebTransport(WebTransportPending),
+}
+
+/// A native client, before its control stream. Dropping it closes the connection.
+pub struct QuicPending {
+    connection: quinn::Connection,
+    config: Arc<QuicConfig>,
+}
+
+impl fmt::Debug for QuicPending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuicPending").field("remote_address", &self.remote_address()).finish_non_exhaustive()
+    }
+}
+
+impl QuicPending {
+    /// Where the client is.
+    pub fn remote_address(&self) -> SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// Waits for the client's first bidirectional stream, without end: the caller bounds it. Dropping the future closes
+    /// the connection.
+    ///
+    /// # Errors
+    /// When the connection ends first.
+    pub async fn accept(self) -> Result<QuicConnection, QuicError> {
+        let (send, recv) = self.connection.accept_bi().await.map_err(QuicError::lost)?;
+        Ok(QuicConnection::native(self.connection, send, recv, self.config.frame_limit))
+    }
+
+    /// Closes the connection with a code, without waiting.
+    pub fn close(self, code: CloseCode, reason: &str) {
+        self.connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
+    }
+}
+
+async fn handshake(incoming: quinn::Incoming, config: Arc<QuicConfig>) -> Result<Pending, QuicError> {
+    let connection = incoming.accept().map_err(QuicError::lost)?.await.map_err(QuicError::lost)?;
+    let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
+    match &alpn[..] {
+        ALPN_NATIVE => Ok(Pending::Quic(QuicPending { connection, config })),
+        ALPN_WEBTRANSPORT => {
+            WebTransportPending::read(connection, config.frame_limit).await.map(Pending::WebTransport)
+        }
+        other => {
+            let code = CloseCode::Unsupported.number();
+            connection.close(VarInt::from_u32(code), b"unknown ALPN");
+            Err(QuicError::UnknownAlpn(String::from_utf8_lossy(other).into_owned()))
+        }
+    }
+}
+
+fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
+    let idle = IdleTimeout::try_from(config.idle_timeout)
+        .map_err(|_| QuicError::Tls(format!("an idle timeout of {:?}", config.idle_timeout)))?;
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(config.ack_threshold));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(idle))
+        .stream_receive_window(VarInt::from_u32(config.stream_window))
+        .receive_window(VarInt::from_u32(config.connection_window))
+        .send_window(u64::from(config.send_window))
+        .max_concurrent_uni_streams(VarInt::from_u32(config.client_uni_streams))
+        .max_concurrent_bidi_streams(VarInt::from_u32(config.client_bidi_streams))
+        .datagram_receive_buffer_size(Some(config.datagram_buffer as usize))
+        .datagram_send_buffer_size(config.datagram_buffer as usize)
+        .ack_frequency_config(Some(acks))
+        // Probes cost 1.7 KB a connection and a third of the CPU of connecting; our datagrams are small.
+        .mtu_discovery_config(None);
+    Ok(transport)
+}
