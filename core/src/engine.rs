@@ -40,13 +40,7 @@ pub struct Claim {
 
 impl Claim {
     /// For engines: a claim on a log that holds `first` to `tail` (`first` is `tail + 1` where it holds nothing).
-    pub fn new(
-        partition: PartitionId,
-        term: u64,
-        epoch: u64,
-        first: LogPosition,
-        tail: LogPosition,
-    ) -> Self {
+    pub fn new(partition: PartitionId, term: u64, epoch: u64, first: LogPosition, tail: LogPosition) -> Self {
         Self { partition, term, epoch, first, tail }
     }
 

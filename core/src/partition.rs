@@ -273,12 +273,14 @@ impl Driver {
     async fn send_outputs(&mut self) {
         let mut outputs = std::mem::take(&mut self.outputs);
         self.partition.table.drain_outputs(&mut outputs);
-        for (link, frame) in outputs.drain(..) {
-            if link == LinkId::NODE {
+        // The backend's answers never wait for a link.
+        if !self.requests.is_empty() {
+            for (_, frame) in outputs.extract_if(.., |(link, _)| *link == LinkId::NODE) {
                 self.answer(frame);
-            } else {
-                self.send(link, frame).await;
             }
+        }
+        for (link, frame) in outputs.drain(..) {
+            self.send(link, frame).await;
         }
         self.outputs = outputs;
     }

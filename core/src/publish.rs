@@ -1,20 +1,20 @@
 //! The backend API: `POST /v1/publish` and `GET /v1/channels/{channel}/history`, for the app's own server.
 
+mod answer;
 mod request;
 
-use std::fmt::Display;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
-use serde::Serialize;
-use tidegate_protocol::frame::{self, ErrorCode, ErrorReply};
-use tidegate_protocol::link::{LinkError, Recovery};
+use tidegate_protocol::frame::ErrorCode;
+use tidegate_protocol::link::Recovery;
 
 use crate::node::CoreNode;
+use answer::{ApiError, BatchAnswer, HistoryAnswer, PublishAnswer, json};
 use request::{HistoryQuery, Publishes, parse_history, parse_publishes};
 
 /// Who may use the backend API.
@@ -117,8 +117,8 @@ impl BackendApi {
         let body = self.read(body).await?;
         match parse_publishes(&self.config, headers, &body)? {
             Publishes::One(publish) => {
-                let position = self.node.publish(*publish).await?.map(frame::Position::from);
-                Ok(json(StatusCode::OK, &PublishAnswer { position, error: None }))
+                let position = self.node.publish(*publish).await?;
+                Ok(json(StatusCode::OK, &PublishAnswer::from(Ok(position))))
             }
             Publishes::Batch(items) => {
                 // What is malformed gets its error; everything else goes out at once, in order.
@@ -160,7 +160,8 @@ impl BackendApi {
             return Err(ApiError::new(ErrorCode::Unauthorized, message));
         };
         // Every key is compared to its end, so that the time says nothing of which one was nearly right.
-        let known = keys.iter().fold(false, |known, key| known | equal_in_constant_time(key.as_bytes(), given));
+        let known =
+            keys.iter().fold(false, |known, key| known | equal_in_constant_time(key.as_bytes(), given));
         if known { Ok(()) } else { Err(ApiError::new(ErrorCode::Unauthorized, "unknown API key")) }
     }
 
@@ -183,15 +184,7 @@ impl BackendApi {
             Ok(Err(error)) => {
                 Err(ApiError::new(ErrorCode::BadRequest, format!("the body could not be read: {error}")))
             }
-            Err(_) => Err(ApiError {
-                status: StatusCode::REQUEST_TIMEOUT,
-                allow: None,
-                reply: ErrorReply {
-                    code: u32::from(StatusCode::REQUEST_TIMEOUT.as_u16()),
-                    message: "the body did not arrive in time".to_owned(),
-                    retry: true,
-                },
-            }),
+            Err(_) => Err(ApiError::body_timeout()),
         }
     }
 }
@@ -220,100 +213,6 @@ impl<'a> Route<'a> {
             Self::History { .. } => &Method::GET,
         }
     }
-}
-
-/// An answer that is an error.
-#[derive(Debug)]
-struct ApiError {
-    status: StatusCode,
-    allow: Option<&'static str>,
-    reply: ErrorReply,
-}
-
-impl ApiError {
-    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        // Codes that HTTP has, by their definition.
-        let status = u16::try_from(code.number()).ok().and_then(|number| StatusCode::from_u16(number).ok());
-        Self {
-            status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-            allow: None,
-            reply: code.reply(message),
-        }
-    }
-
-    fn bad_request(message: impl Display) -> Self {
-        Self::new(ErrorCode::BadRequest, message.to_string())
-    }
-
-    fn method_not_allowed(method: &Method, allowed: &'static Method) -> Self {
-        let status = StatusCode::METHOD_NOT_ALLOWED;
-        let message = format!("{method} is not allowed here, {allowed} is");
-        let reply = ErrorReply { code: u32::from(status.as_u16()), message, retry: false };
-        Self { status, allow: Some(allowed.as_str()), reply }
-    }
-
-    fn response(self) -> Response<Full<Bytes>> {
-        let mut response = json(self.status, &ErrorAnswer { error: &self.reply });
-        if let Some(allow) = self.allow {
-            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
-        }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        if self.status == StatusCode::UNAUTHORIZED {
-            let scheme = HeaderValue::from_static("Bearer");
-            response.headers_mut().insert(http::header::WWW_AUTHENTICATE, scheme);
-        }
-        response
-    }
-}
-
-impl From<LinkError> for ApiError {
-    fn from(error: LinkError) -> Self {
-        Self::new(error.code, error.message)
-    }
-}
-
-#[derive(Serialize)]
-struct ErrorAnswer<'a> {
-    error: &'a ErrorReply,
-}
-
-#[derive(Serialize)]
-struct PublishAnswer {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    position: Option<frame::Position>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<ErrorReply>,
-}
-
-impl From<Result<Option<tidegate_protocol::Position>, ApiError>> for PublishAnswer {
-    fn from(result: Result<Option<tidegate_protocol::Position>, ApiError>) -> Self {
-        match result {
-            Ok(position) => Self { position: position.map(frame::Position::from), error: None },
-            Err(error) => Self { position: None, error: Some(error.reply) },
-        }
-    }
-}
-
-#[derive(Serialize)]
-struct BatchAnswer {
-    results: Vec<PublishAnswer>,
-}
-
-#[derive(Serialize)]
-struct HistoryAnswer {
-    position: frame::Position,
-    recovered: bool,
-    publications: Vec<frame::Publication>,
-}
-
-fn json(status: StatusCode, answer: &impl Serialize) -> Response<Full<Bytes>> {
-    let body = serde_json::to_vec(answer).expect("answers serialize: payloads hold checked JSON");
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {

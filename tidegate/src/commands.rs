@@ -33,7 +33,7 @@ enum Command {
     Serve(serve::Serve),
     Publish(publish::Publish),
     Subscribe(subscribe::Subscribe),
-    Token(token::Token),
+    Token(Box<token::Token>),
     Config(config::Config),
 }
 

@@ -23,7 +23,7 @@ use tidegate_edge::config::Limits as EdgeLimits;
 use tidegate_protocol::namespace::{Access, Namespace};
 
 pub(crate) use self::check::check;
-pub(crate) use self::layers::{Layers, Loaded};
+pub(crate) use self::layers::{ENVIRONMENT_PREFIX, Layers, Loaded};
 pub(crate) use self::problem::{Origin, Problem, Problems};
 pub(crate) use self::render::{default_file, explain};
 
@@ -124,6 +124,8 @@ pub(crate) struct Api {
     pub(crate) keys: Vec<Secret>,
     pub(crate) key_files: Vec<PathBuf>,
     pub(crate) body: usize,
+    pub(crate) body_timeout: Duration,
+    pub(crate) batch: usize,
     pub(crate) connections: usize,
 }
 
@@ -180,7 +182,14 @@ impl Settings {
                 jwks_files: Vec::new(),
                 keys: Vec::new(),
             },
-            api: Api { keys: Vec::new(), key_files: Vec::new(), body: 4 << 20, connections: 1024 },
+            api: Api {
+                keys: Vec::new(),
+                key_files: Vec::new(),
+                body: 4 << 20,
+                body_timeout: Duration::from_secs(10),
+                batch: 1000,
+                connections: 1024,
+            },
             namespaces: Namespaces {
                 refuse_unknown: false,
                 default: Namespace::default(),

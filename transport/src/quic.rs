@@ -72,9 +72,9 @@ impl Default for QuicConfig {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuicError {
-    /// The TLS settings are of no use for QUIC.
-    #[error("TLS settings not fit for QUIC: {0}")]
-    Tls(String),
+    /// TLS settings or limits that QUIC cannot work with.
+    #[error("settings not fit for QUIC: {0}")]
+    Settings(String),
     /// The socket cannot be used.
     #[error("cannot use the UDP socket: {0}")]
     Socket(#[from] std::io::Error),

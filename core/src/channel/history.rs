@@ -67,7 +67,10 @@ impl History {
     /// Drops what is older than the bounds allow. Where the wall clock was set back, records wait for it.
     pub(crate) fn expire(&mut self, unix_ms: u64, bounds: &HistoryBounds) {
         let age = bounds.age.as_millis();
-        while self.records.front().is_some_and(|record| u128::from(unix_ms.saturating_sub(record.time_ms)) >= age)
+        while self
+            .records
+            .front()
+            .is_some_and(|record| u128::from(unix_ms.saturating_sub(record.time_ms)) >= age)
         {
             self.drop_oldest();
         }

@@ -31,7 +31,10 @@ impl Keys {
 
     /// Forgets what is as old as `age`.
     pub(crate) fn expire(&mut self, unix_ms: u64, age: Duration) {
-        while self.by_age.front().is_some_and(|(at, _)| u128::from(unix_ms.saturating_sub(*at)) >= age.as_millis())
+        while self
+            .by_age
+            .front()
+            .is_some_and(|(at, _)| u128::from(unix_ms.saturating_sub(*at)) >= age.as_millis())
         {
             self.drop_oldest();
         }

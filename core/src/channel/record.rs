@@ -113,8 +113,7 @@ impl TryFrom<LogRecord> for Replayed {
     type Error = LogFrameError;
 
     fn try_from(logged: LogRecord) -> Result<Self, LogFrameError> {
-        let payload =
-            Payload::from_fields(logged.json, logged.binary).ok_or(LogFrameError::Incomplete)?;
+        let payload = Payload::from_fields(logged.json, logged.binary).ok_or(LogFrameError::Incomplete)?;
         if logged.offset == 0 {
             return Err(LogFrameError::Incomplete);
         }
@@ -173,10 +172,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn replayed() -> impl Strategy<Value = Replayed> {
-        let payload = (any::<bool>(), prop::collection::vec(any::<u8>(), 0..300)).prop_map(|(json, bytes)| {
-            let bytes = Bytes::from(bytes);
-            if json { Payload::Json(bytes) } else { Payload::Binary(bytes) }
-        });
+        let payload =
+            (any::<bool>(), prop::collection::vec(any::<u8>(), 0..300)).prop_map(|(json, bytes)| {
+                let bytes = Bytes::from(bytes);
+                if json { Payload::Json(bytes) } else { Payload::Binary(bytes) }
+            });
         (
             "[a-z:]{1,20}",
             any::<u64>(),
@@ -229,7 +229,12 @@ mod tests {
             bytes.extend(LogFrame { records: vec![record] }.encode_to_vec());
             Bytes::from(bytes)
         };
-        let whole = LogRecord { channel: "a".into(), offset: 1, json: Some(Bytes::from_static(b"1")), ..Default::default() };
+        let whole = LogRecord {
+            channel: "a".into(),
+            offset: 1,
+            json: Some(Bytes::from_static(b"1")),
+            ..Default::default()
+        };
         assert!(read(&frame(whole.clone())).is_ok());
         let unnumbered = LogRecord { offset: 0, ..whole.clone() };
         assert!(matches!(read(&frame(unnumbered)), Err(LogFrameError::Incomplete)));

@@ -12,9 +12,9 @@ use bytes::{Bytes, BytesMut};
 use indexmap::IndexMap;
 use tidegate_protocol::frame::shared::SharedFrame;
 use tidegate_protocol::frame::{Ephemeral, ErrorCode, ServerBody};
-use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Publish};
+use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Publish, Recovery};
 use tidegate_protocol::namespace::Namespaces;
-use tidegate_protocol::{ChannelName, Offset};
+use tidegate_protocol::{ChannelName, Offset, Position};
 
 use super::history::Record;
 use super::record::{self, LogFrameError, Logged};
@@ -116,19 +116,7 @@ impl ChannelTable {
                 }
             }
             EdgeFrame::Subscribe { request, channel, position } => {
-                let result = self.open(unix_ms, &channel).map(|(index, rules)| {
-                    let (name, channel) = self.channels.get_index_mut(index).expect("just opened");
-                    if channel.add_interest(link) {
-                        self.interest += 1;
-                    }
-                    let recovery = channel.recover(name, self.epoch, rules.conflate, position.as_ref());
-                    match (position.is_some(), recovery.recovered) {
-                        (true, true) => self.stats.recovered += 1,
-                        (true, false) => self.stats.gaps += 1,
-                        (false, _) => {}
-                    }
-                    recovery
-                });
+                let result = self.subscribe(unix_ms, link, &channel, position.as_ref());
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
             EdgeFrame::Unsubscribe { channel } => {
@@ -140,10 +128,7 @@ impl ChannelTable {
                 }
             }
             EdgeFrame::History { request, channel, since, limit } => {
-                let result = self.open(unix_ms, &channel).map(|(index, rules)| {
-                    let (name, channel) = self.channels.get_index(index).expect("just opened");
-                    channel.read(name, self.epoch, rules.conflate, since.as_ref(), limit)
-                });
+                let result = self.history(unix_ms, &channel, since.as_ref(), limit);
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
         }
@@ -251,9 +236,7 @@ impl ChannelTable {
         if publish.ephemeral {
             return self.publish_ephemeral(unix_ms, link, request, publish);
         }
-        let Some(rules) = Rules::of(&self.namespaces, &publish.channel) else {
-            return Err(unknown_namespace(&publish.channel));
-        };
+        let rules = self.rules(&publish.channel)?;
         if rules.ephemeral_only {
             let message = format!(
                 "namespace {:?} takes ephemeral publishes only: set ephemeral",
@@ -261,7 +244,7 @@ impl ChannelTable {
             );
             return Err(LinkError { code: ErrorCode::BadRequest, message });
         }
-        let (index, _) = self.open(unix_ms, &publish.channel)?;
+        let index = self.open(unix_ms, &publish.channel, &rules)?;
         let (name, channel) = self.channels.get_index_mut(index).expect("just opened");
         let key = publish.key.as_deref();
         if let Some(offset) = key.and_then(|key| channel.find_key(key)) {
@@ -272,24 +255,22 @@ impl ChannelTable {
         }
 
         let record = Record::new(&publish.payload, publish.user, unix_ms);
-        // A second handle, not a second payload: history may drop its own at once.
-        let stored = record.clone();
-        let before = channel.history.bytes();
-        let offset = channel.store(record, key, &rules, &self.limits);
-        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        let offset = channel.sequencer.assign();
         let birth = channel.sequencer.birth();
-        let logged = Logged { channel: name, birth, offset, record: &stored, key };
-        record::write(&mut self.log_frame, &logged);
+        record::write(&mut self.log_frame, &Logged { channel: name, birth, offset, record: &record, key });
         self.stats.durable += 1;
 
         let position = channel.position(self.epoch, offset);
         self.outputs.push((link, CoreFrame::Published { request, result: Ok(Some(position)) }));
         if !channel.interest.is_empty() {
-            let body = ServerBody::Publication(stored.publication(name, offset));
+            let body = ServerBody::Publication(record.publication(name, offset));
             let delivery =
                 Delivery { channel: name.clone(), offset, frame: Arc::new(SharedFrame::new(body)) };
             fan_out(&mut self.outputs, &channel.interest, &delivery, CoreFrame::Publication);
         }
+        let before = channel.history.bytes();
+        channel.keep(record, key, &rules, &self.limits);
+        self.history_bytes = self.history_bytes - before + channel.history.bytes();
         Ok(())
     }
 
@@ -300,9 +281,7 @@ impl ChannelTable {
         request: u64,
         publish: Publish,
     ) -> Result<(), LinkError> {
-        if self.namespaces.rules(&publish.channel).is_none() {
-            return Err(unknown_namespace(&publish.channel));
-        }
+        self.rules(&publish.channel)?;
         self.stats.ephemeral += 1;
         self.outputs.push((link, CoreFrame::Published { request, result: Ok(None) }));
         let Some((name, channel)) = self.channels.get_key_value(&publish.channel) else { return Ok(()) };
@@ -322,9 +301,50 @@ impl ChannelTable {
         Ok(())
     }
 
-    /// The channel by that name, begun if need be and with its expired history gone, and its rules.
-    fn open(&mut self, unix_ms: u64, name: &ChannelName) -> Result<(usize, Rules), LinkError> {
-        let Some(rules) = Rules::of(&self.namespaces, name) else { return Err(unknown_namespace(name)) };
+    fn subscribe(
+        &mut self,
+        unix_ms: u64,
+        link: LinkId,
+        name: &ChannelName,
+        position: Option<&Position>,
+    ) -> Result<Recovery, LinkError> {
+        let rules = self.rules(name)?;
+        let index = self.open(unix_ms, name, &rules)?;
+        let channel = &mut self.channels[index];
+        if channel.add_interest(link) {
+            self.interest += 1;
+        }
+        let recovery = channel.recover(name, self.epoch, rules.conflate, position);
+        match (position.is_some(), recovery.recovered) {
+            (true, true) => self.stats.recovered += 1,
+            (true, false) => self.stats.gaps += 1,
+            (false, _) => {}
+        }
+        Ok(recovery)
+    }
+
+    /// A reader also begins a channel: the position that it is told must hold until it asks again.
+    fn history(
+        &mut self,
+        unix_ms: u64,
+        name: &ChannelName,
+        since: Option<&Position>,
+        limit: u32,
+    ) -> Result<Recovery, LinkError> {
+        let rules = self.rules(name)?;
+        let index = self.open(unix_ms, name, &rules)?;
+        Ok(self.channels[index].read(name, self.epoch, rules.conflate, since, limit))
+    }
+
+    fn rules(&self, name: &ChannelName) -> Result<Rules, LinkError> {
+        Rules::of(&self.namespaces, name).ok_or_else(|| LinkError {
+            code: ErrorCode::NotFound,
+            message: format!("there is no namespace {:?}", name.namespace()),
+        })
+    }
+
+    /// The channel by that name, begun if need be, with its expired history gone.
+    fn open(&mut self, unix_ms: u64, name: &ChannelName, rules: &Rules) -> Result<usize, LinkError> {
         let index = match self.channels.get_index_of(name) {
             Some(index) => index,
             None if self.channels.len() >= self.limits.max_channels => {
@@ -335,10 +355,10 @@ impl ChannelTable {
         };
         let channel = &mut self.channels[index];
         let before = channel.history.bytes();
-        channel.expire(unix_ms, &rules, &self.limits);
+        channel.expire(unix_ms, rules, &self.limits);
         channel.touched_ms = unix_ms;
         self.history_bytes = self.history_bytes - before + channel.history.bytes();
-        Ok((index, rules))
+        Ok(index)
     }
 
     fn visit(&mut self, unix_ms: u64, index: usize) {
@@ -367,11 +387,6 @@ fn fan_out(
     frame: fn(Delivery) -> CoreFrame,
 ) {
     outputs.extend(links.iter().map(|link| (*link, frame(delivery.clone()))));
-}
-
-fn unknown_namespace(channel: &ChannelName) -> LinkError {
-    let message = format!("there is no namespace {:?}", channel.namespace());
-    LinkError { code: ErrorCode::NotFound, message }
 }
 
 /// What a request is told whose log frame was neither stored nor refused for certain.

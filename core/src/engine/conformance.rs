@@ -79,10 +79,7 @@ async fn oversized_frames_are_refused(engine: &dyn Engine, partition: PartitionI
 async fn unknown_partitions_are_refused(engine: &dyn Engine) {
     let refused = engine.claim(PartitionId(4)).await;
     assert!(matches!(refused, Err(ClaimError::UnknownPartition(4))), "{refused:?}");
-    assert_eq!(
-        engine.replay(PartitionId(4), LogPosition(1)).await,
-        Err(ReplayError::UnknownPartition(4))
-    );
+    assert_eq!(engine.replay(PartitionId(4), LogPosition(1)).await, Err(ReplayError::UnknownPartition(4)));
 }
 
 async fn truncation_is_told(engine: &dyn Engine, partition: PartitionId, retained: usize) {

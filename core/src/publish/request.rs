@@ -9,7 +9,8 @@ use tidegate_protocol::frame::{self, ErrorCode, Payload};
 use tidegate_protocol::link::Publish;
 use tidegate_protocol::{ChannelName, Epoch, Offset, Position};
 
-use super::{ApiError, BackendConfig};
+use super::BackendConfig;
+use super::answer::ApiError;
 
 /// The body of a publish request.
 #[derive(Debug)]
@@ -54,7 +55,8 @@ pub(super) fn parse_publishes(
         return Err(ApiError::bad_request("give channel or publications, not both"));
     }
     if publications.len() > config.max_batch {
-        let message = format!("{} publications are over the limit of {}", publications.len(), config.max_batch);
+        let message =
+            format!("{} publications are over the limit of {}", publications.len(), config.max_batch);
         return Err(ApiError::new(ErrorCode::TooLarge, message));
     }
     let parse = |(index, raw): (usize, &RawValue)| {

@@ -164,7 +164,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawFrames<'a> {
 }
 
 /// The answer to a poll.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PollResponse {
     /// 200, or by the close code.
     pub status: StatusCode,
@@ -187,6 +187,13 @@ impl PollResponse {
     /// As an HTTP response that no cache keeps.
     pub fn into_http(self) -> Response<Bytes> {
         json_response(self.status, self.body)
+    }
+}
+
+impl fmt::Debug for PollResponse {
+    /// Without the body: it holds the session's secret and payloads.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PollResponse({}, {} bytes)", self.status, self.body.len())
     }
 }
 
@@ -245,7 +252,7 @@ mod tests {
         let first = parse(r#"{"frames":[{"id":1,"connect":{}}]}"#).expect("valid");
         assert_eq!((first.session, first.ack, first.frames.len(), first.wait), (None, 0, 1, DEFAULT_WAIT));
 
-        let id = "0123456789abcdef0123456789abcdef";
+        let id = "0123456789abcdef0123456789fedcba";
         let later =
             parse(&format!(r#" {{"session":"{id}","ack":7,"wait_ms":3,"more":[1]}} "#)).expect("valid");
         assert_eq!(later.session.map(|session| session.to_string()).as_deref(), Some(id));

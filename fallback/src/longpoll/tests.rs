@@ -129,13 +129,13 @@ async fn a_newer_poll_makes_the_older_return() {
 
 #[tokio::test]
 async fn a_session_that_is_not_polled_expires() {
-    let limits = LongPollLimits { expiry: Duration::from_millis(40), ..LIMITS };
+    let limits = LongPollLimits { expiry: Duration::from_millis(400), ..LIMITS };
     let (mut connection, handle) = open(limits);
     // While a poll waits, for longer than that, it does not.
     select! {
         biased;
         result = recv(&mut connection) => panic!("{result:?}"),
-        answer = handle.poll(request(0, vec![], 150)) => assert_eq!(read(&answer), (200, 0, vec![])),
+        answer = handle.poll(request(0, vec![], 1_000)) => assert_eq!(read(&answer), (200, 0, vec![])),
     }
     // A poll that was given up counts until then.
     let given_up = Box::pin(handle.poll(request(0, vec![], 60_000)));

@@ -53,7 +53,6 @@ pub(super) enum Kind {
 }
 
 /// Cuts bytes into messages.
-#[derive(Debug)]
 pub(super) struct Reader {
     kind: Kind,
     limit: usize,

@@ -130,6 +130,9 @@ impl Check<'_> {
                 format!("a key in [api] has fewer than {MIN_API_KEY_BYTES} characters: make one with `openssl rand -base64 24`"),
             );
         }
+        if keys.iter().any(|key| !key.expose().iter().all(u8::is_ascii_graphic)) {
+            self.report("api.keys", "a key in [api] has characters other than ASCII letters, digits and signs: HTTP cannot carry them");
+        }
         if let Some(address) = settings.listen.api
             && keys.is_empty()
             && !address.ip().is_loopback()
@@ -172,6 +175,9 @@ impl Check<'_> {
                     format!("`{path}` ({value} bytes) must be at least {minimum} bytes, to go with `{than}`: raise the one or lower the other"),
                 );
             }
+        }
+        if settings.api.batch > settings.core.backend_in_flight {
+            self.report("api.batch", "`api.batch` can be at most `core.backend_in_flight`");
         }
         if limits.pong >= limits.ping {
             self.report("limits.pong", "`limits.pong` must be shorter than `limits.ping`");

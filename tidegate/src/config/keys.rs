@@ -21,9 +21,12 @@ pub(super) struct Key<S> {
     pub(super) secret: bool,
     /// A value for the default file where the default is "not set".
     pub(super) example: &'static str,
-    read: Box<dyn Fn(&mut S, &Node, &Path) -> bool>,
-    show: Box<dyn Fn(&S) -> Option<String>>,
+    read: Read<S>,
+    show: Show<S>,
 }
+
+type Read<S> = Box<dyn Fn(&mut S, &Node, &Path) -> bool>;
+type Show<S> = Box<dyn Fn(&S) -> Option<String>>;
 
 impl<S: Clone + 'static> Key<S> {
     fn new<T>(
@@ -118,6 +121,10 @@ fn access() -> Vec<Key<Settings>> {
             "The same, one key in each file."),
         Key::new("api.body", &SIZE, |s| &mut s.api.body, "",
             "The largest request body."),
+        Key::new("api.body_timeout", &DURATION, |s| &mut s.api.body_timeout, "",
+            "For a request body to arrive."),
+        Key::new("api.batch", &COUNT, |s| &mut s.api.batch, "",
+            "Publications in one request."),
         Key::new("api.connections", &COUNT, |s| &mut s.api.connections, "",
             "Connections at once; further ones wait to be accepted."),
     ]

@@ -180,15 +180,13 @@ impl Reader {
             } else if prefix.strip_prefix("namespaces.").is_some() {
                 self.refuse_unknown(origin, prefix, name, keys::namespace().iter().map(|key| key.name));
             } else {
-                let (known, all) = (sections(), keys::settings());
                 // A misspelt section: the whole path may be near to a real one.
-                let near = nearest(path, all.iter().map(|key| key.name)).map(str::to_owned);
-                match near {
+                match nearest(path, keys::settings().iter().map(|key| key.name)) {
                     Some(near) => {
                         let text = format!("unknown key `{path}`; did you mean `{near}`?");
                         self.problems.push(Problem::new(origin, text));
                     }
-                    None => self.refuse_unknown(origin, "", prefix, known.iter().map(String::as_str)),
+                    None => self.refuse_unknown(origin, "", prefix, SECTIONS),
                 }
             }
         }
@@ -340,21 +338,7 @@ fn is_key(path: &str) -> bool {
 }
 
 fn is_section(path: &str) -> bool {
-    sections().iter().any(|section| section == path)
-}
-
-/// Names of sections with fixed keys.
-pub(super) fn sections() -> Vec<String> {
-    let mut sections: Vec<String> = Vec::new();
-    let lists = [CERTIFICATES, AUTH_KEYS];
-    for path in keys::settings().iter().map(|key| key.name).chain(lists) {
-        if let Some((section, _)) = path.split_once('.')
-            && !sections.iter().any(|known| known == section)
-        {
-            sections.push(section.to_owned());
-        }
-    }
-    sections
+    SECTIONS.contains(&path)
 }
 
 /// What may stand directly in a section, or at the top level.
@@ -388,6 +372,8 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
         .map(|(_, candidate)| candidate)
 }
 
+/// Sections with fixed keys, in the order of the default file.
+pub(super) const SECTIONS: [&str; 8] = ["node", "listen", "tls", "auth", "api", "limits", "core", "log"];
 pub(super) const NAMESPACES: &str = "namespaces";
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
 pub(super) const CERTIFICATES: &str = "tls.certificates";

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::keys::{self, Key};
 use super::kind::quoted;
-use super::layers::{AUTH_KEYS, CERTIFICATES, DEFAULT_NAMESPACE, Loaded, NAMESPACES, nearest, sections};
+use super::layers::{AUTH_KEYS, CERTIFICATES, DEFAULT_NAMESPACE, Loaded, NAMESPACES, SECTIONS, nearest};
 use super::{Mode, Origin, Settings};
 
 /// A file that says what holds without it, each key with its text.
@@ -15,11 +15,11 @@ pub(crate) fn default_file(mode: Mode) -> String {
     for key in keys.iter().filter(|key| !key.name.contains('.')) {
         write_key(&mut out, key, key.name, &defaults);
     }
-    for section in sections() {
+    for section in SECTIONS {
         let _ = write!(out, "\n[{section}]");
         let mut any = false;
         for key in &keys {
-            if let Some(name) = key.name.strip_prefix(&section).and_then(|rest| rest.strip_prefix('.')) {
+            if let Some(name) = key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
                 write_key(&mut out, key, name, &defaults);
                 any = true;
             }
@@ -27,7 +27,7 @@ pub(crate) fn default_file(mode: Mode) -> String {
         if !any {
             out.push('\n');
         }
-        match section.as_str() {
+        match section {
             "tls" => write_list(&mut out, CERTIFICATES, keys::CERTIFICATES_DOC, &keys::certificate()),
             "auth" => write_list(&mut out, AUTH_KEYS, keys::AUTH_KEYS_DOC, &keys::auth_key()),
             _ => {}

@@ -1,9 +1,7 @@
 //! The listener of the backend API: bounds, probes and metrics. What the API does is the core's.
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::net::{SocketAddr, TcpListener as StdListener};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -17,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
+use tidegate_core::BackendApi;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -24,10 +23,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use crate::config::Settings;
-
-/// Answers what is neither probe nor metrics.
-pub(super) type Backend =
-    Arc<dyn Fn(Request<Incoming>) -> Pin<Box<dyn Future<Output = Response<Full<Bytes>>> + Send>> + Send + Sync>;
 
 /// Whether `GET /readyz` says yes.
 #[derive(Debug, Default)]
@@ -85,7 +80,7 @@ impl Api {
         self.address
     }
 
-    pub(super) fn serve(self, backend: Backend, registry: Registry) -> ServingApi {
+    pub(super) fn serve(self, backend: BackendApi, registry: Registry) -> ServingApi {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
         let state = Arc::new(State { backend, registry, readiness: self.readiness });
@@ -112,7 +107,7 @@ impl ServingApi {
 }
 
 struct State {
-    backend: Backend,
+    backend: BackendApi,
     registry: Registry,
     readiness: Arc<Readiness>,
 }
@@ -187,7 +182,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/healthz" | "/readyz" | "/metrics" => {
             text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned())
         }
-        _ => (state.backend)(request).await,
+        _ => state.backend.handle(request).await,
     }
 }
 

@@ -43,7 +43,8 @@ impl QuicServer {
         steering: Steering,
         config: QuicConfig,
     ) -> Result<Self, QuicError> {
-        let crypto = QuicServerConfig::try_from(tls).map_err(|error| QuicError::Tls(error.to_string()))?;
+        let crypto =
+            QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
         let mut server = ServerConfig::with_crypto(Arc::new(crypto));
         server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
         // No address-validation tokens for later connections: each costs memory and a frame.
@@ -96,7 +97,7 @@ impl QuicEndpoint {
         self.endpoint.open_connections()
     }
 
-    /// Refuses whoever comes from now on; connections live on.
+    /// Answers nobody new from now on; connections live on. Where clients should learn at once: [`Incoming::refuse`].
     pub fn stop_accepting(&self) {
         self.endpoint.set_server_config(None);
     }
@@ -227,7 +228,7 @@ async fn handshake(incoming: quinn::Incoming, config: Arc<QuicConfig>) -> Result
 
 fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     let idle = IdleTimeout::try_from(config.idle_timeout)
-        .map_err(|_| QuicError::Tls(format!("an idle timeout of {:?}", config.idle_timeout)))?;
+        .map_err(|_| QuicError::Settings(format!("an idle timeout of {:?}", config.idle_timeout)))?;
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(config.ack_threshold));
     let mut transport = TransportConfig::default();

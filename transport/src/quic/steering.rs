@@ -9,8 +9,6 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use nix::libc::{sock_filter, sock_fprog};
-use nix::sys::socket::{setsockopt, sockopt};
 use quinn::ConnectionIdGenerator;
 use quinn_proto::{ConnectionId, InvalidCid};
 use rand::Rng;
@@ -111,24 +109,27 @@ impl Steering {
 
     /// The classic BPF program. Its data begin at the UDP payload: a long header has flags, version, length of the
     /// id, id (RFC 9000 §17.2); a short one flags, id (§17.3).
-    fn program(self) -> [sock_filter; 8] {
+    fn program(self) -> [Instruction; 8] {
         let worker = if self.workers.is_power_of_two() {
-            instruction(BPF_AND_K, 0, 0, u32::from(self.workers - 1))
+            (BPF_AND_K, 0, 0, u32::from(self.workers - 1))
         } else {
-            instruction(BPF_MOD_K, 0, 0, u32::from(self.workers))
+            (BPF_MOD_K, 0, 0, u32::from(self.workers))
         };
         [
-            instruction(BPF_LOAD_BYTE, 0, 0, 0),
-            instruction(BPF_JUMP_IF_SET, 2, 0, LONG_HEADER),
-            instruction(BPF_LOAD_BYTE, 0, 0, 1),
-            instruction(BPF_JUMP, 0, 0, 1),
-            instruction(BPF_LOAD_BYTE, 0, 0, 6),
-            instruction(BPF_XOR_K, 0, 0, u32::from(self.key)),
+            (BPF_LOAD_BYTE, 0, 0, 0),
+            (BPF_JUMP_IF_SET, 2, 0, LONG_HEADER),
+            (BPF_LOAD_BYTE, 0, 0, 1),
+            (BPF_JUMP, 0, 0, 1),
+            (BPF_LOAD_BYTE, 0, 0, 6),
+            (BPF_XOR_K, 0, 0, u32::from(self.key)),
             worker,
-            instruction(BPF_RETURN_A, 0, 0, 0),
+            (BPF_RETURN_A, 0, 0, 0),
         ]
     }
 }
+
+/// `code, jt, jf, k` of a classic BPF instruction.
+type Instruction = (u16, u8, u8, u32);
 
 /// Binds `address` once per worker. Port 0: the first takes a free port, the others the same.
 ///
@@ -223,15 +224,21 @@ fn granted_address(socket: &Socket) -> io::Result<SocketAddr> {
     socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no IP address"))
 }
 
+#[cfg(target_os = "linux")]
 fn attach(socket: &Socket, steering: Steering) -> io::Result<()> {
-    let mut program = steering.program();
+    use nix::libc::{sock_filter, sock_fprog};
+    use nix::sys::socket::{setsockopt, sockopt};
+
+    let mut program = steering.program().map(|(code, jt, jf, k)| sock_filter { code, jt, jf, k });
     // The kernel copies the program during the call.
     let program = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
     Ok(setsockopt(socket, sockopt::AttachReusePortCbpf, &program)?)
 }
 
-const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> sock_filter {
-    sock_filter { code, jt, jf, k }
+#[cfg(not(target_os = "linux"))]
+fn attach(_socket: &Socket, steering: Steering) -> io::Result<()> {
+    let _program = steering.program();
+    Err(io::Error::new(io::ErrorKind::Unsupported, "only Linux steers datagrams by their content"))
 }
 
 const ID_BYTES: usize = 8;

@@ -1,10 +1,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::{Payload, Publication};
-use tidegate_protocol::link::Recovery;
 use tidegate_protocol::namespace::{HistoryBounds, Namespace};
-use tidegate_protocol::{Epoch, Position};
 
 use super::*;
 
@@ -54,8 +53,10 @@ fn the_answer_to_a_subscribe_comes_before_later_publications_of_the_same_batch()
     core.feed(LINK, subscribe_frame("room:1", Some(Position::default())));
     core.feed(LinkId::NODE, publish_frame("room:1", "after", None));
     core.flush();
-    let seen: Vec<_> = core.outputs.iter().filter(|(link, _)| *link == LINK).map(|(_, frame)| frame).collect();
-    let [CoreFrame::Recovered { result: Ok(recovery), .. }, CoreFrame::Publication(delivery)] = &seen[..] else {
+    let seen: Vec<_> =
+        core.outputs.iter().filter(|(link, _)| *link == LINK).map(|(_, frame)| frame).collect();
+    let [CoreFrame::Recovered { result: Ok(recovery), .. }, CoreFrame::Publication(delivery)] = &seen[..]
+    else {
         panic!("{seen:?}");
     };
     assert!(recovery.recovered);
@@ -445,7 +446,12 @@ impl Core {
         self.ask(LinkId::NODE, publish_frame(channel, data, None))
     }
 
-    fn publish_with_key(&mut self, channel: &str, data: &str, key: &str) -> Result<Option<Position>, LinkError> {
+    fn publish_with_key(
+        &mut self,
+        channel: &str,
+        data: &str,
+        key: &str,
+    ) -> Result<Option<Position>, LinkError> {
         self.ask(LinkId::NODE, publish_frame(channel, data, Some(key)))
     }
 
@@ -485,7 +491,9 @@ impl Core {
         self.outputs
             .iter()
             .filter_map(|(link, frame)| match frame {
-                CoreFrame::Published { result: Ok(Some(position)), .. } if *link == to => Some(position.clone()),
+                CoreFrame::Published { result: Ok(Some(position)), .. } if *link == to => {
+                    Some(position.clone())
+                }
                 _ => None,
             })
             .collect()

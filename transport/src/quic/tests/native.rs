@@ -251,6 +251,24 @@ async fn a_lane_closed_with_something_left_over_still_delivers_it() {
 }
 
 #[tokio::test]
+async fn coming_and_going_without_reading_piles_up_little() {
+    let server = Server::start();
+    let mut transport = TransportConfig::default();
+    transport.receive_window(VarInt::from_u32(8 * 1024)).max_concurrent_uni_streams(VarInt::from_u32(1000));
+    let (mut connection, _client) = server.native(transport).await;
+    let bytes = encode_delimited(&publication(1, 1024));
+    let mut full = 0;
+    for number in 0..500 {
+        connection.open_lane(number, &channel("room:1"));
+        full += usize::from(connection.send(Lane::Subscription(number), &bytes).unwrap() == Sent::Full);
+        connection.close_lane(number);
+    }
+    // 8 KiB at the client, and one publication on each stream that still closes and on control.
+    assert!(full >= 450, "{full}");
+    assert!(connection.buffered() <= 34 * 1100, "{}", connection.buffered());
+}
+
+#[tokio::test]
 async fn a_lane_without_stream_credit_stays_on_control() {
     let server = Server::start();
     let mut transport = TransportConfig::default();

@@ -1,0 +1,331 @@
+//! Long poll: `POST /v1/poll`, one waiting request and, when there is something to send, a second one that takes its
+//! place (PROTOCOL §13).
+//!
+//! A request that fails is repeated as it was: if its answer was lost, the server sends the same batch again and leaves
+//! the frames alone. Where two requests cross with a batch in between, the server may have left the newer one's frames
+//! alone too; they are then sent again, and the session's keys and ids make a second arrival harmless.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{Method, Request as HttpRequest, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tidegate_protocol::frame::{ClientFrame, ServerFrame};
+use tokio::sync::mpsc;
+
+use crate::endpoint::Endpoint;
+
+use super::{Connection, Dial, Dialer, Ends, Inbound, Lost, Transport};
+
+pub(super) struct LongPoll;
+
+impl Dial for LongPoll {
+    async fn dial(dialer: &Dialer, endpoint: &Endpoint) -> Result<Connection, Lost> {
+        let pool = Pool::new(dialer.clone(), endpoint.clone());
+        // The first connection is made here: an address where nobody listens is no reason to begin a session.
+        let first = pool.dial().await?;
+        pool.give_back(first);
+        let (handle, ends) = dialer.queues(Transport::LongPoll, false);
+        let abort = ends.abort.clone();
+        dialer.tracker.spawn(async move {
+            abort.run_until_cancelled_owned(run(pool, ends)).await;
+        });
+        Ok(handle)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct PollRequest {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+    ack: u64,
+    frames: Vec<ClientFrame>,
+    wait_ms: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct PollAnswer {
+    session: Option<String>,
+    batch: u64,
+    frames: Vec<ServerFrame>,
+}
+
+/// A request on its way.
+struct Outstanding {
+    ack: u64,
+    frames: Vec<ClientFrame>,
+    /// While it was on its way, a batch after its `ack` arrived: an answer with that batch says nothing of its frames.
+    crossed: bool,
+    answer: Pin<Box<dyn Future<Output = Result<PollAnswer, Lost>> + Send>>,
+}
+
+/// The client's side of one long-poll session.
+struct Poller {
+    pool: Arc<Pool>,
+    session: Option<String>,
+    ack: u64,
+    /// To go with the next request, oldest first.
+    unsent: VecDeque<ClientFrame>,
+}
+
+impl Poller {
+    fn request(&mut self) -> Outstanding {
+        let count = self.unsent.len().min(MAX_FRAMES);
+        let frames: Vec<ClientFrame> = self.unsent.drain(..count).collect();
+        let body = PollRequest {
+            session: self.session.clone(),
+            ack: self.ack,
+            frames: frames.clone(),
+            wait_ms: WAIT.as_millis() as u64,
+        };
+        let pool = Arc::clone(&self.pool);
+        // Without a session a repeat would begin a second one.
+        let attempts = if self.session.is_some() { ATTEMPTS } else { 1 };
+        Outstanding {
+            ack: self.ack,
+            frames,
+            crossed: false,
+            answer: Box::pin(async move { pool.post(&body, attempts).await }),
+        }
+    }
+
+    /// Takes an answer; returns what is new in it. A repeat of a batch is not.
+    fn handle_answer(&mut self, of: Outstanding, answer: PollAnswer) -> Vec<ServerFrame> {
+        if of.crossed && answer.batch > of.ack {
+            self.unsend(of.frames);
+        }
+        if self.session.is_none() {
+            self.session = answer.session;
+        }
+        if answer.batch > self.ack {
+            self.ack = answer.batch;
+            answer.frames
+        } else {
+            Vec::new()
+        }
+    }
+
+    fn unsend(&mut self, frames: Vec<ClientFrame>) {
+        for frame in frames.into_iter().rev() {
+            self.unsent.push_front(frame);
+        }
+    }
+}
+
+async fn run(pool: Arc<Pool>, mut ends: Ends) {
+    let mut poller = Poller { pool, session: None, ack: 0, unsent: VecDeque::new() };
+    // The session begins with `connect`.
+    let Some(connect) = ends.outbound.recv().await else { return };
+    poller.unsent.push_back(connect.frame);
+    take_waiting(&mut poller, &mut ends.outbound);
+    let lost = poll(&mut poller, &mut ends.outbound, &ends.control).await;
+    let _gone = ends.control.send(Inbound::Lost(lost)).await;
+}
+
+/// Polls until the session is lost.
+async fn poll(
+    poller: &mut Poller,
+    outbound: &mut mpsc::Receiver<tidegate_protocol::session::client::Transmit>,
+    control: &mpsc::Sender<Inbound>,
+) -> Lost {
+    // The server lets `older` go at once when `newer` comes.
+    let mut older: Option<Outstanding> = None;
+    let mut newer = poller.request();
+    loop {
+        let may_send = older.is_none() && poller.session.is_some();
+        // Answers before what is to be sent: each answer makes room for it, and none comes unasked.
+        let (answer, of) = tokio::select! { biased;
+            answer = older_answer(&mut older) => (answer, older.take()),
+            answer = &mut newer.answer, if older.is_none() => (answer, None),
+            transmit = outbound.recv(), if may_send => {
+                let Some(transmit) = transmit else { return Lost::new("closed") };
+                poller.unsent.push_back(transmit.frame);
+                take_waiting(poller, outbound);
+                older = Some(std::mem::replace(&mut newer, poller.request()));
+                continue;
+            }
+        };
+        let was_older = of.is_some();
+        let (answer, of) = match (answer, of) {
+            (Ok(answer), Some(of)) => {
+                newer.crossed |= answer.batch > newer.ack;
+                (answer, of)
+            }
+            (Err(lost), Some(of)) => {
+                // Superseded or not, the newer one asks for the same; only what it carried is in doubt.
+                tracing::debug!(reason = lost.reason, "a poll failed");
+                newer.crossed = true;
+                poller.unsend(of.frames);
+                continue;
+            }
+            (Ok(answer), None) => {
+                take_waiting(poller, outbound);
+                // `newer` was answered: it is replaced below, after its answer has been taken.
+                let of = Outstanding {
+                    ack: newer.ack,
+                    frames: std::mem::take(&mut newer.frames),
+                    crossed: newer.crossed,
+                    answer: Box::pin(std::future::pending()),
+                };
+                (answer, of)
+            }
+            (Err(lost), None) => return lost,
+        };
+        let frames = poller.handle_answer(of, answer);
+        if poller.session.is_none() {
+            // Refused at the door: the frames say why.
+            if !frames.is_empty() {
+                let _gone = control.send(Inbound::Frames(frames)).await;
+            }
+            return Lost::new("the server began no session");
+        }
+        if !was_older {
+            newer = poller.request();
+        }
+        let inbound = if frames.is_empty() { Inbound::Alive } else { Inbound::Frames(frames) };
+        if control.send(inbound).await.is_err() {
+            return Lost::new("closed");
+        }
+    }
+}
+
+async fn older_answer(older: &mut Option<Outstanding>) -> Result<PollAnswer, Lost> {
+    match older {
+        Some(older) => older.answer.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn take_waiting(
+    poller: &mut Poller,
+    outbound: &mut mpsc::Receiver<tidegate_protocol::session::client::Transmit>,
+) {
+    while poller.unsent.len() < MAX_FRAMES
+        && let Ok(transmit) = outbound.try_recv()
+    {
+        poller.unsent.push_back(transmit.frame);
+    }
+}
+
+/// Kept-alive HTTP connections: two are in use at most.
+struct Pool {
+    dialer: Dialer,
+    endpoint: Endpoint,
+    idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
+}
+
+impl Pool {
+    fn new(dialer: Dialer, endpoint: Endpoint) -> Arc<Self> {
+        Arc::new(Self { dialer, endpoint, idle: Mutex::new(Vec::new()) })
+    }
+
+    /// Posts, and repeats what fails on the way.
+    async fn post(&self, request: &PollRequest, attempts: u32) -> Result<PollAnswer, Lost> {
+        let body = serde_json::to_vec(request).map(Bytes::from).map_err(|error| Lost::new(error.to_string()))?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let lost = match tokio::time::timeout(WAIT + ANSWER_GRACE, self.post_once(body.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(Failure::Final(lost))) => return Err(lost),
+                Ok(Err(Failure::Again(lost))) => lost,
+                Err(_) => Lost::new("a poll was not answered in time"),
+            };
+            if attempt >= attempts {
+                return Err(lost);
+            }
+            // The first repeat at once: a kept connection that the server closed meanwhile is no trouble.
+            tokio::time::sleep(REPEAT_DELAY * (attempt - 1)).await;
+        }
+    }
+
+    async fn post_once(&self, body: Bytes) -> Result<PollAnswer, Failure> {
+        let mut sender = match self.take_idle() {
+            Some(sender) => sender,
+            None => self.dial().await.map_err(Failure::Again)?,
+        };
+        let again = |error: hyper::Error| Failure::Again(Lost::new(error.to_string()));
+        sender.ready().await.map_err(again)?;
+        let request = HttpRequest::builder()
+            .method(Method::POST)
+            .uri(&self.endpoint.path)
+            .header(HOST, self.endpoint.authority())
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| Failure::Final(Lost::new(error.to_string())))?;
+        let response = sender.send_request(request).await.map_err(again)?;
+        let status = response.status();
+        let bytes = Limited::new(response.into_body(), MAX_BODY)
+            .collect()
+            .await
+            .map_err(|error| Failure::Again(Lost::new(error.to_string())))?
+            .to_bytes();
+        self.give_back(sender);
+        match serde_json::from_slice::<PollAnswer>(&bytes) {
+            Ok(answer) if status == StatusCode::OK => Ok(answer),
+            // The session's end, told in a frame.
+            Ok(answer) if !answer.frames.is_empty() => Ok(PollAnswer { batch: u64::MAX, ..answer }),
+            Err(error) if status == StatusCode::OK => {
+                Err(Failure::Final(Lost::new(format!("what the server sent cannot be decoded: {error}"))))
+            }
+            _ => Err(Failure::Final(Lost::from_status(status))),
+        }
+    }
+
+    async fn dial(&self) -> Result<SendRequest<Full<Bytes>>, Lost> {
+        let stream = self.dialer.stream(&self.endpoint).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(64 << 10)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| Lost::new(error.to_string()))?;
+        // Ends when its sender is dropped; what fails is told there.
+        self.dialer.tracker.spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        idle.pop()
+    }
+
+    fn give_back(&self, sender: SendRequest<Full<Bytes>>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE {
+            idle.push(sender);
+        }
+    }
+}
+
+enum Failure {
+    /// The network's: the same request again may do.
+    Again(Lost),
+    /// The server's word.
+    Final(Lost),
+}
+
+/// How long the server holds a poll; its own default.
+const WAIT: Duration = Duration::from_secs(25);
+/// Beyond that, until a poll counts as lost.
+const ANSWER_GRACE: Duration = Duration::from_secs(10);
+/// One request, and its repeats.
+const ATTEMPTS: u32 = 4;
+const REPEAT_DELAY: Duration = Duration::from_millis(500);
+const MAX_IDLE: usize = 2;
+/// Frames of one request.
+const MAX_FRAMES: usize = 64;
+/// A batch is 64 KiB, or one frame.
+const MAX_BODY: usize = 2 << 20;
+
+#[cfg(test)]
+mod tests;
