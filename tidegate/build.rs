@@ -17,7 +17,8 @@ fn main() {
         for file in files {
             let name = file.strip_prefix(&folder).expect("found below it").to_str().expect("names are UTF-8");
             let path = file.to_str().expect("names are UTF-8");
-            writeln!(list, "    ({:?}, include_bytes!({path:?})),", format!("{prefix}{name}")).expect("a text takes it");
+            writeln!(list, "    ({:?}, include_bytes!({path:?})),", format!("{prefix}{name}"))
+                .expect("a text takes it");
         }
     }
     list.push_str("]\n");

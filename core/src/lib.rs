@@ -1,7 +1,7 @@
 //! The channel tier: numbers publications, keeps them, and sends each once to every edge that is interested.
 //!
-//! A channel belongs to one partition ([`placement`]); one task owns a partition's channels and its log, so nothing
-//! here is locked. What a partition decides is in the sans-io [`channel`] modules; [`partition`] only waits.
+//! A channel belongs to one partition ([`partition_of`]); one task owns a partition's channels and its log, so nothing
+//! here is locked. What a partition decides is in the sans-io `channel` modules; `partition` only waits.
 
 mod channel;
 mod config;

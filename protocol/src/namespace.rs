@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn unknown_namespaces_follow_the_default_or_are_refused() {
-        let named = BTreeMap::from([("room".to_owned(), Namespace { conflate: true, ..Namespace::default() })]);
+        let named =
+            BTreeMap::from([("room".to_owned(), Namespace { conflate: true, ..Namespace::default() })]);
         let room = ChannelName::new("room:1").expect("valid");
         let other = ChannelName::new("other:1").expect("valid");
         let open = Namespaces::new(Namespace::default(), named.clone(), false);

@@ -16,6 +16,7 @@ const HOLD_MS = 4_000;
 const RTT_EVERY_MS = 2_000;
 const TYPING_EVERY_MS = 1_500;
 const TYPING_FOR_MS = 3_500;
+const SAME_BREATH_MS = 120_000;
 const MAX_MESSAGES = 300;
 const MAX_LOG = 100;
 const MAX_SAMPLES = 40;
@@ -30,6 +31,8 @@ const samples = [];
 const channels = new Map();
 let current = query.get("channel") ?? "room:lobby";
 let typedAt = 0;
+/** What the round trips that are shown went over. */
+let measured = "";
 let facts;
 let client;
 let others;
@@ -78,14 +81,18 @@ function order(first) {
 function follow(session) {
   session.on("state", (state) => {
     if (state !== "connected") setState(state, { connecting: "connecting", closed: "closed" }[state] ?? "cut off");
-    if (state === "connecting" || state === "waiting") $("transport").textContent = "nothing yet";
+    if (state === "connected") return;
+    $("rtt").textContent = "–";
+    $("transport").textContent = "nothing now";
+    delete $("transport").dataset.transport;
   });
   session.on("connected", ({ transport, node, region }) => {
     setState("connected", `connected to ${node}${region ? `, ${region}` : ""}`);
     document.querySelector(`[name=transport][value=${transport}]`).checked = true;
+    if (measured !== transport) samples.length = 0;
+    measured = transport;
     $("transport").textContent = NAMES[transport];
     $("transport").dataset.transport = transport;
-    samples.length = 0;
     note(`Connected over ${NAMES[transport]}`, "good");
     measure();
   });
@@ -116,7 +123,7 @@ function subscribed(channel, { how, position, missed, conflated }) {
   if (how === "recovered") {
     tally.missed += missed;
     if (missed > 0) {
-      addLine(channel, "filled", `${missed} missed, coming now`);
+      addLine(channel, "filled", `${missed} missed, filled in order`);
       note(`${channel.name}: recovered from offset ${before.offset}, ${missed} missed`, "good");
     } else {
       dropLine(channel, "cut");
@@ -242,7 +249,7 @@ function showTyping() {
   const { typing: writers } = channels.get(current);
   for (const [by, { until }] of writers) if (until <= Date.now()) writers.delete(by);
   const names = [...writers.values()].map(({ name }) => name);
-  const text = names.length === 0 ? "" : `${list(names)} ${names.length === 1 ? "is" : "are"} typing`;
+  const text = names.length === 0 ? "" : `${list(names)} ${names.length === 1 ? "is" : "are"} typing `;
   if ($("typing").dataset.text === text) return;
   $("typing").dataset.text = text;
   const dots = names.length > 0 ? [make("i"), make("i"), make("i")] : [];
@@ -321,7 +328,7 @@ function draw(item, before) {
   node.dataset.testid = "message";
   if (item.offset !== undefined) node.dataset.offset = String(item.offset);
   node.classList.toggle("recovered", item.recovered === true);
-  node.classList.toggle("same", before?.kind === "message" && before.who === item.who);
+  node.classList.toggle("same", follows(item, before));
   if (item.status) node.classList.add(item.status);
   const face = make("span", `face hue-${hue(item.who)}`, [...item.who][0]?.toUpperCase() ?? "?");
   face.setAttribute("aria-hidden", "true");
@@ -332,6 +339,12 @@ function draw(item, before) {
   const tag = item.offset === undefined ? "…" : item.recovered ? `recovered  #${item.offset}` : `#${item.offset}`;
   node.append(face, who, make("span", "number", tag), make("span", item.isRaw ? "said raw" : "said", item.text));
   return node;
+}
+
+/** The same person goes on talking: the name need not stand there again. */
+function follows(item, before) {
+  if (before?.kind !== "message" || before.who !== item.who) return false;
+  return item.timeMs - before.timeMs < SAME_BREATH_MS && before.recovered === item.recovered;
 }
 
 /** How many at the end of the list were caught up with. */
@@ -436,8 +449,8 @@ function make(tag, className = "", text = "") {
 }
 
 function hue(name) {
-  let sum = 0;
-  for (const character of name) sum = (sum * 31 + character.codePointAt(0)) % 9_973;
+  let sum = 5;
+  for (const character of name) sum = (sum * 33 + character.codePointAt(0)) % 10_007;
   return sum % 7;
 }
 

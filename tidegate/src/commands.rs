@@ -102,7 +102,9 @@ impl ConfigArguments {
             .filter_map(|(flag, key, value)| Some((flag.to_owned(), key.to_owned(), value.clone()?)));
         let set = self.set.iter().map(|(key, value)| (format!("--set {key}"), key.clone(), value.clone()));
         let environment = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+            .filter_map(|(name, value)| {
+                Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
+            })
             .filter(|(name, _)| name.starts_with(crate::config::ENVIRONMENT_PREFIX))
             .collect();
         Layers { file: self.config.clone(), environment, flags: set.chain(direct).collect() }

@@ -76,21 +76,25 @@ async fn interest_ends_with_the_link() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_link_whose_receiver_is_dropped_ends_with_the_next_frame() {
-    let node = start(CoreConfig::default(), memory(16)).await;
+async fn a_link_whose_receiver_is_dropped_ends_with_the_next_answer() {
+    let config = CoreConfig { partitions: 1, batch_commands: 1, ..CoreConfig::default() };
+    let node = start(config, memory(1)).await;
     let Edge { mut link, .. } = Edge::new(&node);
     let channel = name("room:1");
-    let frame = EdgeFrame::Subscribe { request: 1, channel: channel.clone(), position: None };
-    link.sender.send(frame).await.expect("open");
+    let subscribe = |channel| EdgeFrame::Subscribe { request: 1, channel: name(channel), position: None };
+    link.sender.send(subscribe("room:1")).await.expect("open");
     until(|| text(node.metrics()).contains("tidegate_core_interest 1\n")).await;
     link.receiver = Box::new(NoReceiver);
-    node.publish(durable(&channel, "1")).await.expect("stored");
-    until(|| text(node.metrics()).contains("tidegate_core_interest 0\n")).await;
-    let late = EdgeFrame::Subscribe { request: 2, channel, position: None };
-    while link.sender.send(late.clone()).await.is_ok() {
+    // The answer to the first finds the link closed; the second is in the queue by then and must not count.
+    let publish = EdgeFrame::Publish { request: 2, publish: durable(&channel, "1") };
+    link.sender.send(publish).await.expect("open");
+    link.sender.send(subscribe("room:2")).await.expect("open");
+    while link.sender.send(subscribe("room:3")).await.is_ok() {
         tokio::task::yield_now().await;
     }
-    assert!(text(node.metrics()).contains("tidegate_core_interest 0\n"));
+    let head = node.history(channel, None, 1).await.expect("served").position;
+    assert_eq!(head.offset, Offset(1));
+    until(|| text(node.metrics()).contains("tidegate_core_interest 0\n")).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::frame::{
-    Close, ClientBody, ClientFrame, CloseCode, Connect, Connected, Empty, ErrorCode, ErrorReply, History, HistoryRequest,
-    Payload, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame, Subscribe, Subscribed, Unsubscribe,
-    Unsubscribed,
+    ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, ErrorCode, ErrorReply, History,
+    HistoryRequest, Payload, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame, Subscribe,
+    Subscribed, Unsubscribe, Unsubscribed,
 };
 use crate::grants::Identity;
 use crate::link::{self, LinkError, Recovery};
@@ -224,7 +224,8 @@ impl Session {
 
     /// False while as many requests wait for the core as may: read nothing more from the client then.
     pub fn wants_input(&self) -> bool {
-        self.in_flight < self.settings.max_requests && !matches!(self.state, State::Checking { .. } | State::Ended)
+        self.in_flight < self.settings.max_requests
+            && !matches!(self.state, State::Checking { .. } | State::Ended)
     }
 
     /// Takes a frame of the control lane.
@@ -248,8 +249,12 @@ impl Session {
             ClientBody::Unsubscribe(body) => self.unsubscribe(now, id, body),
             ClientBody::Publish(body) => self.publish(id, body),
             ClientBody::History(body) => self.read_history(id, body),
-            ClientBody::Presence(_) => self.fail(id, ErrorCode::NotAvailable, "this server keeps no presence"),
-            ClientBody::Rpc(_) => self.fail(id, ErrorCode::NotAvailable, "this server has no backend to call"),
+            ClientBody::Presence(_) => {
+                self.fail(id, ErrorCode::NotAvailable, "this server keeps no presence")
+            }
+            ClientBody::Rpc(_) => {
+                self.fail(id, ErrorCode::NotAvailable, "this server has no backend to call")
+            }
             ClientBody::Refresh(body) => {
                 if body.token.len() > self.settings.max_token {
                     self.fail(id, ErrorCode::TooLarge, "the token is over the limit");
@@ -309,7 +314,9 @@ impl Session {
                     *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
                     self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Empty {})));
                 }
-                Heartbeat::PongBy(by) if by <= now => self.end(CloseCode::HeartbeatTimeout, "no pong in time"),
+                Heartbeat::PongBy(by) if by <= now => {
+                    self.end(CloseCode::HeartbeatTimeout, "no pong in time")
+                }
                 _ => {}
             },
             _ => {}
@@ -354,7 +361,8 @@ impl Session {
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {
-            if self.settings.namespaces.rules(channel).is_none() || self.subscriptions.find(channel).is_some() {
+            if self.settings.namespaces.rules(channel).is_none() || self.subscriptions.find(channel).is_some()
+            {
                 continue;
             }
             let ask = self.next_ask();
@@ -364,11 +372,8 @@ impl Session {
             waiting += 1;
         }
         self.in_flight += waiting;
-        self.state = State::Opening {
-            identity: Box::new(identity),
-            connected: Box::new((id, connected)),
-            waiting,
-        };
+        self.state =
+            State::Opening { identity: Box::new(identity), connected: Box::new((id, connected)), waiting };
         self.open_when_ready(now);
     }
 
@@ -424,10 +429,12 @@ impl Session {
         let conflated = settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
-        let inline = if begun.is_some() { split_at_bytes(&mut publications, INLINE_BYTES) } else { Vec::new() };
+        let inline =
+            if begun.is_some() { split_at_bytes(&mut publications, INLINE_BYTES) } else { Vec::new() };
         let over = split_over(&mut publications, budget);
         if over {
-            let last = publications.last().or(inline.last()).map_or(Offset(0), |last| Offset(last.offset));
+            let last =
+                publications.last().or_else(|| inline.last()).map_or(Offset(0), |last| Offset(last.offset));
             subscription.state = SubscriptionState::Parked { last };
         }
         let channel = subscription.channel.clone();
@@ -497,7 +504,9 @@ impl Session {
     /// The new token was checked. Subscriptions that it no longer grants end.
     pub fn refreshed(&mut self, now: Instant, id: u64, result: Result<Identity, String>) {
         self.in_flight -= 1;
-        let (State::Open { identity, .. } | State::Opening { identity, .. }) = &mut self.state else { return };
+        let (State::Open { identity, .. } | State::Opening { identity, .. }) = &mut self.state else {
+            return;
+        };
         let new = match result {
             Ok(new) if new.user == identity.user => new,
             Ok(_) => return self.fail(id, ErrorCode::Unauthorized, "the new token is another user's"),
@@ -562,7 +571,8 @@ impl Session {
         }
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
-        let conflated = self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
+        let conflated =
+            self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
         let subscribed = Subscribed {
             channel: subscription.channel.as_str().to_owned(),
             position: Some(position.clone().into()),
@@ -576,7 +586,8 @@ impl Session {
     /// The channel of a subscription and whether only its newest publication counts.
     pub fn subscription(&self, slot: u32) -> Option<(&ChannelName, bool)> {
         let subscription = self.subscriptions.get(slot)?;
-        let conflated = self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
+        let conflated =
+            self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
         Some((&subscription.channel, conflated))
     }
 
@@ -587,7 +598,10 @@ impl Session {
                 self.end(CloseCode::Unauthorized, "the token is over the limit");
             }
             (None, None) if !self.settings.anonymous => {
-                self.end(CloseCode::Unauthorized, "a token is needed: in connect, the Authorization header or ?token=");
+                self.end(
+                    CloseCode::Unauthorized,
+                    "a token is needed: in connect, the Authorization header or ?token=",
+                );
             }
             (Some(identity), None) => self.admit(now, *identity),
             (_, token) => self.events.push_back(Event::Authenticate { token }),
@@ -596,7 +610,8 @@ impl Session {
 
     fn open_when_ready(&mut self, now: Instant) {
         let State::Opening { waiting: 0, .. } = &self.state else { return };
-        let State::Opening { identity, connected, .. } = std::mem::replace(&mut self.state, State::Ended) else {
+        let State::Opening { identity, connected, .. } = std::mem::replace(&mut self.state, State::Ended)
+        else {
             return;
         };
         let heartbeat =
@@ -641,7 +656,8 @@ impl Session {
     }
 
     fn subscribe(&mut self, id: u64, subscribe: Subscribe) {
-        let Some(channel) = self.channel(id, &subscribe.channel, Identity::may_subscribe, "subscribe to") else {
+        let Some(channel) = self.channel(id, &subscribe.channel, Identity::may_subscribe, "subscribe to")
+        else {
             return;
         };
         let Some(position) = self.position(id, subscribe.position) else { return };
@@ -651,7 +667,8 @@ impl Session {
             Some(slot) => {
                 let existing = self.subscriptions.get_mut(slot).expect("found just now");
                 // A server-side subscription may be taken up with a position, once it is live.
-                let restart = existing.server_side && !matches!(existing.state, SubscriptionState::Starting { .. });
+                let restart =
+                    existing.server_side && !matches!(existing.state, SubscriptionState::Starting { .. });
                 if !restart {
                     return self.fail(id, ErrorCode::Conflict, "already subscribed to this channel");
                 }
@@ -662,7 +679,11 @@ impl Session {
             }
             None if self.subscriptions.len() >= self.settings.max_subscriptions => {
                 let limit = self.settings.max_subscriptions;
-                return self.fail(id, ErrorCode::TooMany, format!("a session has at most {limit} subscriptions"));
+                return self.fail(
+                    id,
+                    ErrorCode::TooMany,
+                    format!("a session has at most {limit} subscriptions"),
+                );
             }
             None => self.subscriptions.insert(channel.clone(), Origin::Client { id }, ask),
         };
@@ -671,7 +692,8 @@ impl Session {
     }
 
     fn unsubscribe(&mut self, now: Instant, id: u64, unsubscribe: Unsubscribe) {
-        let slot = ChannelName::new(&unsubscribe.channel).ok().and_then(|channel| self.subscriptions.find(&channel));
+        let slot =
+            ChannelName::new(&unsubscribe.channel).ok().and_then(|channel| self.subscriptions.find(&channel));
         let Some(slot) = slot else {
             return self.fail(id, ErrorCode::NotFound, "not subscribed to this channel");
         };
@@ -680,7 +702,9 @@ impl Session {
     }
 
     fn publish(&mut self, id: u64, publish: Publish) {
-        let Some(channel) = self.channel(id, &publish.channel, Identity::may_publish, "publish to") else { return };
+        let Some(channel) = self.channel(id, &publish.channel, Identity::may_publish, "publish to") else {
+            return;
+        };
         let Some(payload) = Payload::from_fields(publish.data, publish.data_base64) else {
             return self.fail(id, ErrorCode::BadRequest, "a publish has exactly one of data and data_base64");
         };
@@ -699,7 +723,9 @@ impl Session {
     }
 
     fn read_history(&mut self, id: u64, request: HistoryRequest) {
-        let Some(channel) = self.channel(id, &request.channel, Identity::may_subscribe, "read") else { return };
+        let Some(channel) = self.channel(id, &request.channel, Identity::may_subscribe, "read") else {
+            return;
+        };
         let Some(since) = self.position(id, request.since) else { return };
         self.in_flight += 1;
         self.events.push_back(Event::History { id, channel, since, limit: request.limit });
@@ -710,7 +736,11 @@ impl Session {
     fn position(&mut self, id: u64, position: Option<crate::frame::Position>) -> Option<Option<Position>> {
         match position {
             Some(position) if position.epoch.len() > Epoch::MAX_BYTES => {
-                self.fail(id, ErrorCode::BadRequest, format!("an epoch has at most {} bytes", Epoch::MAX_BYTES));
+                self.fail(
+                    id,
+                    ErrorCode::BadRequest,
+                    format!("an epoch has at most {} bytes", Epoch::MAX_BYTES),
+                );
                 None
             }
             position => Some(position.map(Into::into)),
@@ -734,7 +764,9 @@ impl Session {
         if let SubscriptionState::Starting { origin, .. } = removed.state {
             self.in_flight -= 1;
             match (origin, &mut self.state) {
-                (Origin::Client { id }, _) => self.fail(id, ErrorCode::NotFound, "unsubscribed before it began"),
+                (Origin::Client { id }, _) => {
+                    self.fail(id, ErrorCode::NotFound, "unsubscribed before it began")
+                }
                 (Origin::Token, State::Opening { waiting, .. }) => {
                     *waiting -= 1;
                     self.open_when_ready(now);
@@ -743,7 +775,8 @@ impl Session {
             }
         }
         if error.is_some() {
-            self.transmits.push_back(ServerFrame::new(0, ServerBody::Unsubscribed(Unsubscribed { channel, error })));
+            self.transmits
+                .push_back(ServerFrame::new(0, ServerBody::Unsubscribed(Unsubscribed { channel, error })));
         }
     }
 

@@ -2,7 +2,7 @@
  * The public client: a driver around the session machine. It owns the clock, the timer, the transport and the token.
  *
  * @import { Frame } from './codec.js'
- * @import { Event, Payload, Position } from './session.js'
+ * @import { Event, Position } from './session.js'
  * @import { Publication, SubscribedEvent, EphemeralItem } from './subscription.js'
  * @import { Handlers, Open, Transport, TransportName } from './transport.js'
  * @import { ReconnectPolicy } from './close-codes.js'
@@ -45,8 +45,9 @@
  * @property {Error} error what the app may want to log; the session goes on
  */
 
+import { addresses, checkedPosition, dataOf, payloadOf, publicationOf, text } from "./arguments.js";
 import { CloseCode } from "./close-codes.js";
-import { LONE_SURROGATE, fromBase64 } from "./codec.js";
+import { fromBase64 } from "./codec.js";
 import { TidegateError } from "./error.js";
 import { Emitter } from "./events.js";
 import { SESSION_ENDED, Session } from "./session.js";
@@ -176,11 +177,11 @@ export class Client extends Emitter {
    */
   subscribe(channel, { position, onPublication, onEphemeral, onSubscribed } = {}) {
     if (this.#subscriptions.has(channel)) throw new TidegateError(409, `already subscribed to ${channel}`, false);
-    const subscription = this.#addSubscription(text(channel), checked(position));
+    const subscription = this.#addSubscription(text(channel), checkedPosition(position));
     if (onPublication) subscription.on("publication", onPublication);
     if (onEphemeral) subscription.on("ephemeral", onEphemeral);
     if (onSubscribed) subscription.on("subscribed", onSubscribed);
-    this.#session.subscribe(channel, checked(position));
+    this.#session.subscribe(channel, checkedPosition(position));
     this.#pump();
     return subscription;
   }
@@ -195,7 +196,7 @@ export class Client extends Emitter {
    * @returns {Promise<Position>}
    */
   async publish(channel, data, { key = this.#nextKey() } = {}) {
-    const body = { channel: text(channel), ...payload(data), key: text(key) };
+    const body = { channel: text(channel), ...payloadOf(data), key: text(key) };
     const published = await this.#request("publish", body);
     return published.position ?? { epoch: "", offset: 0 };
   }
@@ -208,7 +209,7 @@ export class Client extends Emitter {
    * @returns {boolean} whether it went out
    */
   publishEphemeral(channel, data) {
-    const isSent = this.#session.publishEphemeral(text(channel), payload(data));
+    const isSent = this.#session.publishEphemeral(text(channel), payloadOf(data));
     this.#pump();
     return isSent;
   }
@@ -220,10 +221,10 @@ export class Client extends Emitter {
    *   missing between `since` and `position`
    */
   async history(channel, { since, limit = 0 } = {}) {
-    const from = checked(since);
+    const from = checkedPosition(since);
     const body = await this.#request("history", { channel: text(channel), ...(from && { since: from }), limit });
     const position = body.position ?? { epoch: "", offset: 0 };
-    const publications = body.publications.map((/** @type {any} */ each) => publication(each, position.epoch, true));
+    const publications = body.publications.map((/** @type {any} */ each) => publicationOf(each, position.epoch, true));
     return { position, recovered: body.recovered, publications };
   }
 
@@ -373,7 +374,7 @@ export class Client extends Emitter {
       }
       case "publication": {
         const { publication: body, epoch, recovered } = event;
-        this.#subscriptions.get(body.channel)?.deliver(publication(body, epoch, recovered));
+        this.#subscriptions.get(body.channel)?.deliver(publicationOf(body, epoch, recovered));
         return;
       }
       case "ephemeral": {
@@ -582,78 +583,6 @@ export class Client extends Emitter {
 
 class NoTokenError extends Error {}
 
-/**
- * @param {string | URL | Partial<Record<TransportName, string>>} url
- * @returns {Partial<Record<TransportName, string>>}
- */
-function addresses(url) {
-  if (typeof url !== "string" && !(url instanceof URL)) return url;
-  const base = new URL(url);
-  if (base.protocol !== "https:" && base.protocol !== "http:") {
-    throw new TypeError(`${url} is no https URL: give the address for each transport instead`);
-  }
-  if (!base.pathname.endsWith("/")) base.pathname += "/";
-  const connect = new URL("v1/connect", base).href;
-  return {
-    ...(base.protocol === "https:" && { webtransport: connect }),
-    websocket: connect.replace(/^http/, "ws"),
-    longpoll: new URL("v1/poll", base).href,
-  };
-}
-
-/**
- * The two fields of a frame. JSON is copied: the app may change its object before it is sent.
- *
- * @param {any} data
- * @returns {Payload}
- */
-function payload(data) {
-  if (data instanceof Uint8Array) {
-    fits(data.length);
-    return { data_base64: data.slice() };
-  }
-  const json = JSON.stringify(data);
-  if (json === undefined) throw new TypeError("the payload is neither a JSON value nor a Uint8Array");
-  fits(new TextEncoder().encode(json).length);
-  return { data: JSON.parse(json) };
-}
-
-/** @param {number} bytes */
-function fits(bytes) {
-  // Over the server's limit for a frame the connection would end; below it only this publish fails.
-  if (bytes > MAX_PAYLOAD_BYTES) throw new TidegateError(413, `a payload of ${bytes} bytes is too large`, false);
-}
-
-/** @param {Record<string, any>} body */
-function dataOf(body) {
-  return Object.hasOwn(body, "data_base64") ? body.data_base64 : body.data;
-}
-
-/**
- * @param {Record<string, any>} body
- * @param {string} epoch
- * @param {boolean} recovered
- * @returns {Publication}
- */
-function publication(body, epoch, recovered) {
-  const { channel, offset, user = null, time_ms: timeMs } = body;
-  return { channel, offset, epoch, data: dataOf(body), user, timeMs, recovered };
-}
-
-/** @param {Position | undefined} position @returns {Position | null} */
-function checked(position) {
-  if (position === undefined) return null;
-  const { epoch, offset } = position;
-  if (!Number.isSafeInteger(offset) || offset < 0) throw new RangeError(`${offset} is no offset`);
-  return { epoch: text(epoch), offset };
-}
-
-/** @param {unknown} value @returns {string} */
-function text(value) {
-  if (typeof value !== "string" || LONE_SURROGATE.test(value)) throw new TypeError(`${value} is no string`);
-  return value;
-}
-
 function randomHex() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -678,9 +607,6 @@ const OPENERS = { webtransport: openWebTransport, websocket: openWebSocket, long
 
 /** How long each may take to open before the next is tried. */
 const OPEN_MS = { webtransport: 3_000, websocket: 5_000, longpoll: 10_000 };
-
-/** A server's default frame is 128 KiB, and base64 makes four bytes of three. */
-const MAX_PAYLOAD_BYTES = 90 * 1024;
 
 /** Longer timers than this fire at once. */
 const MAX_DELAY_MS = 2 ** 31 - 1;

@@ -42,15 +42,6 @@
  *   | { type: 'rtt', ms: number }} Event
  * @import { Begun } from './ordering.js'
  *
- * @typedef {object} Request one that is repeated over reconnects until it is answered
- * @property {number} id
- * @property {string} name
- * @property {Record<string, any>} body
- * @property {number | null} sentAt on this connection
- * @property {number | null} firstSentAt on any
- * @property {number} notBefore
- * @property {Backoff} backoff
- *
  * @typedef {object} Subscription
  * @property {Ordering} ordering
  * @property {number} requestId of the `subscribe` in flight; 0 for none
@@ -65,6 +56,7 @@
 import { Backoff } from "./backoff.js";
 import { CloseCode, policyOf } from "./close-codes.js";
 import { Ordering } from "./ordering.js";
+import { Requests } from "./requests.js";
 
 export class Session {
   /** @type {State} */
@@ -85,9 +77,7 @@ export class Session {
   #subscriptions = new Map();
   /** Channels by the id of their `subscribe`. @type {Map<number, { channel: string, sentAt: number | null }>} */
   #subscribing = new Map();
-  /** @type {Map<number, Request>} */
-  #requests = new Map();
-  #inFlight = 0;
+  #requests;
   /** Frames that no reply is kept for, of this connection. @type {Frame[]} */
   #control = [];
   /** @type {Frame[]} */
@@ -104,6 +94,7 @@ export class Session {
     this.#random = random;
     this.#backoff = new Backoff(random);
     this.#limits = { ...LIMITS, ...limits };
+    this.#requests = new Requests(random, this.#limits);
   }
 
   get state() {
@@ -190,11 +181,8 @@ export class Session {
     const id = this.#nextId();
     if (this.#state.name === "ended" || this.#state.name === "closing") {
       this.#events.push({ type: "failure", id, error: closedError("the session has ended") });
-    } else if (this.#requests.size >= this.#limits.requests) {
+    } else if (!this.#requests.add(now, id, name, body)) {
       this.#events.push({ type: "failure", id, error: { code: 429, message: "too many requests wait", retry: true } });
-    } else {
-      const backoff = new Backoff(this.#random);
-      this.#requests.set(id, { id, name, body, sentAt: null, firstSentAt: null, notBefore: now, backoff });
     }
     return id;
   }
@@ -350,9 +338,7 @@ export class Session {
       if (retryAt !== null) next = Math.min(next, retryAt);
       if (gapSince !== null) next = Math.min(next, gapSince + this.#limits.gapMs);
     }
-    if (this.#inFlight < this.#limits.inFlight) {
-      for (const { sentAt, notBefore } of this.#requests.values()) if (sentAt === null) next = Math.min(next, notBefore);
-    }
+    next = Math.min(next, this.#requests.nextAt());
     return next === Infinity ? null : next;
   }
 
@@ -370,12 +356,10 @@ export class Session {
       if (subscribing) subscribing.sentAt = now;
       return { lane: "control", frame: control };
     }
-    const request = this.#nextRequest(now);
-    if (request) {
-      request.sentAt = now;
-      request.firstSentAt ??= now;
-      this.#inFlight += 1;
-      return { lane: "control", frame: { id: request.id, name: request.name, body: request.body } };
+    if (this.#isOpen) {
+      const { request, forgotten } = this.#requests.next(now);
+      for (const id of forgotten) this.#events.push({ type: "failure", id, error: unknownOutcome() });
+      if (request) return { lane: "control", frame: { id: request.id, name: request.name, body: request.body } };
     }
     const ephemeral = this.#ephemeral.shift();
     return ephemeral ? { lane: "ephemeral", frame: ephemeral } : null;
@@ -485,7 +469,7 @@ export class Session {
 
   /** @param {number} now @param {number} id @param {Record<string, any>} body @param {string} name */
   #reply(now, id, body, name) {
-    const request = this.#takeRequest(id);
+    const request = this.#requests.take(id);
     if (!request) return;
     this.#rtt(now, request.sentAt);
     if (name === "refreshed") this.#setExpiry(now, body.expires_ms);
@@ -499,17 +483,12 @@ export class Session {
       this.#rtt(now, asked.sentAt);
       return this.#subscribeFailed(now, id, asked.channel, error);
     }
-    const request = this.#requests.get(id);
-    if (!request || request.sentAt === null) return;
-    this.#rtt(now, request.sentAt);
-    if (error.retry && request.backoff.attempts < this.#limits.attempts) {
-      request.sentAt = null;
-      request.notBefore = now + request.backoff.next();
-      this.#inFlight -= 1;
-    } else {
-      this.#takeRequest(id);
-      this.#events.push({ type: "failure", id, error });
-    }
+    const sentAt = this.#requests.sentAt(id);
+    if (sentAt === null) return;
+    this.#rtt(now, sentAt);
+    if (error.retry && this.#requests.retry(now, id)) return;
+    this.#requests.take(id);
+    this.#events.push({ type: "failure", id, error });
   }
 
   /** @param {number} now @param {number} id @param {string} channel @param {RequestError} error */
@@ -576,7 +555,6 @@ export class Session {
     this.#control = [];
     this.#ephemeral = [];
     this.#subscribing.clear();
-    this.#inFlight = 0;
     this.#refreshAt = null;
     if (code === CloseCode.badResume) this.#ticket = null;
     for (const subscription of this.#subscriptions.values()) {
@@ -585,7 +563,7 @@ export class Session {
       subscription.requestId = 0;
       subscription.retryAt = subscription.gapSince = null;
     }
-    for (const request of this.#requests.values()) request.sentAt = null;
+    this.#requests.restart();
     if (policy === "never") {
       this.#events.push({ type: "disconnected", code, reason, policy, retryInMs: null });
       return this.#end(reason);
@@ -604,10 +582,7 @@ export class Session {
   #end(reason) {
     this.#control = [];
     this.#ephemeral = [];
-    for (const id of [...this.#requests.keys()]) {
-      this.#takeRequest(id);
-      this.#events.push({ type: "failure", id, error: closedError(reason) });
-    }
+    for (const id of this.#requests.drain()) this.#events.push({ type: "failure", id, error: closedError(reason) });
     for (const [channel, subscription] of [...this.#subscriptions]) {
       this.#forget(channel, subscription, closedError(reason));
     }
@@ -658,30 +633,6 @@ export class Session {
     this.#events.push({ type: "unsubscribed", channel, error });
   }
 
-  /** @param {number} now @returns {Request | null} */
-  #nextRequest(now) {
-    if (!this.#isOpen || this.#inFlight >= this.#limits.inFlight) return null;
-    for (const request of this.#requests.values()) {
-      if (request.sentAt !== null || request.notBefore > now) continue;
-      const isForgotten = request.firstSentAt !== null && now - request.firstSentAt > this.#limits.keyMs;
-      if (request.name !== "publish" || !isForgotten) return request;
-      // The server may have forgotten the key: to repeat it could store it twice. Only the app can decide that.
-      this.#takeRequest(request.id);
-      const message = "no answer for so long that a repeat could be stored twice: it may or may not have been kept";
-      this.#events.push({ type: "failure", id: request.id, error: { code: UNKNOWN_OUTCOME, message, retry: false } });
-    }
-    return null;
-  }
-
-  /** @param {number} id @returns {Request | undefined} */
-  #takeRequest(id) {
-    const request = this.#requests.get(id);
-    if (!request) return undefined;
-    this.#requests.delete(id);
-    if (request.sentAt !== null) this.#inFlight -= 1;
-    return request;
-  }
-
   /** @param {number} now @param {number | undefined} expiresMs */
   #setExpiry(now, expiresMs) {
     this.#expiresAt = expiresMs === undefined ? null : now + expiresMs;
@@ -703,6 +654,12 @@ export const UNKNOWN_OUTCOME = 1;
 /** @param {string} reason @returns {RequestError} */
 function closedError(reason) {
   return { code: SESSION_ENDED, message: reason, retry: false };
+}
+
+/** @returns {RequestError} */
+function unknownOutcome() {
+  const message = "no answer for so long that a repeat could be stored twice: it may or may not have been kept";
+  return { code: UNKNOWN_OUTCOME, message, retry: false };
 }
 
 const LIMITS = {

@@ -100,20 +100,25 @@ impl Builder {
             return Err(ClientError::Tls(reason));
         }
         let endpoints = self.urls.iter().map(|url| Endpoint::parse(url)).collect::<Result<Vec<_>, _>>()?;
-        let trust = if endpoints.iter().any(|endpoint| endpoint.tls) { self.trust.load()? } else { Trust::Nothing };
+        let trust =
+            if endpoints.iter().any(|endpoint| endpoint.tls) { self.trust.load()? } else { Trust::Nothing };
         let token = match (&self.provider, self.token) {
             (_, Some(token)) => Some(token),
             (Some(provider), None) => Some(provider().await.map_err(ClientError::Token)?),
             (None, None) => None,
         };
-        driver::start(driver::Options { endpoints, trust, token, provider: self.provider, queue: self.queue }).await
+        driver::start(driver::Options { endpoints, trust, token, provider: self.provider, queue: self.queue })
+            .await
     }
 }
 
 impl fmt::Debug for Builder {
     /// Without the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("trust", &self.trust).field("queue", &self.queue).finish_non_exhaustive()
+        f.debug_struct("Builder")
+            .field("trust", &self.trust)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,11 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::subscribe`].
-    pub async fn subscribe_from(&self, channel: &str, position: Position) -> Result<Subscription, ClientError> {
+    pub async fn subscribe_from(
+        &self,
+        channel: &str,
+        position: Position,
+    ) -> Result<Subscription, ClientError> {
         self.join(channel, Some(position)).await
     }
 

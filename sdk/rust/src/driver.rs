@@ -14,6 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
+use crate::ClientError;
 use crate::builder::{TokenFuture, TokenProvider};
 use crate::client::{
     Client, ClientEvent, Command, Events, History, Publication, Reply, State, Subscription, SubscriptionEvent,
@@ -21,7 +22,6 @@ use crate::client::{
 use crate::endpoint::Endpoint;
 use crate::tls::Trust;
 use crate::transport::{Connection, DialError, Dialer, Inbound};
-use crate::ClientError;
 
 /// What the builder made of the app's wishes.
 pub(crate) struct Options {
@@ -69,12 +69,7 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
     tracker.spawn(driver.run());
     // Whoever closes waits for what runs; connections may still add to it until then.
     tracker.close();
-    let client = Client {
-        commands,
-        state: state_receiver,
-        events: untaken,
-        tracker,
-    };
+    let client = Client { commands, state: state_receiver, events: untaken, tracker };
     connected.await.map_err(|_| ClientError::Ended)??;
     Ok(client)
 }
@@ -205,7 +200,7 @@ impl Driver {
                 if let Some((channel, queue, event)) = self.undelivered.pop_front()
                     && (!open || queue.try_send(event).is_err())
                 {
-                    self.leave(&channel);
+                    self.leave_if_dropped(&channel);
                 }
             }
             Woken::Inbound(Inbound::Frames(frames)) => self.handle_frames(now, frames),
@@ -237,7 +232,8 @@ impl Driver {
 
     fn handle_token(&mut self, now: Instant, token: Result<String, String>) {
         self.fetching = None;
-        let taken = token.map_err(ClientError::Token).and_then(|token| Ok(self.session.refresh(now, token)?));
+        let taken =
+            token.map_err(ClientError::Token).and_then(|token| Ok(self.session.refresh(now, token)?));
         match taken {
             Ok(request) => {
                 self.waiting.insert(request, Waiting::Provider);
@@ -254,6 +250,8 @@ impl Driver {
             Command::Subscribe { channel, position, reply } => {
                 if self.subscriptions.get(&channel).is_some_and(|queue| queue.sender.is_closed()) {
                     self.leave(&channel);
+                    // The old one's end must not be taken for the new one's.
+                    self.handle_events();
                 }
                 let result = self.session.subscribe(now, channel.clone(), position).map(|()| {
                     let (queue, events) = mpsc::channel(self.queue);
@@ -264,12 +262,7 @@ impl Driver {
                     self.leave(&channel);
                 }
             }
-            Command::Leave { channel } => {
-                // It may have been joined again meanwhile.
-                if self.subscriptions.get(&channel).is_some_and(|queue| queue.sender.is_closed()) {
-                    self.leave(&channel);
-                }
-            }
+            Command::Leave { channel } => self.leave_if_dropped(&channel),
             Command::Publish { channel, payload, key, reply } => {
                 let request = self.session.publish(&channel, payload, key);
                 match request {
@@ -308,8 +301,11 @@ impl Driver {
                 self.dialing = Some(Box::pin(self.dialer.clone().dial_any(self.endpoints.clone())));
             }
             Event::Connected { user, node, region, .. } => {
-                let Some(transport) = self.connection.as_ref().map(|connection| connection.transport) else { return };
+                let Some(transport) = self.connection.as_ref().map(|connection| connection.transport) else {
+                    return;
+                };
                 self.state.send_replace(State::Connected { transport });
+                self.last_close = None;
                 if let Some(first) = self.first.take() {
                     answer(first, Ok(()));
                 }
@@ -353,7 +349,9 @@ impl Driver {
                     answer(reply, result.map(history).map_err(ClientError::from));
                 }
             }
-            Event::Refreshed { request, result } => self.handle_refreshed(request, result.map_err(ClientError::from)),
+            Event::Refreshed { request, result } => {
+                self.handle_refreshed(request, result.map_err(ClientError::from))
+            }
             Event::Error(error) => {
                 self.tell(ClientEvent::Refused { code: error.code, message: error.message });
             }
@@ -440,11 +438,17 @@ impl Driver {
             .is_some_and(|events| events.lock().unwrap_or_else(PoisonError::into_inner).is_some())
     }
 
-    /// The app dropped its subscription.
+    /// The app dropped a subscription of this channel; it may have joined again meanwhile.
+    fn leave_if_dropped(&mut self, channel: &ChannelName) {
+        if self.subscriptions.get(channel).is_some_and(|queue| queue.sender.is_closed()) {
+            self.leave(channel);
+        }
+    }
+
     fn leave(&mut self, channel: &ChannelName) {
         if self.subscriptions.remove(channel).is_some() {
             // Not subscribed any more: then there is nothing to leave.
-            drop(self.session.unsubscribe(channel));
+            let _not_subscribed = self.session.unsubscribe(channel);
         }
     }
 
@@ -531,6 +535,3 @@ const EVENTS_BOUND: usize = 64;
 
 /// Events that wait for a place before not even the control lane is read.
 const MAX_UNDELIVERED: usize = 256;
-
-#[cfg(test)]
-mod tests;

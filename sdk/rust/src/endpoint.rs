@@ -42,6 +42,15 @@ impl Endpoint {
         if host.is_empty() {
             return Err(refuse("it names no host"));
         }
+        let port = match authority.port_u16() {
+            Some(port) => port,
+            // Whatever follows the host is a port that is none.
+            None if authority.as_str() != authority.host() => {
+                return Err(refuse("its port is no number up to 65535"));
+            }
+            None if tls => 4433,
+            None => 8080,
+        };
         let given = uri.path_and_query().map_or("", |path| path.as_str());
         if transport == Transport::Quic && !matches!(given, "" | "/") {
             return Err(refuse("a path has no meaning on QUIC"));
@@ -50,7 +59,7 @@ impl Endpoint {
             transport,
             tls,
             host,
-            port: authority.port_u16().unwrap_or(if tls { 4433 } else { 8080 }),
+            port,
             path: if matches!(given, "" | "/") { path } else { given }.to_owned(),
             url: url.to_owned(),
         })
@@ -102,7 +111,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_dialled_is_refused() {
-        for url in ["", "a:4433", "ftp://a", "quic://", "quic://a/path", "wss://me:secret@a", "wss://a:99999", "ws://a b"] {
+        for url in [
+            "",
+            "a:4433",
+            "ftp://a",
+            "quic://",
+            "quic://a/path",
+            "wss://me:secret@a",
+            "wss://a:99999",
+            "ws://a b",
+        ] {
             assert!(matches!(Endpoint::parse(url), Err(ClientError::Url { .. })), "{url}");
         }
     }

@@ -39,6 +39,9 @@ mod error;
 mod tls;
 mod transport;
 
+#[cfg(test)]
+mod tests;
+
 pub use builder::Builder;
 pub use client::{
     Client, ClientEvent, Ephemeral, Events, History, Publication, State, Subscription, SubscriptionEvent,

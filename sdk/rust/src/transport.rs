@@ -117,7 +117,10 @@ pub(crate) struct Dialer {
 
 impl Dialer {
     /// Tries each in order.
-    pub(crate) async fn dial_any(self, endpoints: Vec<Endpoint>) -> Result<(Endpoint, Connection), DialError> {
+    pub(crate) async fn dial_any(
+        self,
+        endpoints: Vec<Endpoint>,
+    ) -> Result<(Endpoint, Connection), DialError> {
         let mut last = None;
         for endpoint in endpoints {
             match self.dial(&endpoint).await {
@@ -155,7 +158,8 @@ impl Dialer {
             return Ok(Box::new(tcp));
         }
         let config = self.trust.config(&[b"http/1.1"]).map_err(|error| Lost::new(error.to_string()))?;
-        let name = ServerName::try_from(endpoint.host.clone()).map_err(|error| Lost::new(error.to_string()))?;
+        let name =
+            ServerName::try_from(endpoint.host.clone()).map_err(|error| Lost::new(error.to_string()))?;
         let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
             .connect(name, tcp)
             .await

@@ -36,7 +36,9 @@ struct Default {
 ///
 /// Prints every problem with its file, line and column and exits with 1; prints OK and exits with 0 if there is none.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tidegate config check\n  tidegate config check --config /etc/tidegate/tidegate.toml")]
+#[command(
+    after_help = "Examples:\n  tidegate config check\n  tidegate config check --config /etc/tidegate/tidegate.toml"
+)]
 struct Check {
     #[command(flatten)]
     configuration: ConfigArguments,
@@ -47,7 +49,9 @@ struct Check {
 
 /// Print each effective value, where it came from, and what it means
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tidegate config explain\n  tidegate config explain listen\n  tidegate config explain limits.payload")]
+#[command(
+    after_help = "Examples:\n  tidegate config explain\n  tidegate config explain listen\n  tidegate config explain limits.payload"
+)]
 struct Explain {
     /// One key, or a section [default: all]
     key: Option<String>,

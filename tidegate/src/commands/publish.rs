@@ -98,7 +98,9 @@ impl Api {
         let address = host.trim_matches(['[', ']']);
         let loopback = address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         if key.is_some() && !loopback && !command.insecure {
-            bail!("plain HTTP would show the API key to the network: reach {host} by a tunnel, or say --insecure");
+            bail!(
+                "plain HTTP would show the API key to the network: reach {host} by a tunnel, or say --insecure"
+            );
         }
         let port = uri.port_u16().unwrap_or(80);
         let hint = "is `tidegate dev` or `tidegate serve` running there, and is `listen.api` that address?";
@@ -137,10 +139,14 @@ impl Api {
             self.sender.ready().await?;
             let response = self.sender.send_request(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|error| anyhow!(error))?;
+            let body = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|error| anyhow!(error))?;
             anyhow::Ok((status, body.to_bytes()))
         };
-        let (status, body) = timeout(PATIENCE, exchange).await.context("the backend API does not answer")??;
+        let (status, body) =
+            timeout(PATIENCE, exchange).await.context("the backend API does not answer")??;
         let text = String::from_utf8_lossy(&body).trim().to_owned();
         if status.is_success() {
             return Ok(text);
@@ -149,7 +155,8 @@ impl Api {
             .ok()
             .and_then(|answer| answer["error"]["message"].as_str().map(str::to_owned))
             .unwrap_or(text);
-        let hint = if status == http::StatusCode::UNAUTHORIZED { "; give the key with --api-key-file" } else { "" };
+        let hint =
+            if status == http::StatusCode::UNAUTHORIZED { "; give the key with --api-key-file" } else { "" };
         bail!("refused with HTTP {}: {message}{hint}", status.as_u16())
     }
 }

@@ -123,7 +123,9 @@ fn signing_key(command: &Token, settings: &Settings) -> anyhow::Result<SigningKe
             let secret = match (&key.secret, &key.secret_file) {
                 (Some(secret), _) => secret.clone(),
                 (None, Some(path)) => Secret::read(path)?,
-                (None, None) => bail!("the HS256 key of the configuration has no secret: run `tidegate config check`"),
+                (None, None) => {
+                    bail!("the HS256 key of the configuration has no secret: run `tidegate config check`")
+                }
             };
             hmac(&secret, key.id.clone())
         }
@@ -143,7 +145,11 @@ fn hmac(secret: &Secret, id: Option<String>) -> anyhow::Result<SigningKey> {
             bytes.len()
         );
     }
-    Ok(SigningKey { id, algorithm: jsonwebtoken::Algorithm::HS256, encoding: EncodingKey::from_secret(bytes) })
+    Ok(SigningKey {
+        id,
+        algorithm: jsonwebtoken::Algorithm::HS256,
+        encoding: EncodingKey::from_secret(bytes),
+    })
 }
 
 fn private_key(path: &Path, algorithm: Algorithm, id: Option<String>) -> anyhow::Result<SigningKey> {

@@ -40,18 +40,29 @@ impl Check<'_> {
     fn listeners(&mut self) {
         let listen = &self.loaded.settings.listen;
         if listen.quic.is_none() && listen.tls.is_none() && listen.plain.is_none() {
-            self.report("listen.quic", "every listener for clients is off: set `listen.quic`, `listen.tls` or `listen.plain`");
+            self.report(
+                "listen.quic",
+                "every listener for clients is off: set `listen.quic`, `listen.tls` or `listen.plain`",
+            );
         }
         let tcp = [("listen.tls", listen.tls), ("listen.plain", listen.plain), ("listen.api", listen.api)];
         let mut seen: Vec<(&str, std::net::SocketAddr)> = Vec::new();
         for (path, address) in tcp {
             let Some(address) = address.filter(|address| address.port() != 0) else { continue };
             let taken = seen.iter().find(|(_, other)| {
-                let same_ip = other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified();
+                let same_ip = other.ip() == address.ip()
+                    || other.ip().is_unspecified()
+                    || address.ip().is_unspecified();
                 same_ip && other.port() == address.port()
             });
             if let Some((other, _)) = taken {
-                self.report(path, format!("`{path}` and `{other}` both take TCP port {}: give one of them another", address.port()));
+                self.report(
+                    path,
+                    format!(
+                        "`{path}` and `{other}` both take TCP port {}: give one of them another",
+                        address.port()
+                    ),
+                );
             }
             seen.push((path, address));
         }
@@ -73,7 +84,10 @@ impl Check<'_> {
         for files in settings.certificate_files() {
             let given = |path: &std::path::Path| !path.as_os_str().is_empty();
             if !given(&files.certificate) || !given(&files.key) {
-                self.report(CERTIFICATES, "an entry of [[tls.certificates]] needs both `certificate` and `key`");
+                self.report(
+                    CERTIFICATES,
+                    "an entry of [[tls.certificates]] needs both `certificate` and `key`",
+                );
             } else if let Err(error) = load_certificate(&files, now) {
                 self.report(CERTIFICATES, error.to_string());
             }
@@ -84,7 +98,8 @@ impl Check<'_> {
         let auth = &self.loaded.settings.auth;
         let mut ids = BTreeSet::new();
         for (index, key) in auth.keys.iter().enumerate() {
-            let name = key.id.as_ref().map_or_else(|| format!("number {}", index + 1), |id| format!("{id:?}"));
+            let name =
+                key.id.as_ref().map_or_else(|| format!("number {}", index + 1), |id| format!("{id:?}"));
             let one = |config: AuthConfig| Authenticator::new(config).err().map(|error| error.to_string());
             let problem = match key.config() {
                 Ok(config) => one(AuthConfig { keys: vec![config], ..no_keys() }),
@@ -100,7 +115,8 @@ impl Check<'_> {
             }
         }
         for path in &auth.jwks_files {
-            if let Err(error) = Authenticator::new(AuthConfig { jwks_files: vec![path.clone()], ..no_keys() }) {
+            if let Err(error) = Authenticator::new(AuthConfig { jwks_files: vec![path.clone()], ..no_keys() })
+            {
                 self.report("auth.jwks_files", error.to_string());
             }
         }
@@ -148,7 +164,9 @@ impl Check<'_> {
     fn namespaces(&mut self) {
         for name in self.loaded.settings.namespaces.named.keys() {
             if name.contains(':') {
-                let text = format!("[namespaces.{name:?}]: a namespace is the part before the first `:` and cannot hold one");
+                let text = format!(
+                    "[namespaces.{name:?}]: a namespace is the part before the first `:` and cannot hold one"
+                );
                 // Any of its keys shows the place.
                 let prefix = format!("namespaces.{name}.");
                 let path = self.loaded.origins.keys().find(|path| path.starts_with(&prefix)).cloned();
@@ -163,7 +181,12 @@ impl Check<'_> {
         let at_least = [
             ("limits.frame", limits.frame, "limits.payload", limits.payload.saturating_add(FRAME_OVERHEAD)),
             ("limits.http_body", limits.http_body, "limits.frame", limits.frame),
-            ("limits.session_queue", limits.session_queue, "limits.subscription_queue", limits.subscription_queue),
+            (
+                "limits.session_queue",
+                limits.session_queue,
+                "limits.subscription_queue",
+                limits.subscription_queue,
+            ),
             ("limits.subscription_queue", limits.subscription_queue, "limits.frame", limits.frame),
             ("api.body", settings.api.body, "limits.payload", limits.payload.saturating_add(FRAME_OVERHEAD)),
         ];
@@ -186,7 +209,10 @@ impl Check<'_> {
         for key in keys::settings() {
             let bounds = ["limits.", "core.", "api."].iter().any(|section| key.name.starts_with(section));
             let shown = key.show(settings);
-            if bounds && shown.as_deref().is_some_and(|shown| shown == "0" || shown == "\"0s\"") && key.name != MAY_BE_ZERO {
+            if bounds
+                && shown.as_deref().is_some_and(|shown| shown == "0" || shown == "\"0s\"")
+                && key.name != MAY_BE_ZERO
+            {
                 self.report(key.name, format!("`{}` cannot be 0", key.name));
             }
         }

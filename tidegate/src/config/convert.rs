@@ -63,7 +63,9 @@ impl Settings {
     /// Certificates to serve.
     pub(crate) fn certificate_files(&self) -> Vec<CertificateFiles> {
         let files = self.tls.certificates.iter();
-        files.map(|pair| CertificateFiles { certificate: pair.certificate.clone(), key: pair.key.clone() }).collect()
+        files
+            .map(|pair| CertificateFiles { certificate: pair.certificate.clone(), key: pair.key.clone() })
+            .collect()
     }
 
     /// As set, else one per processor.

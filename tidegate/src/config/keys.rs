@@ -6,7 +6,8 @@ use tidegate_protocol::namespace::Namespace;
 
 use super::kind::{
     ACCESS, ALGORITHM, COUNT, COUNT_U16, COUNT_U32, DURATION, FLAG, FORMAT, Kind, LEVEL, LISTENER,
-    OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U64, TEXT, TEXTS, UNKNOWN,
+    OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U64, TEXT, TEXTS,
+    UNKNOWN,
 };
 use super::node::Node;
 use super::{AuthKey, Certificate, Settings};
@@ -76,8 +77,13 @@ pub(super) fn settings() -> Vec<Key<Settings>> {
 }
 
 fn top() -> Vec<Key<Settings>> {
-    vec![Key::new("namespaces_unknown", &UNKNOWN, |s| &mut s.namespaces.refuse_unknown, "",
-        "Channels whose namespace (the part before `:`) has no section below: they follow [namespaces.default], or are\nrefused.")]
+    vec![Key::new(
+        "namespaces_unknown",
+        &UNKNOWN,
+        |s| &mut s.namespaces.refuse_unknown,
+        "",
+        "Channels whose namespace (the part before `:`) has no section below: they follow [namespaces.default], or are\nrefused.",
+    )]
 }
 
 #[rustfmt::skip]

@@ -107,7 +107,9 @@ pub(super) const LISTENER: Kind<Option<SocketAddr>> = Kind {
         Value::Text(text) => text.parse().ok().map(Some),
         _ => None,
     },
-    show: |listener| Some(listener.map_or_else(|| "false".to_owned(), |address| quoted(&address.to_string()))),
+    show: |listener| {
+        Some(listener.map_or_else(|| "false".to_owned(), |address| quoted(&address.to_string())))
+    },
     plain_text: false,
     secret: false,
 };

@@ -44,7 +44,10 @@ impl Layers {
                 Ok(text) => reader.read_file(path, &text),
                 Err(error) => reader.problems.push(Problem::new(
                     asked_by.clone(),
-                    format!("cannot read {}: {error}; check the path and that this user may read it", path.display()),
+                    format!(
+                        "cannot read {}: {error}; check the path and that this user may read it",
+                        path.display()
+                    ),
                 )),
             }
         }
@@ -103,7 +106,8 @@ impl Reader {
 
     fn read_table(&mut self, prefix: &str, entries: Vec<Entry>) {
         for entry in entries {
-            let path = if prefix.is_empty() { entry.name.clone() } else { format!("{prefix}.{}", entry.name) };
+            let path =
+                if prefix.is_empty() { entry.name.clone() } else { format!("{prefix}.{}", entry.name) };
             if path == NAMESPACES {
                 self.read_namespaces(entry);
             } else if is_key(&path) {
@@ -158,12 +162,16 @@ impl Reader {
                 continue;
             }
             let origin = Origin::Environment(name.clone());
-            let path = name.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or(name).replace("__", ".").to_lowercase();
+            let path =
+                name.strip_prefix(ENVIRONMENT_PREFIX).unwrap_or(name).replace("__", ".").to_lowercase();
             if !self.read_text(&path, text, &origin) {
                 let known = environment_names();
                 let known = known.iter().map(String::as_str).chain(OTHER_VARIABLES);
                 let hint = nearest(name, known).map_or_else(
-                    || "`tidegate config explain` lists all keys; listen.quic is TIDEGATE_LISTEN__QUIC".to_owned(),
+                    || {
+                        "`tidegate config explain` lists all keys; listen.quic is TIDEGATE_LISTEN__QUIC"
+                            .to_owned()
+                    },
                     |near| format!("did you mean `{near}`?"),
                 );
                 self.problems.push(Problem::new(origin, format!("no such setting; {hint}")));
@@ -206,7 +214,8 @@ impl Reader {
             self.values.insert(path.to_owned(), node(false));
             return true;
         }
-        let Some((name, last)) = path.strip_prefix("namespaces.").and_then(|rest| rest.rsplit_once('.')) else {
+        let Some((name, last)) = path.strip_prefix("namespaces.").and_then(|rest| rest.rsplit_once('.'))
+        else {
             return false;
         };
         let keys = keys::namespace();
@@ -238,7 +247,9 @@ impl Reader {
         for (path, node) in std::mem::take(&mut self.values) {
             origins.insert(path.clone(), node.origin.clone());
             match path.as_str() {
-                CERTIFICATES => settings.tls.certificates = self.items(&path, &node, &keys::certificate(), folder),
+                CERTIFICATES => {
+                    settings.tls.certificates = self.items(&path, &node, &keys::certificate(), folder)
+                }
                 AUTH_KEYS => settings.auth.keys = self.items(&path, &node, &keys::auth_key(), folder),
                 _ => {
                     let key = known.iter().find(|key| key.name == path).expect("only known paths were taken");
@@ -285,7 +296,8 @@ impl Reader {
         folder: &Path,
     ) -> Vec<T> {
         let Value::List(items) = &node.value else {
-            let text = format!("`{path}` is a list of tables: write [[{path}]], then the keys of one entry below");
+            let text =
+                format!("`{path}` is a list of tables: write [[{path}]], then the keys of one entry below");
             self.problems.push(Problem::new(node.origin.clone(), text));
             return Vec::new();
         };
@@ -346,7 +358,11 @@ fn children(prefix: &str) -> Vec<&'static str> {
     let mut names: Vec<&'static str> = Vec::new();
     let keys = keys::settings();
     for path in keys.iter().map(|key| key.name).chain([CERTIFICATES, AUTH_KEYS, "namespaces.default"]) {
-        let rest = if prefix.is_empty() { Some(path) } else { path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')) };
+        let rest = if prefix.is_empty() {
+            Some(path)
+        } else {
+            path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'))
+        };
         if let Some(name) = rest.map(|rest| rest.split('.').next().unwrap_or(rest))
             && !names.contains(&name)
         {

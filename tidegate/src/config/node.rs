@@ -34,8 +34,10 @@ pub(super) struct Entry {
 impl Node {
     /// What environment and flags give: TOML where it is TOML, else the text itself.
     pub(super) fn from_text(text: &str, origin: &Origin) -> Self {
-        let value = DeValue::parse(text)
-            .map_or_else(|_| Value::Text(text.to_owned()), |value| convert(value.get_ref(), &|_| origin.clone()));
+        let value = DeValue::parse(text).map_or_else(
+            |_| Value::Text(text.to_owned()),
+            |value| convert(value.get_ref(), &|_| origin.clone()),
+        );
         Self { value, origin: origin.clone() }
     }
 
@@ -69,13 +71,17 @@ fn convert(value: &DeValue<'_>, origin: &dyn Fn(usize) -> Origin) -> Value {
         DeValue::String(text) => Value::Text(text.to_string()),
         DeValue::Integer(number) => {
             let digits = number.as_str();
-            i64::from_str_radix(digits, number.radix()).map_or_else(|_| Value::Other(digits.to_owned()), Value::Integer)
+            i64::from_str_radix(digits, number.radix())
+                .map_or_else(|_| Value::Other(digits.to_owned()), Value::Integer)
         }
         DeValue::Boolean(flag) => Value::Boolean(*flag),
         DeValue::Array(items) => Value::List(
             items
                 .iter()
-                .map(|item| Node { value: convert(item.get_ref(), origin), origin: origin(item.span().start) })
+                .map(|item| Node {
+                    value: convert(item.get_ref(), origin),
+                    origin: origin(item.span().start),
+                })
                 .collect(),
         ),
         DeValue::Table(table) => Value::Table(convert_table(table, origin)),

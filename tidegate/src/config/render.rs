@@ -51,7 +51,13 @@ pub(crate) fn explain(loaded: &Loaded, path: Option<&str>) -> Result<String, Str
         lines.push(Explained::new(loaded, key.name.to_owned(), key.show(&loaded.settings), key.doc));
     }
     let certificates = &loaded.settings.tls.certificates;
-    lines.extend(explain_list(loaded, CERTIFICATES, keys::CERTIFICATES_DOC, certificates, &keys::certificate()));
+    lines.extend(explain_list(
+        loaded,
+        CERTIFICATES,
+        keys::CERTIFICATES_DOC,
+        certificates,
+        &keys::certificate(),
+    ));
     let auth_keys = &loaded.settings.auth.keys;
     lines.extend(explain_list(loaded, AUTH_KEYS, keys::AUTH_KEYS_DOC, auth_keys, &keys::auth_key()));
     let namespaces = &loaded.settings.namespaces;

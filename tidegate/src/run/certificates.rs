@@ -18,7 +18,11 @@ pub(super) struct Certificates {
 }
 
 /// Files where there are some; a development certificate in `dev` otherwise.
-pub(super) fn open(settings: &Settings, mode: Mode, certs_dir: Option<PathBuf>) -> anyhow::Result<Certificates> {
+pub(super) fn open(
+    settings: &Settings,
+    mode: Mode,
+    certs_dir: Option<PathBuf>,
+) -> anyhow::Result<Certificates> {
     let files = settings.certificate_files();
     if !files.is_empty() {
         let store = CertStore::from_files(files, clock::wall())?;

@@ -13,7 +13,9 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
     let rules = std::env::var("TIDEGATE_LOG").ok().filter(|rules| !rules.is_empty());
     let filter: Targets = match &rules {
         Some(rules) => rules.parse().with_context(|| {
-            format!("TIDEGATE_LOG cannot be {rules:?}: write a level, or rules such as info,tidegate_edge=debug")
+            format!(
+                "TIDEGATE_LOG cannot be {rules:?}: write a level, or rules such as info,tidegate_edge=debug"
+            )
         })?,
         None => log.level.parse().context("log.level")?,
     };

@@ -41,7 +41,11 @@ pub(super) struct Node {
 }
 
 /// Starts core and edge; on success every listener is bound.
-pub(super) async fn start(settings: &Settings, parts: Parts, registry: &mut Registry) -> anyhow::Result<Node> {
+pub(super) async fn start(
+    settings: &Settings,
+    parts: Parts,
+    registry: &mut Registry,
+) -> anyhow::Result<Node> {
     let lifecycle = Lifecycle {
         tracker: TaskTracker::new(),
         drain: CancellationToken::new(),
@@ -121,7 +125,9 @@ fn with_remedy(error: ListenError) -> anyhow::Error {
     match error {
         ListenError::Bind { what, address, error } => {
             let kind = if what == "quic" { "UDP" } else { "TCP" };
-            anyhow!("cannot listen on {kind} {address}: {error}; choose another address with --{what} or `listen.{what}`")
+            anyhow!(
+                "cannot listen on {kind} {address}: {error}; choose another address with --{what} or `listen.{what}`"
+            )
         }
         error => error.into(),
     }

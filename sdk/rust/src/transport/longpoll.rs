@@ -66,6 +66,8 @@ struct Outstanding {
     /// While it was on its way, a batch after its `ack` arrived: an answer with that batch says nothing of its frames.
     crossed: bool,
     answer: Pin<Box<dyn Future<Output = Result<PollAnswer, Lost>> + Send>>,
+    /// Its answer, until the request before it has its own.
+    answered: Option<Result<PollAnswer, Lost>>,
 }
 
 /// The client's side of one long-poll session.
@@ -95,12 +97,14 @@ impl Poller {
             frames,
             crossed: false,
             answer: Box::pin(async move { pool.post(&body, attempts).await }),
+            answered: None,
         }
     }
 
     /// Takes an answer; returns what is new in it. A repeat of a batch is not.
     fn handle_answer(&mut self, of: Outstanding, answer: PollAnswer) -> Vec<ServerFrame> {
         if of.crossed && answer.batch > of.ack {
+            // Left alone, perhaps.
             self.unsend(of.frames);
         }
         if self.session.is_none() {
@@ -141,67 +145,71 @@ async fn poll(
     let mut older: Option<Outstanding> = None;
     let mut newer = poller.request();
     loop {
-        let may_send = older.is_none() && poller.session.is_some();
-        // Answers before what is to be sent: each answer makes room for it, and none comes unasked.
-        let (answer, of) = tokio::select! { biased;
-            answer = older_answer(&mut older) => (answer, older.take()),
-            answer = &mut newer.answer, if older.is_none() => (answer, None),
-            transmit = outbound.recv(), if may_send => {
-                let Some(transmit) = transmit else { return Lost::new("closed") };
-                poller.unsent.push_back(transmit.frame);
-                take_waiting(poller, outbound);
-                older = Some(std::mem::replace(&mut newer, poller.request()));
-                continue;
+        let frames = if let Some(of) = older.take_if(|older| older.answered.is_some()) {
+            match settle(of) {
+                Ok((of, answer)) => {
+                    newer.crossed |= answer.batch > newer.ack;
+                    poller.handle_answer(of, answer)
+                }
+                Err((of, lost)) => {
+                    // The newer one asks for the same; only what this one carried is in doubt.
+                    tracing::debug!(reason = lost.reason, "a poll failed");
+                    newer.crossed = true;
+                    poller.unsend(of.frames);
+                    continue;
+                }
             }
+        } else if older.is_none() && newer.answered.is_some() {
+            take_waiting(poller, outbound);
+            // The next one acknowledges this one: it is made after it.
+            let (frames, next) = match settle(newer) {
+                Ok((of, answer)) => (poller.handle_answer(of, answer), poller.request()),
+                Err((_, lost)) => return lost,
+            };
+            newer = next;
+            frames
+        } else {
+            let may_send = older.is_none() && newer.answered.is_none() && poller.session.is_some();
+            // Answers before what is to be sent: each makes room for it, and none comes unasked.
+            tokio::select! { biased;
+                () = settled(older.as_mut()) => {}
+                () = settled(Some(&mut newer)) => {}
+                transmit = outbound.recv(), if may_send => {
+                    let Some(transmit) = transmit else { return Lost::new("closed") };
+                    poller.unsent.push_back(transmit.frame);
+                    take_waiting(poller, outbound);
+                    older = Some(std::mem::replace(&mut newer, poller.request()));
+                }
+            }
+            continue;
         };
-        let was_older = of.is_some();
-        let (answer, of) = match (answer, of) {
-            (Ok(answer), Some(of)) => {
-                newer.crossed |= answer.batch > newer.ack;
-                (answer, of)
-            }
-            (Err(lost), Some(of)) => {
-                // Superseded or not, the newer one asks for the same; only what it carried is in doubt.
-                tracing::debug!(reason = lost.reason, "a poll failed");
-                newer.crossed = true;
-                poller.unsend(of.frames);
-                continue;
-            }
-            (Ok(answer), None) => {
-                take_waiting(poller, outbound);
-                // `newer` was answered: it is replaced below, after its answer has been taken.
-                let of = Outstanding {
-                    ack: newer.ack,
-                    frames: std::mem::take(&mut newer.frames),
-                    crossed: newer.crossed,
-                    answer: Box::pin(std::future::pending()),
-                };
-                (answer, of)
-            }
-            (Err(lost), None) => return lost,
-        };
-        let frames = poller.handle_answer(of, answer);
-        if poller.session.is_none() {
-            // Refused at the door: the frames say why.
-            if !frames.is_empty() {
-                let _gone = control.send(Inbound::Frames(frames)).await;
-            }
-            return Lost::new("the server began no session");
-        }
-        if !was_older {
-            newer = poller.request();
-        }
         let inbound = if frames.is_empty() { Inbound::Alive } else { Inbound::Frames(frames) };
         if control.send(inbound).await.is_err() {
             return Lost::new("closed");
         }
+        if poller.session.is_none() {
+            // Refused at the door: the frames said why.
+            return Lost::new("the server began no session");
+        }
     }
 }
 
-async fn older_answer(older: &mut Option<Outstanding>) -> Result<PollAnswer, Lost> {
-    match older {
-        Some(older) => older.answer.as_mut().await,
-        None => std::future::pending().await,
+/// Waits for an answer that has not come yet. Cancel-safe.
+async fn settled(outstanding: Option<&mut Outstanding>) {
+    match outstanding {
+        Some(outstanding) if outstanding.answered.is_none() => {
+            outstanding.answered = Some(outstanding.answer.as_mut().await);
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// A request that was answered, with its answer.
+fn settle(mut of: Outstanding) -> Result<(Outstanding, PollAnswer), (Outstanding, Lost)> {
+    match of.answered.take() {
+        Some(Ok(answer)) => Ok((of, answer)),
+        Some(Err(lost)) => Err((of, lost)),
+        None => Err((of, Lost::new("not answered"))),
     }
 }
 
@@ -230,7 +238,8 @@ impl Pool {
 
     /// Posts, and repeats what fails on the way.
     async fn post(&self, request: &PollRequest, attempts: u32) -> Result<PollAnswer, Lost> {
-        let body = serde_json::to_vec(request).map(Bytes::from).map_err(|error| Lost::new(error.to_string()))?;
+        let body =
+            serde_json::to_vec(request).map(Bytes::from).map_err(|error| Lost::new(error.to_string()))?;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -326,6 +335,3 @@ const MAX_IDLE: usize = 2;
 const MAX_FRAMES: usize = 64;
 /// A batch is 64 KiB, or one frame.
 const MAX_BODY: usize = 2 << 20;
-
-#[cfg(test)]
-mod tests;

@@ -77,7 +77,9 @@ async fn read(mut source: SplitStream<Socket>, control: mpsc::Sender<Inbound>) {
                 break Lost { code: Some(u16::from(close.code).into()), reason: close.reason.to_string() };
             }
             Some(Ok(Message::Close(None))) => break Lost::new("the server closed without a code"),
-            Some(Ok(Message::Text(_))) => break Lost::new("a text message, where only binary ones were agreed"),
+            Some(Ok(Message::Text(_))) => {
+                break Lost::new("a text message, where only binary ones were agreed");
+            }
             // Answered by the library.
             Some(Ok(_)) => Inbound::Alive,
             Some(Err(error)) => break lost(error),

@@ -1,0 +1,37 @@
+//! Benchmarks: the gateway as a process of its own, one load generator (this process), and beside it, in the same
+//! run and with the same load generator, a raw loop over as many sockets: the machine's limit.
+//!
+//! Figures are reported, never asserted; a lost, repeated or reordered publication makes a run fail.
+
+mod cli;
+mod fanout;
+mod idle;
+mod ledger;
+mod limit;
+mod load;
+mod machine;
+mod measure;
+mod proc;
+mod publisher;
+mod report;
+mod server;
+mod shape;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use self::cli::{Cli, Command};
+
+/// The whole program: reads the command line, measures, prints.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Fanout(arguments) => fanout::run(&arguments),
+        Command::Idle(arguments) => idle::run(&arguments),
+        Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
