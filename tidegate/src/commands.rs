@@ -8,6 +8,7 @@ mod subscribe;
 mod token;
 
 use std::future::Future;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -114,6 +115,15 @@ impl ConfigArguments {
 fn parse_pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, such as limits.payload=32KiB")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+/// Writes to stdout. Whoever reads it may stop early, as `head` does: that ends the program in order.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(0),
+        result => result.context("cannot write to stdout"),
+    }
 }
 
 /// Waits for a tool that needs little.

@@ -7,6 +7,7 @@ mod logging;
 mod node;
 mod signals;
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use tracing::{error, info, warn};
 
 use crate::config::{self, Loaded, Mode, Problems};
 use crate::demo::{self, Demo};
+
+pub(crate) use self::certificates::dev_ca_file;
 
 use self::api::{Api, Readiness};
 use self::node::Parts;
@@ -82,7 +85,10 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         "ready"
     );
     if mode == Mode::Dev {
-        print!("{}", banner::text(&settings, node.addresses(), api_address, certificates.ca_file.as_deref()));
+        let text = banner::text(&settings, node.addresses(), api_address, certificates.ca_file.as_deref());
+        // Nobody may be reading; that is no reason not to serve.
+        let mut stdout = std::io::stdout().lock();
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     }
 
     let tasks = TaskTracker::new();

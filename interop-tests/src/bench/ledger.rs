@@ -104,7 +104,8 @@ impl Ledger {
             self.faults.reordered += 1;
         }
         *last = delivery.offset;
-        let place = delivery.number.checked_sub(self.first_open).and_then(|place| usize::try_from(place).ok());
+        let place =
+            delivery.number.checked_sub(self.first_open).and_then(|place| usize::try_from(place).ok());
         let Some(left) = place.and_then(|place| self.open.get_mut(place)).filter(|left| **left > 0) else {
             self.faults.unknown += 1;
             return;

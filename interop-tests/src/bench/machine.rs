@@ -16,6 +16,7 @@ pub(super) struct Machine {
     pub(super) memory: String,
     pub(super) tidegate: String,
     pub(super) commit: String,
+    pub(super) rust: String,
     pub(super) build: &'static str,
     pub(super) load_before: String,
     pub(super) load_after: String,
@@ -24,7 +25,8 @@ pub(super) struct Machine {
 impl Machine {
     /// Before the first measurement.
     pub(super) fn look(tidegate: &Path) -> Self {
-        let commit = output("git", &["describe", "--always", "--dirty", "--abbrev=12"]);
+        let repository = env!("CARGO_MANIFEST_DIR");
+        let commit = output("git", &["-C", repository, "describe", "--always", "--dirty", "--abbrev=12"]);
         Self {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             kernel: output("uname", &["-sr"]),
@@ -32,6 +34,7 @@ impl Machine {
             memory: line_of("/proc/meminfo", "MemTotal"),
             tidegate: output(&tidegate.to_string_lossy(), &["--version"]),
             commit,
+            rust: output("rustc", &["--version"]),
             build: if cfg!(debug_assertions) { "debug: figures mean nothing" } else { "release" },
             load_before: proc::load_average(),
             load_after: String::new(),
@@ -41,11 +44,12 @@ impl Machine {
     /// For the top of the report.
     pub(super) fn summary(&self) -> String {
         format!(
-            "{} ({}), {} cores, {}; load generator: {} build; load average {} before, {} after; {}, commit {}",
+            "{} ({}), {} cores, {}; {}; load generator: {} build; load average {} before, {} after; {}, commit {}",
             self.processor,
             self.memory,
             self.cores,
             self.kernel,
+            self.rust,
             self.build,
             self.load_before,
             self.load_after,

@@ -8,7 +8,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 /// CPU seconds of a process so far, user and system. The kernel counts them in hundredths.
 pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
     let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}: the server is gone"))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {path}: the server is gone"))?;
     // The command's name stands in brackets and may hold anything; state is the first field behind it.
     let (_, fields) = text.rsplit_once(')').context("no command in /proc/PID/stat")?;
     let ticks: u64 = fields
@@ -23,7 +24,8 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
 /// Resident memory of a process, bytes.
 pub(super) fn resident_bytes(pid: u32) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}: the server is gone"))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {path}: the server is gone"))?;
     kib(&text, "VmRSS:").context("no VmRSS in /proc/PID/status")
 }
 

@@ -74,9 +74,14 @@ impl Transport {
 
     /// The shapes that are measured where none is given.
     pub(super) fn usual_shapes(self, payload: usize) -> Vec<Shape> {
-        let shape = |channels: usize, each: usize, pace| Shape { subscribers: channels * each, channels, payload, pace };
+        let shape = |channels: usize, each: usize, pace| Shape {
+            subscribers: channels * each,
+            channels,
+            payload,
+            pace,
+        };
         if self.is_udp() {
-            // A window of one is one publication per datagram, by the design's wording; of four: four may wait.
+            // A window of one is one publication per datagram; of four: up to four may wait.
             return vec![
                 shape(1, 1_000, Pace::Window(1)),
                 shape(1, 1_000, Pace::Window(4)),
@@ -86,6 +91,7 @@ impl Transport {
             ];
         }
         vec![
+            shape(1, 1_000, Pace::Window(1)),
             shape(1, 1_000, Pace::Window(4)),
             shape(1, 10_000, Pace::Window(2)),
             shape(2_000, 5, Pace::Window(64)),

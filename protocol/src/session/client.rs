@@ -4,24 +4,24 @@
 //! The driver makes connections when told ([`Event::Dial`]), feeds whatever comes over whichever lane to
 //! [`Session::handle_frame`], and drains [`Session::poll_transmit`] and [`Session::poll_event`] after every input.
 
+mod commands;
 mod event;
+mod frames;
 mod requests;
 mod subscription;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use rand::{Rng, RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use serde_json::value::RawValue;
 
+use crate::ChannelName;
 use crate::backoff::Backoff;
 use crate::frame::{
-    self, ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, ErrorCode, ErrorReply,
-    HistoryRequest, Payload, Publication, Publish, ReconnectPolicy, ServerBody, ServerFrame, Subscribe,
-    Subscribed, Unsubscribed,
+    self, ClientBody, ClientFrame, CloseCode, Connect, Empty, ErrorReply, Publication, ReconnectPolicy,
+    ServerBody, ServerFrame, Subscribe,
 };
-use crate::{ChannelName, Position};
 
 use requests::{Request, Requests};
 use subscription::{HoldBounds, Need, Phase, Subscription};
@@ -163,149 +163,7 @@ impl Session {
         }
     }
 
-    // Commands.
-
-    /// Asks for the first connection; nothing where it was asked for before.
-    pub fn connect(&mut self, token: Option<String>) {
-        if matches!(self.state, State::Idle) {
-            self.token = token;
-            self.dial();
-        }
-    }
-
-    /// Joins a channel, after `position` or from its head.
-    pub fn subscribe(
-        &mut self,
-        now: Instant,
-        channel: ChannelName,
-        position: Option<Position>,
-    ) -> Result<(), CommandError> {
-        self.check_alive()?;
-        let bounds = self.hold_bounds();
-        if let Some(subscription) = self.subscriptions.get_mut(channel.as_str()) {
-            if let Phase::Leaving { request, again: false } = subscription.phase {
-                *subscription = Subscription::new(channel, position, bounds);
-                subscription.phase = Phase::Leaving { request, again: true };
-                return Ok(());
-            }
-            if !subscription.server {
-                return Err(CommandError::AlreadySubscribed);
-            }
-            return self.adopt(&channel, position);
-        }
-        if self.subscriptions.len() >= self.config.max_subscriptions {
-            return Err(CommandError::TooManySubscriptions);
-        }
-        self.subscriptions.insert(channel.clone(), Subscription::new(channel, position, bounds));
-        self.ask_waiting(now);
-        Ok(())
-    }
-
-    /// Leaves a channel: none of its publications comes any more; `Unsubscribed` follows.
-    pub fn unsubscribe(&mut self, channel: &ChannelName) -> Result<(), CommandError> {
-        self.check_alive()?;
-        let subscription = self.subscriptions.get_mut(channel).ok_or(CommandError::NotSubscribed)?;
-        match &mut subscription.phase {
-            Phase::Leaving { again, .. } => *again = false,
-            Phase::Waiting { .. } => {
-                self.subscriptions.remove(channel);
-                self.events.push_back(Event::Unsubscribed { channel: channel.clone(), error: None });
-            }
-            Phase::Resyncing { request } => {
-                subscription.phase = Phase::Leaving { request: *request, again: false }
-            }
-            Phase::Asked { .. } | Phase::Live => {
-                let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-                subscription.clear_held();
-                subscription.phase = Phase::Leaving { request, again: false };
-            }
-        }
-        Ok(())
-    }
-
-    /// Publishes durably; `Published` follows. Without a `key` it gets a random one, so that it can be repeated after a
-    /// lost connection and still be stored once.
-    pub fn publish(
-        &mut self,
-        channel: &ChannelName,
-        payload: Payload,
-        key: Option<String>,
-    ) -> Result<RequestId, CommandError> {
-        self.check_room()?;
-        self.check_payload(&payload)?;
-        let key = match key {
-            Some(key) if key.is_empty() || key.len() > MAX_KEY_BYTES => return Err(CommandError::BadKey),
-            Some(key) => key,
-            None => format!("{:016x}{:016x}", self.rng.next_u64(), self.rng.next_u64()),
-        };
-        Ok(self.request(Request::Publish(publish_frame(channel, payload, Some(key), false))))
-    }
-
-    /// Publishes at most once: dropped without a connection, and the oldest where too many wait.
-    pub fn publish_ephemeral(&mut self, channel: &ChannelName, payload: Payload) -> Result<(), CommandError> {
-        self.check_alive()?;
-        self.check_payload(&payload)?;
-        if matches!(self.state, State::Open { .. }) {
-            if self.ephemeral.len() >= self.config.max_ephemeral {
-                self.ephemeral.pop_front();
-            }
-            let publish = publish_frame(channel, payload, None, true);
-            self.ephemeral.push_back(ClientFrame::new(0, ClientBody::Publish(publish)));
-        }
-        Ok(())
-    }
-
-    /// Asks what is retained after `since`, at most `limit` (0: as many as fit); `History` follows.
-    pub fn history(
-        &mut self,
-        channel: &ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> Result<RequestId, CommandError> {
-        self.check_room()?;
-        let since = since.map(frame::Position::from);
-        Ok(self.request(Request::History(HistoryRequest {
-            channel: channel.as_str().to_owned(),
-            since,
-            limit,
-        })))
-    }
-
-    /// Gives a new token; `Refreshed` follows. Without an open connection it serves the next one.
-    pub fn refresh(&mut self, now: Instant, token: String) -> Result<RequestId, CommandError> {
-        self.check_room()?;
-        if matches!(self.state, State::Open { .. }) {
-            return Ok(self.request(Request::Refresh(token)));
-        }
-        self.token = Some(token);
-        let request = RequestId(self.requests.new_id());
-        self.events.push_back(Event::Refreshed { request, result: Ok(()) });
-        if let State::Tokenless { not_before, .. } = self.state {
-            self.wait(now, not_before.saturating_duration_since(now));
-        }
-        Ok(request)
-    }
-
-    /// There is no token to be had now: asks again in a while.
-    pub fn token_unavailable(&mut self, now: Instant) {
-        match &mut self.state {
-            State::Open { token_due, .. } => *token_due = Some(now + TOKEN_RETRY),
-            State::Tokenless { ask_again, .. } => *ask_again = Some(now + TOKEN_RETRY),
-            _ => {}
-        }
-    }
-
-    /// Ends the session in order; `Ended` follows. What waits for an answer fails.
-    pub fn close(&mut self, now: Instant) {
-        match self.state {
-            State::Closing { .. } | State::Ended => {}
-            State::Open { .. } | State::Opening { connect: None, .. } => {
-                self.state = State::Closing { until: now + self.config.close_timeout, done_sent: false };
-                self.fail_requests();
-            }
-            _ => self.end(CloseCode::Done.number(), "closed by the app".to_owned()),
-        }
-    }
+    // What the driver tells.
 
     /// The connection that was asked for is there.
     pub fn connection_opened(&mut self, now: Instant) {
@@ -486,197 +344,6 @@ impl Session {
         self.events.pop_front()
     }
 
-    // Frames.
-
-    fn handle_connected(&mut self, now: Instant, connected: Connected) -> Result<(), SessionError> {
-        let State::Opening { early, .. } = &mut self.state else {
-            return Err(SessionError::AlreadyConnected);
-        };
-        let early = std::mem::take(early);
-        self.state = State::Open {
-            heard: now,
-            silence: Duration::from_millis(connected.ping_ms.min(MAX_PING_MS)) * 2,
-            token_due: connected.expires_ms.map(|ms| token_due(now, ms)),
-        };
-        self.backoff.handle_connected(now);
-        self.ticket = connected.resume;
-        self.events.push_back(Event::Connected {
-            session: connected.session,
-            user: connected.user,
-            node: connected.node,
-            region: connected.region,
-        });
-        let missed_early = early.len() >= MAX_EARLY;
-        for subscribed in connected.subscriptions {
-            let name = ChannelName::new(&subscribed.channel)
-                .map_err(|_| SessionError::Malformed("a server-side subscription with a bad channel name"))?;
-            // Those that the client knows are asked for with their positions.
-            if self.subscriptions.contains_key(&name)
-                || self.subscriptions.len() >= self.config.max_subscriptions
-            {
-                continue;
-            }
-            let mut subscription = Subscription::new(name.clone(), None, self.hold_bounds());
-            subscription.server = true;
-            let need = subscription.handle_subscribed(now, subscribed, false, &mut self.events)?;
-            self.subscriptions.insert(name.clone(), subscription);
-            self.meet(&name, if missed_early { Need::Resync } else { need });
-        }
-        for publication in early {
-            self.handle_publication(now, publication);
-        }
-        Ok(())
-    }
-
-    fn handle_publication(&mut self, now: Instant, publication: Publication) {
-        let Some(subscription) = self.subscriptions.get_mut(publication.channel.as_str()) else {
-            if let State::Opening { early, .. } = &mut self.state
-                && early.len() < MAX_EARLY
-            {
-                early.push(publication);
-            }
-            return;
-        };
-        let need = subscription.handle_publication(now, publication, &mut self.events);
-        if need != Need::Nothing {
-            let channel = subscription.channel().clone();
-            self.meet(&channel, need);
-        }
-    }
-
-    fn handle_ephemeral(&mut self, ephemeral: frame::Ephemeral) {
-        let subscription = self.subscriptions.get(ephemeral.channel.as_str());
-        if let Some(subscription) = subscription.filter(|one| !matches!(one.phase, Phase::Leaving { .. })) {
-            self.events.push_back(Event::Ephemeral { channel: subscription.channel().clone(), ephemeral });
-        }
-    }
-
-    /// `subscribed` without an id: continuity of a live subscription was lost.
-    fn handle_rebased(&mut self, now: Instant, subscribed: Subscribed) -> Result<(), SessionError> {
-        let Some(subscription) = self.subscriptions.get_mut(subscribed.channel.as_str()) else {
-            return Ok(());
-        };
-        let need = subscription.handle_rebased(now, subscribed, &mut self.events)?;
-        let channel = subscription.channel().clone();
-        self.meet(&channel, need);
-        Ok(())
-    }
-
-    /// `unsubscribed` without an id: the server ended it.
-    fn handle_unsubscribed(&mut self, unsubscribed: Unsubscribed) {
-        let Some(subscription) = self.subscriptions.get(unsubscribed.channel.as_str()) else { return };
-        if matches!(subscription.phase, Phase::Live | Phase::Resyncing { .. }) {
-            let channel = subscription.channel().clone();
-            self.remove_subscription(&channel, unsubscribed.error);
-        }
-    }
-
-    fn handle_answer(&mut self, now: Instant, id: u64, body: ServerBody) -> Result<(), SessionError> {
-        // A second answer, to a request that was sent twice, says nothing new.
-        let Some(request) = self.requests.answer(id) else { return Ok(()) };
-        let request_id = RequestId(id);
-        match (request, body) {
-            (Request::Subscribe(channel, _), ServerBody::Subscribed(subscribed)) => {
-                return self.handle_asked(now, id, &channel, subscribed);
-            }
-            (Request::Subscribe(channel, _), ServerBody::Error(error)) => {
-                self.handle_not_subscribed(now, id, &channel, error);
-            }
-            // An error as well: then there was no such subscription.
-            (Request::Unsubscribe(channel), ServerBody::Unsubscribed(_) | ServerBody::Error(_)) => {
-                self.handle_left(now, id, &channel);
-            }
-            (
-                Request::Publish(_),
-                ServerBody::Published(frame::Published { position: Some(position), .. }),
-            ) => {
-                self.events.push_back(Event::Published { request: request_id, result: Ok(position.into()) });
-            }
-            (
-                Request::History(_),
-                ServerBody::History(frame::History {
-                    position: Some(position), recovered, publications, ..
-                }),
-            ) => {
-                let result = Ok(History { position: position.into(), recovered, publications });
-                self.events.push_back(Event::History { request: request_id, result });
-            }
-            (Request::Refresh(token), ServerBody::Refreshed(refreshed)) => {
-                self.token = Some(token);
-                if let State::Open { token_due: due, .. } = &mut self.state {
-                    *due = refreshed.expires_ms.map(|ms| token_due(now, ms));
-                }
-                self.events.push_back(Event::Refreshed { request: request_id, result: Ok(()) });
-            }
-            (request, ServerBody::Error(error)) => self.fail(id, request, RequestError::Refused(error)),
-            (request, _) => {
-                self.fail(id, request, RequestError::Unanswered);
-                return Err(SessionError::WrongAnswer);
-            }
-        }
-        Ok(())
-    }
-
-    fn handle_asked(
-        &mut self,
-        now: Instant,
-        id: u64,
-        channel: &ChannelName,
-        subscribed: Subscribed,
-    ) -> Result<(), SessionError> {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return Ok(()) };
-        if subscription.phase == (Phase::Asked { request: id }) {
-            subscription.attempts = 0;
-            let need = subscription.handle_subscribed(now, subscribed, true, &mut self.events)?;
-            self.meet(channel, need);
-        }
-        Ok(())
-    }
-
-    fn handle_not_subscribed(&mut self, now: Instant, id: u64, channel: &ChannelName, error: ErrorReply) {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        if subscription.phase != (Phase::Asked { request: id }) {
-            return;
-        }
-        subscription.clear_held();
-        subscription.attempts = subscription.attempts.saturating_add(1);
-        if error.retry {
-            let bound =
-                SUBSCRIBE_RETRY.saturating_mul(1 << subscription.attempts.min(6)).min(SUBSCRIBE_RETRY_CAP);
-            let delay = bound.mul_f64(self.rng.random_range(0.0..1.0));
-            subscription.phase = Phase::Waiting { retry_at: Some(now + delay) };
-        } else if error.code == ErrorCode::Conflict.number() && subscription.attempts == 1 {
-            // The server has one that this side knows nothing of: begin anew, once.
-            let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-            subscription.phase = Phase::Leaving { request, again: true };
-        } else {
-            self.remove_subscription(channel, Some(error));
-        }
-    }
-
-    fn handle_left(&mut self, now: Instant, id: u64, channel: &ChannelName) {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        match subscription.phase {
-            Phase::Leaving { request, again: false } if request == id => {
-                self.remove_subscription(channel, None)
-            }
-            Phase::Leaving { request, .. } | Phase::Resyncing { request } if request == id => {
-                subscription.reset();
-                self.ask_waiting(now);
-            }
-            _ => {}
-        }
-    }
-
-    fn handle_close(&mut self, now: Instant, close: Close) {
-        let reconnect = close.reconnect.unwrap_or_else(|| frame::Reconnect {
-            policy: CloseCode::policy_of(close.code).into(),
-            after_ms: None,
-        });
-        let after = Duration::from_millis(reconnect.after_ms.unwrap_or(0).min(MAX_AFTER_MS));
-        self.end_connection(now, close.code, close.reason, reconnect.policy(), after);
-    }
-
     // The ends of a connection and of the session.
 
     fn end_connection(
@@ -773,33 +440,6 @@ impl Session {
 
     // Subscriptions and requests.
 
-    /// The app asks for a subscription that the server began.
-    fn adopt(&mut self, channel: &ChannelName, position: Option<Position>) -> Result<(), CommandError> {
-        let subscription = self.subscriptions.get_mut(channel).ok_or(CommandError::NotSubscribed)?;
-        subscription.server = false;
-        match (position, subscription.phase, subscription.position.clone()) {
-            (None, Phase::Live, Some(position)) => self.events.push_back(Event::Subscribed {
-                channel: channel.clone(),
-                position,
-                recovered: false,
-                was_recovering: false,
-                server: false,
-            }),
-            (None, ..) => {}
-            (Some(position), phase, _) => {
-                subscription.position = Some(position);
-                subscription.clear_held();
-                if matches!(phase, Phase::Live | Phase::Asked { .. }) {
-                    let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-                    subscription.phase = Phase::Leaving { request, again: true };
-                } else if let Phase::Resyncing { request } = phase {
-                    subscription.phase = Phase::Leaving { request, again: true };
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Leaves a live subscription, to take it up again from its last position.
     fn meet(&mut self, channel: &ChannelName, need: Need) {
         let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
@@ -836,39 +476,8 @@ impl Session {
         }
     }
 
-    fn request(&mut self, request: Request) -> RequestId {
-        let send = self.is_usable();
-        RequestId(self.requests.add(request, send))
-    }
-
     fn hold_bounds(&self) -> HoldBounds {
         HoldBounds { items: self.config.max_held, bytes: self.config.max_held_bytes }
-    }
-
-    fn check_alive(&self) -> Result<(), CommandError> {
-        match self.state {
-            State::Closing { .. } | State::Ended => Err(CommandError::Ended),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_room(&self) -> Result<(), CommandError> {
-        self.check_alive()?;
-        if self.has_room() { Ok(()) } else { Err(CommandError::TooManyRequests) }
-    }
-
-    fn check_payload(&self, payload: &Payload) -> Result<(), CommandError> {
-        let (bytes, limit) = (payload.len(), self.config.max_payload);
-        if bytes > limit {
-            return Err(CommandError::TooLarge { bytes, limit });
-        }
-        match payload {
-            // As the text encoding will check it: what it cannot write must not come so far.
-            Payload::Json(json) if serde_json::from_slice::<&RawValue>(json).is_err() => {
-                Err(CommandError::BadJson)
-            }
-            _ => Ok(()),
-        }
     }
 
     fn is_connect(&self, id: u64) -> bool {
@@ -885,37 +494,6 @@ impl Session {
         matches!(self.state, State::Opening { .. } | State::Open { .. })
     }
 }
-
-fn publish_frame(channel: &ChannelName, payload: Payload, key: Option<String>, ephemeral: bool) -> Publish {
-    let (data, data_base64) = payload.into_fields();
-    Publish { channel: channel.as_str().to_owned(), data, data_base64, key, ephemeral }
-}
-
-/// A minute before the token expires, or in the last quarter of a short life.
-fn token_due(now: Instant, expires_ms: u64) -> Instant {
-    let left = Duration::from_millis(expires_ms.min(MAX_EXPIRES_MS));
-    now + left - TOKEN_LEAD.min(left / 4)
-}
-
-const MAX_KEY_BYTES: usize = 128;
-
-/// Publications that come before `connected`; where they are more, their subscriptions begin anew.
-const MAX_EARLY: usize = 256;
-
-/// From a failure to get a token to the next try.
-const TOKEN_RETRY: Duration = Duration::from_secs(5);
-
-/// How long before the token's end another is asked for.
-const TOKEN_LEAD: Duration = Duration::from_secs(60);
-
-/// Bound of the first delay after a subscribe that may succeed later; doubles up to the cap.
-const SUBSCRIBE_RETRY: Duration = Duration::from_millis(500);
-const SUBSCRIBE_RETRY_CAP: Duration = Duration::from_secs(30);
-
-// What a server says is believed within these, so that no time overflows.
-const MAX_PING_MS: u64 = 3_600_000;
-const MAX_EXPIRES_MS: u64 = 365 * 24 * 3_600_000;
-const MAX_AFTER_MS: u64 = 600_000;
 
 #[cfg(test)]
 mod model;

@@ -47,7 +47,8 @@
  * @property {number} requestId of the `subscribe` in flight; 0 for none
  * @property {number | null} retryAt
  * @property {number | null} gapSince
- * @property {boolean} byServer
+ * @property {boolean} byServer the app never asked for it
+ * @property {boolean} listed the last `connected` began it
  * @property {boolean} conflicted
  * @property {Record<string, any> | null} overtook a `subscribed` of the server's own that came before the reply
  * @property {Backoff} backoff
@@ -152,11 +153,10 @@ export class Session {
       return;
     }
     const known = this.#subscriptions.get(channel);
-    if (known && (!known.byServer || !position)) {
-      known.byServer = false;
-      return;
-    }
+    if (known) known.byServer = false;
+    if (known && !position) return;
     const subscription = this.#addSubscription(channel, position);
+    subscription.listed = known?.listed ?? false;
     if (this.#isOpen) this.#sendSubscribe(channel, subscription);
   }
 
@@ -224,8 +224,8 @@ export class Session {
     this.#become({ name: "greeting", id, deadline: now + this.#limits.greetingMs });
     this.#control.push({ id, name: "connect", body });
     for (const [channel, subscription] of this.#subscriptions) {
-      if (subscription.byServer && !subscription.ordering.position) continue;
-      this.#sendSubscribe(channel, subscription);
+      // What the server begins by itself can be taken over once it has, not before.
+      if (!subscription.listed) this.#sendSubscribe(channel, subscription);
     }
   }
 
@@ -380,18 +380,32 @@ export class Session {
     this.#setExpiry(now, body.expires_ms);
     this.#become({ name: "live", since: now, pingMs: Math.max(body.ping_ms, 1_000) });
     this.#events.push({ type: "connected", body });
-    for (const begun of body.subscriptions) {
-      const known = this.#subscriptions.get(begun.channel);
-      if (known && known.requestId !== 0) continue; // Its own reply says more.
-      const subscription = known ?? this.#addSubscription(begun.channel, null);
-      if (!known) subscription.byServer = true;
-      this.#begin(now, begun.channel, subscription, begun, true);
-    }
+    const listed = new Set(body.subscriptions.map((/** @type {any} */ begun) => begun.channel));
     for (const [channel, subscription] of this.#subscriptions) {
-      if (subscription.byServer && subscription.ordering.isPending && subscription.requestId === 0) {
-        this.#forget(channel, subscription, { code: 404, message: "no longer subscribed by the server", retry: false });
-      }
+      if (!subscription.listed || listed.has(channel)) continue;
+      subscription.listed = false;
+      if (!subscription.byServer) this.#sendSubscribe(channel, subscription);
+      else this.#forget(channel, subscription, { code: 404, message: "no longer begun by the server", retry: false });
     }
+    for (const begun of body.subscriptions) this.#takeOver(now, begun);
+  }
+
+  /**
+   * A subscription that the server began by itself, at the head: it goes on from the position that the app has.
+   *
+   * @param {number} now
+   * @param {Record<string, any>} begun
+   */
+  #takeOver(now, begun) {
+    const { channel } = begun;
+    const known = this.#subscriptions.get(channel);
+    const subscription = known ?? this.#addSubscription(channel, null);
+    subscription.byServer ||= !known;
+    subscription.listed = true;
+    // What was asked before it was known to be listed is answered by "already subscribed".
+    this.#subscribing.delete(subscription.requestId);
+    if (subscription.ordering.position) this.#sendSubscribe(channel, subscription);
+    else this.#begin(now, channel, subscription, begun, true);
   }
 
   /** @param {number} now @param {number} id @param {Record<string, any>} body */
@@ -600,6 +614,7 @@ export class Session {
       retryAt: null,
       gapSince: null,
       byServer: false,
+      listed: false,
       conflicted: false,
       overtook: null,
       backoff: new Backoff(this.#random),

@@ -244,6 +244,24 @@ test("a gap that stays open is closed by subscribing again from the last positio
   assert.equal(world.reader.delivered, 2);
 });
 
+test("`already subscribed` is answered by leaving and asking again, once", () => {
+  const world = connected();
+  const { session } = world;
+  session.subscribe("room:1", null);
+  const refuse = () => {
+    const frames = [];
+    for (let next = session.pollTransmit(0); next; next = session.pollTransmit(0)) frames.push(next.frame);
+    const { id } = frames.at(-1);
+    session.handleFrame(0, { id, name: "error", body: { code: 409, message: "already subscribed", retry: false } });
+    return frames.map(({ name }) => name);
+  };
+  assert.deepEqual(refuse(), ["subscribe"]);
+  assert.deepEqual(refuse(), ["unsubscribe", "subscribe"]);
+  assert.deepEqual(session.pollTransmit(0), null);
+  world.settle();
+  assert.equal(world.last("unsubscribed").error.code, 409);
+});
+
 test("silence for two ping intervals is a dead connection; pings are answered", () => {
   const world = connected();
   const { session } = world;
@@ -341,6 +359,34 @@ test("subscriptions of the server's own begin with `connected`", () => {
   world.session.handleFrame(world.now, { id: 0, name: "unsubscribed", body });
   world.settle();
   assert.equal(world.last("unsubscribed").error.code, 403);
+});
+
+test("one that the server begins again is taken over from the position that the app has, after `connected`", () => {
+  const begun = (offset) => ({ channel: "user:1", position: { epoch: "e", offset }, recovered: false, publications: [], conflated: false });
+  const listed = [begun(3)];
+  const world = connected({ subscriptions: listed });
+  listed[0] = begun(5);
+  world.server.handleFrame = ({ id, name, body }) => {
+    const lane = world.server.connection.lanes.get("control");
+    if (name === "connect") {
+      lane.push({ id, name: "connected", body: { session: "s", ping_ms: 25_000, node: "", region: "", subscriptions: listed } });
+    } else {
+      assert.deepEqual([name, body], ["subscribe", { channel: "user:1", position: { epoch: "e", offset: 3 } }]);
+      const publications = [4, 5].map((offset) => ({ channel: "user:1", offset, data: offset, time_ms: 0 }));
+      lane.push({ id, name: "subscribed", body: { ...begun(5), recovered: true, publications } });
+    }
+  };
+  world.lose();
+  world.wait(5_000);
+  world.run();
+  assert.equal(world.last("subscribed").how, "recovered");
+  assert.equal(world.reader.recovered, 2);
+  // And one that it begins no more ends.
+  listed.pop();
+  world.lose();
+  world.wait(5_000);
+  world.run();
+  assert.equal(world.last("unsubscribed").channel, "user:1");
 });
 
 test("any frame at any time is no crash", () => {

@@ -17,6 +17,7 @@ use crate::{ClientEvent, Events, Payload, Position, Publication, Subscription, S
 #[derive(Debug, Default)]
 struct Gateway {
     log: Vec<Bytes>,
+    keys: Vec<(String, u64)>,
     /// In the order in which they came.
     seen: Vec<ClientFrame>,
 }
@@ -63,9 +64,16 @@ impl Gateway {
                 return (None, Some(ServerFrame::new(0, ServerBody::Ephemeral(ephemeral))));
             }
             ClientBody::Publish(publish) => {
-                let live = self.append(publish.data_base64.expect("bytes"));
-                let position = Some(self.position(self.head()));
-                (ServerBody::Published(Published { channel: publish.channel, position }), Some(live))
+                let key = publish.key.expect("durable publishes have keys");
+                let known = self.keys.iter().find(|(known, _)| *known == key).map(|(_, offset)| *offset);
+                let live = match known {
+                    Some(_) => None,
+                    None => Some(self.append(publish.data_base64.expect("bytes"))),
+                };
+                let offset = known.unwrap_or_else(|| self.head());
+                self.keys.push((key, offset));
+                let position = Some(self.position(offset));
+                (ServerBody::Published(Published { channel: publish.channel, position }), live)
             }
             ClientBody::Done(_) => (ServerBody::Close(frame::CloseCode::Done.frame("bye")), None),
             other => panic!("unexpected {other:?}"),

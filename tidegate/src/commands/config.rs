@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use tidegate_transport::clock;
 
-use super::ConfigArguments;
+use super::{ConfigArguments, print};
 use crate::config::{self, Loaded, Mode, Problems};
 
 /// Print the default configuration, check one, or explain what holds
@@ -64,19 +64,19 @@ struct Explain {
 
 pub(super) fn run(command: &Config) -> anyhow::Result<ExitCode> {
     match &command.action {
-        Action::Default(action) => print!("{}", config::default_file(mode(action.dev))),
+        Action::Default(action) => print(&config::default_file(mode(action.dev)))?,
         Action::Check(action) => {
             let loaded = action.configuration.layers().load(mode(action.dev))?;
             let problems = config::check(&loaded, clock::wall());
             if !problems.is_empty() {
                 return Err(Problems(problems).into());
             }
-            println!("OK: {}", source(&loaded));
+            print(&format!("OK: {}\n", source(&loaded)))?;
         }
         Action::Explain(action) => {
             let loaded = action.configuration.layers().load(mode(action.dev))?;
             let text = config::explain(&loaded, action.key.as_deref()).map_err(|problem| anyhow!(problem))?;
-            println!("# {}\n{text}", source(&loaded));
+            print(&format!("# {}\n{text}\n", source(&loaded)))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -20,6 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use super::print;
+
 /// Publish to a channel through the backend API
 ///
 /// Prints the publication's position. DATA is JSON; what is not JSON is sent as a text.
@@ -66,12 +68,12 @@ pub(super) fn run(command: Publish) -> anyhow::Result<ExitCode> {
 async fn publish(command: Publish) -> anyhow::Result<()> {
     let mut api = Api::connect(&command).await?;
     if let Some(data) = &command.data {
-        println!("{}", api.publish(&command, data).await?);
+        print(&format!("{}\n", api.publish(&command, data).await?))?;
         return Ok(());
     }
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     while let Some(line) = lines.next_line().await.context("cannot read stdin")? {
-        println!("{}", api.publish(&command, &line).await?);
+        print(&format!("{}\n", api.publish(&command, &line).await?))?;
     }
     Ok(())
 }

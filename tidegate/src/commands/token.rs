@@ -12,7 +12,7 @@ use tidegate_edge::auth::{KeyAlgorithm, MIN_SECRET_BYTES, Secret};
 use tidegate_protocol::ChannelName;
 use tidegate_transport::clock;
 
-use super::ConfigArguments;
+use super::{ConfigArguments, print};
 use crate::config::{Mode, Settings};
 
 /// Sign a token (JWT) for a client; nothing but the token goes to stdout
@@ -88,7 +88,7 @@ pub(super) fn run(command: &Token) -> anyhow::Result<ExitCode> {
     header.kid = key.id;
     let token = jsonwebtoken::encode(&header, &claims(command, &settings)?, &key.encoding)
         .context("cannot sign with this key: it does not fit the algorithm, or is damaged")?;
-    println!("{token}");
+    print(&format!("{token}\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

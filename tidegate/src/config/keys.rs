@@ -102,7 +102,7 @@ fn node() -> Vec<Key<Settings>> {
         Key::new("listen.plain", &LISTENER, |s| &mut s.listen.plain, "",
             "TCP without TLS: the same, behind a balancer that terminates TLS. Never open it to the internet."),
         Key::new("listen.api", &LISTENER, |s| &mut s.listen.api, "",
-            "TCP: the backend API, /healthz, /readyz and /metrics. Beyond loopback it needs a key in [api]."),
+            "TCP: the backend API, /healthz, /readyz and /metrics. Beyond loopback the API needs a key in [api]; the others\nask for none."),
     ]
 }
 

@@ -1,1 +1,413 @@
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tempfile::TempDir;
+
+use super::*;
+
+/// With a file of this content in a folder of its own.
+struct Given {
+    folder: TempDir,
+    layers: Layers,
+}
+
+impl Given {
+    fn file(text: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("tidegate.toml");
+        fs::write(&path, text).unwrap();
+        Self { folder, layers: Layers { file: Some(path), ..Layers::default() } }
+    }
+
+    fn environment(mut self, name: &str, value: &str) -> Self {
+        self.layers.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn flag(mut self, key: &str, value: &str) -> Self {
+        self.layers.flags.push((format!("--set {key}"), key.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn load(&self) -> Loaded {
+        self.layers.load(Mode::Serve).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// What is wrong, with file names without their folder.
+    fn problems(&self) -> String {
+        self.shorten(&self.layers.load(Mode::Serve).expect_err("must be refused").to_string())
+    }
+
+    fn check(&self, mode: Mode) -> String {
+        let problems = check(&self.layers.load(mode).unwrap_or_else(|problems| panic!("{problems}")), now());
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        self.shorten(&lines.join("\n"))
+    }
+
+    fn shorten(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.folder.path().display()), "")
+    }
+}
+
+/// The certificates that these tests make are valid around then.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+/// Passes every check without a certificate.
+const PLAIN: &str =
+    "listen.quic = false\nlisten.tls = false\nlisten.plain = '127.0.0.1:8080'\nauth.anonymous = true\n";
+
+#[test]
+fn the_default_file_says_what_holds_without_it_and_names_every_key() {
+    for mode in [Mode::Serve, Mode::Dev] {
+        let text = default_file(mode);
+        let given = Given::file(&text);
+        let loaded = given.layers.load(mode).unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!(format!("{:?}", loaded.settings), format!("{:?}", Settings::defaults(mode)));
+        let all = keys::settings();
+        for key in &all {
+            let name = key.name.rsplit('.').next().expect("not empty");
+            let named = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{name} = "));
+            assert!(text.lines().any(named), "{} is missing", key.name);
+            // An option without default is shown by example; every other one is really set.
+            let set = loaded.origins.contains_key(key.name);
+            assert_eq!(set, key.example.is_empty(), "{}", key.name);
+            let section = key.name.split_once('.').map(|(section, _)| section);
+            assert!(section.is_none_or(|section| layers::SECTIONS.contains(&section)), "{}", key.name);
+        }
+        for name in
+            ["[[tls.certificates]]", "[[auth.keys]]", "[namespaces.default]", "secret_file", "history_age"]
+        {
+            assert!(text.contains(name), "{name}");
+        }
+    }
+}
+
+#[test]
+fn examples_in_the_default_file_are_understood() {
+    // Takes the comment sign from every example line, as an operator would.
+    let text = default_file(Mode::Serve);
+    let uncommented: Vec<&str> = text
+        .lines()
+        .map(|line| {
+            let bare = line.strip_prefix("# ").unwrap_or(line);
+            let key = bare.split(" = ").next().unwrap_or_default();
+            let is_key = bare.contains(" = ") && key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            if is_key || bare.starts_with('[') { bare } else { line }
+        })
+        .collect();
+    let loaded = Given::file(&uncommented.join("\n")).load();
+    assert_eq!(loaded.settings.tls.certificates.len(), 1);
+    assert_eq!(loaded.settings.auth.keys.len(), 1);
+    assert_eq!(loaded.settings.auth.issuer.as_deref(), Some("https://id.example"));
+    assert_eq!(loaded.settings.namespaces.named["room"].history.count, 1000);
+}
+
+#[test]
+fn environment_comes_before_file_and_flags_before_both() {
+    let text = "[listen]\nquic = '127.0.0.1:1'\ntls = '127.0.0.1:2'\nplain = '127.0.0.1:3'\n";
+    let given = Given::file(text)
+        .environment("TIDEGATE_LISTEN__TLS", "127.0.0.1:20")
+        .environment("TIDEGATE_LISTEN__PLAIN", "127.0.0.1:30")
+        .flag("listen.plain", "127.0.0.1:300");
+    let loaded = given.load();
+    let listen = &loaded.settings.listen;
+    let ports = [listen.quic, listen.tls, listen.plain, listen.api].map(|address| address.map(|a| a.port()));
+    assert_eq!(ports, [Some(1), Some(20), Some(300), Some(9090)]);
+    let text = given.shorten(&explain(&loaded, Some("listen")).unwrap());
+    for line in [
+        "listen.quic = \"127.0.0.1:1\"  # tidegate.toml:2:8",
+        "listen.tls = \"127.0.0.1:20\"  # environment TIDEGATE_LISTEN__TLS",
+        "listen.plain = \"127.0.0.1:300\"  # flag --set listen.plain",
+        "listen.api = \"127.0.0.1:9090\"  # default",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn every_kind_of_value_is_read_from_every_layer() {
+    let given = Given::file("[limits]\nframe = '256KiB'\npayload = 1000\nping = '1m 30s'\n")
+        .environment("TIDEGATE_NODE__NAME", "7")
+        .environment("TIDEGATE_NODE__WORKERS", "3")
+        .environment("TIDEGATE_AUTH__ORIGINS", "https://a.example, https://b.example")
+        .environment("TIDEGATE_NAMESPACES__ROOM__HISTORY_COUNT", "7")
+        .environment("TIDEGATE_NAMESPACES_UNKNOWN", "refuse")
+        .environment("TIDEGATE_TLS__CERTIFICATES", "[{certificate = 'a.pem', key = 'b.pem'}]")
+        .environment("TIDEGATE_LOG", "debug")
+        .flag("listen.tls", "false")
+        .flag("auth.jwks_files", "['one.json', 'two.json']")
+        .flag("namespaces.room.publish", "users")
+        .flag("limits.token", "16KiB");
+    let settings = given.load().settings;
+    assert_eq!((settings.limits.edge.frame, settings.limits.edge.payload), (256 << 10, 1000));
+    assert_eq!(settings.limits.edge.ping, Duration::from_secs(90));
+    assert_eq!(settings.limits.edge.token, 16 << 10);
+    assert_eq!((settings.node.name.as_str(), settings.node.workers), ("7", 3));
+    assert_eq!(settings.auth.origins, ["https://a.example", "https://b.example"]);
+    assert_eq!(settings.auth.jwks_files, [Path::new("one.json"), Path::new("two.json")]);
+    assert_eq!(settings.tls.certificates[0].key, Path::new("b.pem"));
+    assert_eq!(settings.listen.tls, None);
+    let room = &settings.namespaces.named["room"];
+    assert_eq!((room.history.count, room.publish), (7, Access::Users));
+    assert!(settings.namespaces.refuse_unknown);
+}
+
+#[test]
+fn namespaces_begin_as_copies_of_the_default() {
+    let text =
+        "[namespaces.room]\nconflate = true\n[namespaces.default]\nhistory_count = 5\npublish = 'nobody'\n";
+    let settings = Given::file(text).load().settings;
+    let room = &settings.namespaces.named["room"];
+    assert_eq!((room.conflate, room.history.count, room.publish), (true, 5, Access::Nobody));
+    assert!(!settings.namespaces.default.conflate);
+}
+
+#[test]
+fn paths_in_a_file_count_from_it() {
+    let given = Given::file("[auth]\njwks_files = ['jwks.json', '/etc/jwks.json']\n");
+    let settings = given.load().settings;
+    assert_eq!(settings.auth.jwks_files, [given.folder.path().join("jwks.json"), "/etc/jwks.json".into()]);
+}
+
+#[test]
+fn unknown_keys_are_refused_with_the_nearest_known_name() {
+    let cases = [
+        (
+            "[lisen]\nquic = false",
+            "tidegate.toml:1:2: unknown key `lisen` at the top level; did you mean `listen`?",
+        ),
+        (
+            "namespace_unknown = 'refuse'",
+            "`namespace_unknown` at the top level; did you mean `namespaces_unknown`?",
+        ),
+        (
+            "[listen]\n  quick = false",
+            "tidegate.toml:2:3: unknown key `quick` in [listen]; did you mean `quic`?",
+        ),
+        (
+            "[limits]\npaylod = 1",
+            "tidegate.toml:2:1: unknown key `paylod` in [limits]; did you mean `payload`?",
+        ),
+        ("[tls]\ncertificate = []", "`certificate` in [tls]; did you mean `certificates`?"),
+        (
+            "[[auth.keys]]\nsecretfile = 'x'",
+            "tidegate.toml:2:1: unknown key `secretfile` in [auth.keys]; did you mean `secret_file`?",
+        ),
+        (
+            "[namespaces.room]\nhistory_cuont = 1",
+            "`history_cuont` in [namespaces.room]; did you mean `history_count`?",
+        ),
+        ("[log]\nzzz = 1", "unknown key `zzz` in [log]; known here: level, format"),
+    ];
+    for (text, expected) in cases {
+        let problems = Given::file(text).problems();
+        assert!(problems.contains(expected), "{text}\n{problems}");
+    }
+    let cases = [
+        (
+            "TIDEGATE_LISTEN__QUICK",
+            "environment TIDEGATE_LISTEN__QUICK: no such setting; did you mean `TIDEGATE_LISTEN__QUIC`?",
+        ),
+        ("TIDEGATE_CONFG", "did you mean `TIDEGATE_CONFIG`?"),
+        ("TIDEGATE_NAMESPACES__ROOM__ZZZ", "environment TIDEGATE_NAMESPACES__ROOM__ZZZ: no such setting"),
+    ];
+    for (name, expected) in cases {
+        let problems = Given::file("").environment(name, "1").problems();
+        assert!(problems.contains(expected), "{name}\n{problems}");
+    }
+    let cases = [
+        ("listen.quick", "flag --set listen.quick: unknown key `quick` in [listen]; did you mean `quic`?"),
+        ("lisen.quic", "unknown key `lisen.quic`; did you mean `listen.quic`?"),
+        ("namespaces.room.publsh", "unknown key `publsh` in [namespaces.room]; did you mean `publish`?"),
+        ("zzz.yyy", "unknown key `zzz` at the top level; known here: node, listen"),
+    ];
+    for (key, expected) in cases {
+        let problems = Given::file("").flag(key, "1").problems();
+        assert!(problems.contains(expected), "{key}\n{problems}");
+    }
+}
+
+#[test]
+fn wrong_values_name_place_key_value_and_what_is_accepted() {
+    let cases = [
+        (
+            "[node]\nworkers = 'many'",
+            "tidegate.toml:2:11: `node.workers` cannot be \"many\": expected is a whole number",
+        ),
+        ("[node]\nworkers = -1", "`node.workers` cannot be -1"),
+        ("[node]\nname = 7", "`node.name` cannot be 7: expected is a text"),
+        ("[listen]\nquic = 4433", "`listen.quic` cannot be 4433: expected is an address with port"),
+        ("[listen]\nquic = true", "`listen.quic` cannot be true"),
+        ("[listen]\nquic = 'localhost'", "`listen.quic` cannot be \"localhost\""),
+        (
+            "[limits]\nframe = '64 kilos'",
+            "`limits.frame` cannot be \"64 kilos\": expected is a size, such as \"64KiB\"",
+        ),
+        ("[limits]\nframe = '99999999999999GiB'", "`limits.frame` cannot be"),
+        ("[limits]\nping = 30", "`limits.ping` cannot be 30: expected is a duration, such as \"30s\""),
+        ("[limits]\nping = 1.5", "`limits.ping` cannot be 1.5"),
+        (
+            "[core]\npartitions = 70000",
+            "`core.partitions` cannot be 70000: expected is a whole number up to 65535",
+        ),
+        ("[auth]\nanonymous = 'yes'", "`auth.anonymous` cannot be \"yes\": expected is true or false"),
+        (
+            "[auth]\norigins = 'https://a.example'",
+            "`auth.origins` cannot be \"https://a.example\": expected is a list",
+        ),
+        ("[auth]\norigins = [1]", "`auth.origins` cannot be a list: expected is a list of texts"),
+        (
+            "[[auth.keys]]\nalgorithm = 'none'",
+            "`auth.keys.algorithm` cannot be \"none\": expected is \"HS256\"",
+        ),
+        ("[[auth.keys]]\nsecret = 12345678", "`auth.keys.secret` cannot be this value"),
+        ("[auth]\nkeys = 'x'", "`auth.keys` is a list of tables: write [[auth.keys]]"),
+        ("[auth]\nkeys = ['x']", "an entry of `auth.keys` must be a table, not \"x\""),
+        (
+            "[namespaces.room]\npublish = 'all'",
+            "`namespaces.room.publish` cannot be \"all\": expected is \"anyone\"",
+        ),
+        ("namespaces_unknown = 'x'", "expected is \"default\" or \"refuse\""),
+        ("listen = 7", "`listen` is a section: write [listen]"),
+        ("[namespaces]\nroom = 7", "`namespaces.room` is a section"),
+        ("[log]\nlevel = 'a=b=c'", "`log.level` cannot be"),
+        ("[log]\nformat = 'xml'", "expected is \"text\" or \"json\""),
+        ("[listen\n", "tidegate.toml:1:8: this is not TOML"),
+        ("[node]\nname = 'a'\nname = 'b'", "this is not TOML: duplicate key"),
+    ];
+    for (text, expected) in cases {
+        let problems = Given::file(text).problems();
+        assert!(problems.contains(expected), "{text}\n{problems}");
+    }
+    let problems = Given::file("[lisen]\n[node]\nworkers = 'x'\n").flag("limits.frame", "x").problems();
+    assert!(problems.starts_with("the configuration has 3 problems:"), "all at once: {problems}");
+}
+
+#[test]
+fn a_missing_file_is_named_with_who_asked_for_it() {
+    let layers = Layers { file: Some("/nowhere/tidegate.toml".into()), ..Layers::default() };
+    let text = layers.load(Mode::Serve).expect_err("missing").to_string();
+    assert!(text.contains("flag --config: cannot read /nowhere/tidegate.toml"), "{text}");
+    let environment = vec![("TIDEGATE_CONFIG".to_owned(), "/nowhere/else.toml".to_owned())];
+    let text =
+        Layers { environment, ..Layers::default() }.load(Mode::Serve).expect_err("missing").to_string();
+    assert!(text.contains("environment TIDEGATE_CONFIG: cannot read /nowhere/else.toml"), "{text}");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let secret = "a secret that only these tests use";
+    let text = format!("[api]\nkeys = ['{secret}']\n[[auth.keys]]\nid = 'one'\nsecret = '{secret}'\n");
+    let loaded = Given::file(&text).load();
+    let shown = format!("{} {:?}", explain(&loaded, None).unwrap(), loaded.settings);
+    assert!(shown.contains("secret = (hidden)") && shown.contains("api.keys = [(hidden)]"), "{shown}");
+    assert!(!shown.contains(secret), "{shown}");
+    let problems = Given::file(&format!("[api]\nkeys = '{secret}'")).problems();
+    assert!(problems.contains("`api.keys` cannot be this value") && !problems.contains(secret), "{problems}");
+}
+
+#[test]
+fn explain_shows_sections_and_keys_and_suggests() {
+    let loaded = Given::file("[namespaces.room]\nconflate = true\n").load();
+    let one = explain(&loaded, Some("limits.payload")).unwrap();
+    assert_eq!(one, "limits.payload = \"64KiB\"  # default\n    The largest payload of a publication.\n");
+    let room = explain(&loaded, Some("namespaces.room")).unwrap();
+    assert!(room.contains("namespaces.room.conflate = true"), "{room}");
+    assert!(room.contains("namespaces.room.publish = \"granted\"  # as in [namespaces.default]"), "{room}");
+    let error = explain(&loaded, Some("limits.paylod")).expect_err("unknown");
+    assert_eq!(error, "unknown key `limits.paylod`; did you mean `limits.payload`?");
+    let all = explain(&loaded, None).unwrap();
+    assert!(keys::settings().iter().all(|key| all.contains(&format!("{} = ", key.name))));
+}
+
+#[test]
+fn a_configuration_that_would_start_has_no_problems() {
+    assert_eq!(Given::file(PLAIN).check(Mode::Serve), "");
+    assert_eq!(Given::file("").check(Mode::Dev), "");
+    let given = Given::file(
+        "[listen]\nplain = '127.0.0.1:80'\n[[tls.certificates]]\ncertificate = 'c.pem'\nkey = 'k.pem'\n\
+         [auth]\norigins = ['https://app.example', 'http://localhost:3000', '*']\njwks_files = ['jwks.json']\n\
+         [[auth.keys]]\nid = 'one'\nalgorithm = 'ES256'\npublic_key_file = 'es.pem'\n\
+         [[auth.keys]]\nsecret_file = 'secret'\n[api]\nkey_files = ['api']\n",
+    );
+    let write = |name: &str, text: &str| fs::write(given.folder.path().join(name), text).unwrap();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2026, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2028, 1, 1);
+    write("c.pem", &params.self_signed(&key).unwrap().pem());
+    write("k.pem", &key.serialize_pem());
+    write("es.pem", &key.public_key_pem());
+    write("secret", "a secret that only these tests use\n");
+    write("api", "an-api-key-for-tests\n");
+    write("jwks.json", r#"{"keys":[{"kty":"oct","k":"YSBzZWNyZXQgdGhhdCBvbmx5IHRoZXNlIHRlc3RzIHVzZQ"}]}"#);
+    assert_eq!(given.check(Mode::Serve), "");
+    assert_eq!(given.load().settings.api_keys().unwrap()[0].expose(), b"an-api-key-for-tests");
+}
+
+#[test]
+fn each_semantic_mistake_is_found() {
+    let cases = [
+        ("", "there is no TLS certificate: name one with `certificate` and `key`"),
+        ("", "nobody could connect: give a key in [[auth.keys]]"),
+        ("listen.plain = false", "every listener for clients is off"),
+        (
+            "listen.api = '127.0.0.1:8080'",
+            "tidegate.toml:5:14: `listen.api` and `listen.plain` both take TCP port 8080",
+        ),
+        ("node.workers = 257", "`node.workers` can be at most 256"),
+        (
+            "listen.api = '0.0.0.0:9090'",
+            "`listen.api` on 0.0.0.0:9090 would let everyone who reaches it publish",
+        ),
+        ("api.keys = ['short']", "a key in [api] has fewer than 16 characters"),
+        ("api.keys = ['käse käse käse käse']", "characters other than ASCII letters"),
+        ("api.key_files = ['missing']", "tidegate.toml:5:17: cannot read missing"),
+        ("auth.origins = ['https://app.example/']", "`auth.origins`: \"https://app.example/\" is no origin"),
+        ("auth.origins = ['app.example']", "`auth.origins`: \"app.example\" is no origin"),
+        ("auth.jwks_files = ['missing']", "cannot read missing"),
+        (
+            "[[auth.keys]]\nid = 'a'\nsecret = 'short'",
+            "`auth.keys` \"a\": the HS256 secret has 5 bytes, at least 32",
+        ),
+        ("[[auth.keys]]", "`auth.keys` number 1: a key needs exactly one of `secret`"),
+        ("[[auth.keys]]\nsecret = 'x'\nsecret_file = 'y'", "a key needs exactly one of"),
+        (
+            "[[auth.keys]]\nalgorithm = 'RS256'\npublic_key_file = 'missing'",
+            "`auth.keys` number 1: cannot read missing",
+        ),
+        ("[[auth.keys]]\nalgorithm = 'RS256'\nsecret = 'x'", "a key for RS256 needs `public_key_file`"),
+        (
+            "[[auth.keys]]\nid = 'a'\nsecret = 'x'\n[[auth.keys]]\nid = 'a'\nsecret = 'x'",
+            "two `auth.keys` have the id \"a\"",
+        ),
+        ("[[tls.certificates]]\ncertificate = 'x'", "needs both `certificate` and `key`"),
+        ("[[tls.certificates]]\ncertificate = 'x'\nkey = 'y'", "cannot read x"),
+        ("[namespaces.'a:b']\nconflate = true", "a namespace is the part before the first `:`"),
+        (
+            "limits.frame = '64KiB'",
+            "tidegate.toml:5:16: `limits.frame` (65536 bytes) must be at least 66560 bytes, to go with `limits.payload`",
+        ),
+        ("limits.http_body = '1KiB'", "`limits.http_body` (1024 bytes) must be at least"),
+        ("limits.session_queue = '512KiB'", "to go with `limits.subscription_queue`"),
+        ("api.body = '1KiB'", "`api.body` (1024 bytes) must be at least"),
+        ("api.batch = 5000", "`api.batch` can be at most `core.backend_in_flight`"),
+        ("limits.pong = '25s'", "`limits.pong` must be shorter than `limits.ping`"),
+        ("limits.connections = 0", "`limits.connections` cannot be 0"),
+        ("limits.connect = '0s'", "`limits.connect` cannot be 0"),
+        ("core.partitions = 0", "`core.partitions` cannot be 0"),
+    ];
+    for (text, expected) in cases {
+        // The last setting wins in no TOML: what a case sets itself is left out above.
+        let own = text.split('=').next().unwrap_or_default().trim();
+        let plain: Vec<&str> =
+            PLAIN.lines().filter(|line| own.is_empty() || !line.starts_with(&format!("{own} "))).collect();
+        let base = if text.is_empty() { String::new() } else { format!("{}\n", plain.join("\n")) };
+        let problems = Given::file(&format!("{base}{text}\n")).check(Mode::Serve);
+        assert!(problems.contains(expected), "{text}\n{problems}");
+    }
+    assert_eq!(Given::file(&format!("{PLAIN}limits.shutdown = '0s'\n")).check(Mode::Serve), "");
+}

@@ -200,6 +200,3 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// hyper takes no less.
 const MIN_BUFFER: usize = 8192;
-
-#[cfg(test)]
-mod tests;

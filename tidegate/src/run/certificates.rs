@@ -39,6 +39,11 @@ pub(super) fn open(
     Ok(Certificates { store: Some(Arc::new(CertStore::from_dev(dev))), ca_file })
 }
 
+/// Where `dev` keeps its CA's certificate, unless it was told another folder.
+pub(crate) fn dev_ca_file() -> Option<PathBuf> {
+    Some(cache_folder()?.join("ca.pem"))
+}
+
 /// `~/.cache/tidegate/dev`, or below `XDG_CACHE_HOME`.
 fn cache_folder() -> Option<PathBuf> {
     let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

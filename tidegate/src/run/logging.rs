@@ -1,5 +1,7 @@
 //! Logs: to stderr, as text or JSON.
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
@@ -19,7 +21,8 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
         })?,
         None => log.level.parse().context("log.level")?,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let layer = tracing_subscriber::fmt::layer().with_ansi(coloured).with_writer(std::io::stderr);
     let layer = match log.format {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().boxed(),

@@ -4,10 +4,11 @@
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
 use bytes::Bytes;
+use rand::RngExt;
 
 use super::*;
-use crate::frame::Published;
-use crate::{Epoch, Offset};
+use crate::frame::{Connected, ErrorCode, Payload, Publish, Published, Subscribed, Unsubscribed};
+use crate::{Epoch, Offset, Position};
 
 const CHANNELS: [&str; 3] = ["a", "b", "c"];
 

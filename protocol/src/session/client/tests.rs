@@ -3,8 +3,10 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::frame::{Ephemeral, Published, Refreshed};
-use crate::{Epoch, Offset};
+use crate::frame::{
+    Close, Connected, Ephemeral, ErrorCode, Payload, Published, Refreshed, Subscribed, Unsubscribed,
+};
+use crate::{Epoch, Offset, Position};
 
 struct Rig {
     session: Session,

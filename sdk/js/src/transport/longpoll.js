@@ -171,7 +171,7 @@ class LongPoll {
       // One that was interrupted is not repeated: it would interrupt the newer.
       if (this.#isOver || poll.abort.signal.aborted || this.#current !== poll) return null;
       try {
-        const response = await this.#post(body, poll.abort.signal);
+        const response = await this.#post(poll, body);
         if (this.#isOver) return null;
         if (response) return response;
       } catch (error) {
@@ -187,17 +187,19 @@ class LongPoll {
   }
 
   /**
+   * @param {Poll} poll
    * @param {string} body
-   * @param {AbortSignal} signal
    * @returns {Promise<{ session: string, batch: number, frames: Frame[] } | null>} null where another try may help
    */
-  async #post(body, signal) {
-    const { response, json } = await this.#fetchJson(body, signal);
+  async #post(poll, body) {
+    const { response, json } = await this.#fetchJson(body, poll.abort.signal);
     const frames = Array.isArray(json?.frames) ? decodeList(ServerFrame, json.frames) : [];
     if (response.ok) {
       if (!Number.isSafeInteger(json?.batch) || typeof json?.session !== "string") throw new Error("no answer to a poll");
       return { session: json.session, batch: json.batch, frames };
     }
+    // One that came so late that a newer one overtook it is refused for its `ack`, and matters no more.
+    if (this.#current !== poll) return null;
     if (frames.length > 0) this.#handlers.onFrames(frames);
     else if (response.status >= 500) return null;
     this.#over(CloseCode.connectionLost, `HTTP ${response.status}`);

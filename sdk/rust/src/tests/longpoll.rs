@@ -38,7 +38,8 @@ struct Session {
     lost: Vec<Value>,
     /// Bodies, in order.
     seen: Vec<Value>,
-    unknown: bool,
+    /// Sessions of others are unknown.
+    generation: u32,
 }
 
 impl Server {
@@ -48,8 +49,8 @@ impl Server {
         let poll = {
             let mut state = self.state.lock().unwrap();
             state.seen.push(body.clone());
-            if state.unknown && body.get("session").is_some() {
-                state.unknown = false;
+            let session = state.session();
+            if body.get("session").is_some_and(|known| *known != session) {
                 let close =
                     json!({"close": {"code": 4200, "reason": "elsewhere", "reconnect": {"policy": "now"}}});
                 return Ok((StatusCode::NOT_FOUND, json!({"batch": 0, "frames": [close]})));
@@ -75,7 +76,10 @@ impl Server {
             {
                 let mut state = self.state.lock().unwrap();
                 if state.poll != poll {
-                    return Ok((StatusCode::OK, json!({"session": "s", "batch": state.batch, "frames": []})));
+                    return Ok((
+                        StatusCode::OK,
+                        json!({"session": state.session(), "batch": ack, "frames": []}),
+                    ));
                 }
                 if !state.outbox.is_empty() {
                     state.batch += 1;
@@ -99,7 +103,11 @@ impl Server {
 impl Session {
     fn answer(&self) -> Value {
         let frames: Vec<Value> = self.last.iter().map(|frame| serde_json::to_value(frame).unwrap()).collect();
-        json!({"session": "s", "batch": self.batch, "frames": frames})
+        json!({"session": self.session(), "batch": self.batch, "frames": frames})
+    }
+
+    fn session(&self) -> Value {
+        json!(format!("session-{}", self.generation))
     }
 }
 
@@ -181,6 +189,7 @@ async fn a_lost_answer_is_asked_for_again_with_the_same_request() {
     soon(client.close()).await;
     let state = server.state.lock().unwrap();
     assert_eq!(state.lost.len(), 1);
+    // By whichever poll it came; what it carried was done once.
     let same = state.seen.iter().filter(|body| **body == state.lost[0]).count();
     assert_eq!(same, 2, "the same request, once more");
     assert_eq!(state.gateway.head(), 1, "its frames were not done twice");
@@ -195,7 +204,7 @@ async fn a_server_that_does_not_know_the_session_gets_a_new_one() {
     assert!(matches!(next(&mut room).await, SubscriptionEvent::Subscribed { .. }));
     server.publish("one");
     assert_eq!(next_publication(&mut room).await, (1, "one".to_owned()));
-    server.state.lock().unwrap().unknown = true;
+    server.state.lock().unwrap().generation += 1;
     assert_eq!(soon(client.publish("room", bytes("two"))).await.unwrap().offset.0, 2);
     assert_eq!(disconnected(&mut events).await, (4200, "elsewhere".to_owned()));
     assert_eq!(next_publication(&mut room).await, (2, "two".to_owned()));

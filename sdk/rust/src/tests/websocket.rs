@@ -1,6 +1,11 @@
+use std::sync::Arc;
+
 use futures_util::{SinkExt, StreamExt};
+use tidegate_certs::{CertStore, DevCertificates, server_config};
 use tidegate_protocol::frame::codec::{decode_message, encode_delimited};
 use tidegate_protocol::frame::{ClientFrame, CloseCode, ErrorCode, ServerBody, ServerFrame};
+use tidegate_transport::clock;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -24,6 +29,10 @@ impl Server {
 
     async fn accept(&self) -> WebSocketStream<TcpStream> {
         let (stream, _) = self.listener.accept().await.unwrap();
+        Self::upgrade(stream).await
+    }
+
+    async fn upgrade<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> WebSocketStream<S> {
         #[expect(clippy::result_large_err, reason = "the library's own signature")]
         let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
             assert_eq!(request.uri().path(), "/v1/connect");
@@ -36,7 +45,11 @@ impl Server {
     }
 
     /// Answers until `last` says that a frame was the last, or the client is gone.
-    async fn serve(&mut self, socket: &mut WebSocketStream<TcpStream>, last: impl Fn(&ClientFrame) -> bool) {
+    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        &mut self,
+        socket: &mut WebSocketStream<S>,
+        last: impl Fn(&ClientFrame) -> bool,
+    ) {
         while let Some(Ok(message)) = socket.next().await {
             let Message::Binary(message) = message else { continue };
             for frame in decode_message::<ClientFrame>(message, 1 << 20).unwrap() {
@@ -224,6 +237,36 @@ async fn urls_are_tried_in_order_and_refused_requests_are_errors() {
         assert!(matches!(error, ClientError::Channel(_)));
         // Dropping the last handle ends the session in order.
         drop(client);
+    };
+    tokio::join!(serve, client);
+}
+
+#[tokio::test]
+async fn tls_trusts_a_ca_file_and_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let dev = DevCertificates::load_or_create(directory.path(), &[], clock::wall()).unwrap();
+    let ca_file = dev.ca_file().unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server_config(
+        Arc::new(CertStore::from_dev(dev)),
+        &[b"http/1.1"],
+    )));
+    let (mut server, url) = Server::new().await;
+    let url = url.replace("ws://", "wss://");
+    let serve = async {
+        let (stream, _) = server.listener.accept().await.unwrap();
+        let mut socket = Server::upgrade(acceptor.accept(stream).await.unwrap()).await;
+        server.serve(&mut socket, |_| false).await;
+        let (stream, _) = server.listener.accept().await.unwrap();
+        assert!(acceptor.accept(stream).await.is_err());
+    };
+    let client = async {
+        let client = Client::builder(&url).with_ca_file(ca_file).connect().await.unwrap();
+        assert_eq!(soon(client.publish("room", bytes("x"))).await.unwrap().offset.0, 1);
+        soon(client.close()).await;
+        let other = DevCertificates::ephemeral(&[], clock::wall()).unwrap().hash();
+        let error =
+            Client::builder(&url).with_certificate_hash(other.to_string()).connect().await.unwrap_err();
+        assert!(matches!(error, ClientError::Connect { .. }), "{error}");
     };
     tokio::join!(serve, client);
 }

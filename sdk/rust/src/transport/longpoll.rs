@@ -57,6 +57,16 @@ struct PollAnswer {
     session: Option<String>,
     batch: u64,
     frames: Vec<ServerFrame>,
+    /// The status was an error: the frames say how the session ended.
+    #[serde(skip)]
+    is_end: bool,
+}
+
+impl PollAnswer {
+    /// An answer without frames is no batch: it repeats what was acknowledged.
+    fn batch_after(&self, ack: u64) -> bool {
+        !self.frames.is_empty() && self.batch > ack
+    }
 }
 
 /// A request on its way.
@@ -103,14 +113,17 @@ impl Poller {
 
     /// Takes an answer; returns what is new in it. A repeat of a batch is not.
     fn handle_answer(&mut self, of: Outstanding, answer: PollAnswer) -> Vec<ServerFrame> {
-        if of.crossed && answer.batch > of.ack {
+        if of.crossed && answer.batch_after(of.ack) {
             // Left alone, perhaps.
             self.unsend(of.frames);
         }
-        if self.session.is_none() {
-            self.session = answer.session;
+        if answer.is_end {
+            return answer.frames;
         }
-        if answer.batch > self.ack {
+        if self.session.is_none() {
+            self.session = answer.session.clone();
+        }
+        if answer.batch_after(self.ack) {
             self.ack = answer.batch;
             answer.frames
         } else {
@@ -145,13 +158,20 @@ async fn poll(
     let mut older: Option<Outstanding> = None;
     let mut newer = poller.request();
     loop {
+        let mut is_end = false;
         let frames = if let Some(of) = older.take_if(|older| older.answered.is_some()) {
             match settle(of) {
-                Ok((of, answer)) => {
-                    newer.crossed |= answer.batch > newer.ack;
+                // If the session is over, the newer one is told so as well.
+                (of, Ok(answer)) if answer.is_end => {
+                    newer.crossed = true;
+                    poller.unsend(of.frames);
+                    continue;
+                }
+                (of, Ok(answer)) => {
+                    newer.crossed |= answer.batch_after(newer.ack);
                     poller.handle_answer(of, answer)
                 }
-                Err((of, lost)) => {
+                (of, Err(lost)) => {
                     // The newer one asks for the same; only what this one carried is in doubt.
                     tracing::debug!(reason = lost.reason, "a poll failed");
                     newer.crossed = true;
@@ -163,8 +183,11 @@ async fn poll(
             take_waiting(poller, outbound);
             // The next one acknowledges this one: it is made after it.
             let (frames, next) = match settle(newer) {
-                Ok((of, answer)) => (poller.handle_answer(of, answer), poller.request()),
-                Err((_, lost)) => return lost,
+                (of, Ok(answer)) => {
+                    is_end = answer.is_end;
+                    (poller.handle_answer(of, answer), poller.request())
+                }
+                (_, Err(lost)) => return lost,
             };
             newer = next;
             frames
@@ -187,9 +210,9 @@ async fn poll(
         if control.send(inbound).await.is_err() {
             return Lost::new("closed");
         }
-        if poller.session.is_none() {
-            // Refused at the door: the frames said why.
-            return Lost::new("the server began no session");
+        if is_end || poller.session.is_none() {
+            // The frames said why.
+            return Lost::new("the server ended the session");
         }
     }
 }
@@ -205,12 +228,9 @@ async fn settled(outstanding: Option<&mut Outstanding>) {
 }
 
 /// A request that was answered, with its answer.
-fn settle(mut of: Outstanding) -> Result<(Outstanding, PollAnswer), (Outstanding, Lost)> {
-    match of.answered.take() {
-        Some(Ok(answer)) => Ok((of, answer)),
-        Some(Err(lost)) => Err((of, lost)),
-        None => Err((of, Lost::new("not answered"))),
-    }
+fn settle(mut of: Outstanding) -> (Outstanding, Result<PollAnswer, Lost>) {
+    let answer = of.answered.take().unwrap_or_else(|| Err(Lost::new("not answered")));
+    (of, answer)
 }
 
 fn take_waiting(
@@ -282,7 +302,7 @@ impl Pool {
         match serde_json::from_slice::<PollAnswer>(&bytes) {
             Ok(answer) if status == StatusCode::OK => Ok(answer),
             // The session's end, told in a frame.
-            Ok(answer) if !answer.frames.is_empty() => Ok(PollAnswer { batch: u64::MAX, ..answer }),
+            Ok(answer) if !answer.frames.is_empty() => Ok(PollAnswer { is_end: true, ..answer }),
             Err(error) if status == StatusCode::OK => {
                 Err(Failure::Final(Lost::new(format!("what the server sent cannot be decoded: {error}"))))
             }

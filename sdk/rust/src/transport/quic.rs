@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, ConnectionError, RecvStream, SendStream, TransportConfig, VarInt};
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
@@ -180,7 +179,7 @@ async fn read_frames(
 
 async fn read_datagrams(connection: quinn::Connection, lanes: mpsc::Sender<Inbound>) {
     while let Ok(datagram) = connection.read_datagram().await {
-        match decode_message(Bytes::from(datagram), MAX_FRAME) {
+        match decode_message(datagram, MAX_FRAME) {
             // At most once: dropped where the driver does not keep up.
             Ok(frames) => drop(lanes.try_send(Inbound::Frames(frames))),
             Err(error) => tracing::debug!(%error, "a datagram that cannot be decoded"),

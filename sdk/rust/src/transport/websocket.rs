@@ -1,6 +1,6 @@
 //! WebSocket with the subprotocol `tidegate.v1.proto`: binary messages of delimited frames (PROTOCOL §13).
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
@@ -69,7 +69,7 @@ async fn write(
 async fn read(mut source: SplitStream<Socket>, control: mpsc::Sender<Inbound>) {
     let end = loop {
         let inbound = match source.next().await {
-            Some(Ok(Message::Binary(message))) => match decode_message(Bytes::from(message), MAX_FRAME) {
+            Some(Ok(Message::Binary(message))) => match decode_message(message, MAX_FRAME) {
                 Ok(frames) => Inbound::Frames(frames),
                 Err(error) => break Lost::new(format!("what the server sent cannot be decoded: {error}")),
             },
