@@ -7,6 +7,8 @@ use std::time::Duration;
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
 
+use crate::listener::ListenError;
+
 /// An edge's settings.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -14,7 +16,7 @@ pub struct Config {
     pub node: NodeId,
     /// Where it stands.
     pub region: Region,
-    /// One single-threaded runtime each; at most 256.
+    /// One single-threaded runtime each; at most [`MAX_WORKERS`], or [`MAX_QUIC_WORKERS`] where `quic` is set.
     pub workers: NonZeroUsize,
     /// UDP: QUIC and WebTransport.
     pub quic: Option<SocketAddr>,
@@ -30,6 +32,19 @@ pub struct Config {
     pub limits: Limits,
 }
 
+/// The most workers of a node: a session's id names its worker in one byte.
+pub const MAX_WORKERS: usize = 256;
+/// The most workers of a node that serves QUIC: so many can share a UDP port.
+pub const MAX_QUIC_WORKERS: usize = tidegate_transport::quic::MAX_WORKERS;
+
+impl Config {
+    pub(crate) fn check_workers(&self) -> Result<(), ListenError> {
+        let limit = if self.quic.is_some() { MAX_QUIC_WORKERS } else { MAX_WORKERS };
+        let workers = self.workers.get();
+        if workers > limit { Err(ListenError::TooManyWorkers { workers, limit }) } else { Ok(()) }
+    }
+}
+
 /// Bounds on everything that a peer can grow, and how long it may take.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -43,9 +58,9 @@ pub struct Limits {
     pub token: usize,
     /// Subscriptions of one session.
     pub subscriptions: usize,
-    /// Requests of one session that wait for the core; further frames are not read meanwhile.
+    /// Questions of one session that wait for the core; further frames are not handled meanwhile.
     pub requests: usize,
-    /// Bytes queued for one session, all lanes.
+    /// Bytes queued for one session, all lanes; a quarter of it is for control frames alone.
     pub session_queue: usize,
     /// Bytes queued for one subscription; over it the subscription is parked and catches up from history.
     pub subscription_queue: usize,
@@ -53,7 +68,7 @@ pub struct Limits {
     pub http_headers: usize,
     /// Bytes of an HTTP request's body.
     pub http_body: usize,
-    /// TLS or QUIC handshake, and each HTTP request's headers.
+    /// TLS or QUIC handshake, and each HTTP request: its headers, then its body.
     pub handshake: Duration,
     /// From an open connection to its `connect` frame.
     pub connect: Duration,

@@ -36,6 +36,14 @@ pub enum ListenError {
         /// What the OS said.
         error: io::Error,
     },
+    /// More workers than a node can have with these listeners.
+    #[error("{workers} workers are too many: at most {limit} (64 where QUIC is served, 256 otherwise)")]
+    TooManyWorkers {
+        /// How many were asked for.
+        workers: usize,
+        /// How many there can be.
+        limit: usize,
+    },
     /// A listener that needs a certificate, and none.
     #[error("the {what} listener needs a certificate")]
     NoCertificate {

@@ -144,7 +144,7 @@ impl Metrics {
         edge.register("parked_subscriptions", "Subscriptions parked over their bound", self.parked.clone());
         edge.register(
             "recoveries",
-            "Subscriptions that asked for a position, by outcome",
+            "Positions asked for, by clients and for parked subscriptions, by outcome",
             self.recoveries_family.clone(),
         );
         edge.register("heartbeat_failures", "No pong in time", self.heartbeat_failures.clone());

@@ -68,12 +68,13 @@ impl EdgeNode {
     /// Opens every listener, then starts the workers.
     ///
     /// # Errors
-    /// Where a socket cannot be had: which one, and why.
+    /// Where there are too many workers, or a socket cannot be had: which one, and why.
     ///
     /// # Panics
     /// Where `parts.links` does not hold one link for each worker.
     pub fn start(config: Config, parts: Parts) -> Result<Self, ListenError> {
         let count = config.workers.get();
+        config.check_workers()?;
         assert_eq!(parts.links.len(), count, "one link for each worker");
         let Sockets { addresses, workers: sockets } = listener::open(&config, parts.tls.as_ref())?;
         let metrics = Arc::new(Metrics::default());
@@ -93,7 +94,7 @@ impl EdgeNode {
         });
         let mut workers = Vec::with_capacity(count);
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
-        for (index, ((sockets, link), inbox)) in (0u8..).zip(ends) {
+        for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
             let shared = Arc::clone(&shared);
             let abort = abort.clone();
@@ -122,11 +123,11 @@ impl EdgeNode {
     }
 
     /// Ends in order: admits nobody, tells every client, waits for them for `grace`, then ends what is left.
-    pub async fn shutdown(self, grace: Duration) {
+    pub async fn shutdown(mut self, grace: Duration) {
         self.drain.cancel();
         let deadline = tokio::time::sleep(grace);
         tokio::pin!(deadline);
-        for worker in self.workers {
+        for worker in std::mem::take(&mut self.workers) {
             let Running { thread, mut ended } = worker;
             tokio::select! {
                 _ = &mut ended => {}
@@ -139,6 +140,14 @@ impl EdgeNode {
                 error!("a worker panicked");
             }
         }
+    }
+}
+
+impl Drop for EdgeNode {
+    /// Without [`EdgeNode::shutdown`]: at once, and nobody waits for it.
+    fn drop(&mut self) {
+        self.drain.cancel();
+        self.abort.cancel();
     }
 }
 
@@ -183,7 +192,7 @@ fn run(
             tokio::task::spawn_local(upstream::receive(Rc::clone(&worker), link)),
             tokio::task::spawn_local({
                 let worker = Rc::clone(&worker);
-                async move { worker.upstream().push_on().await }
+                async move { worker.upstream().run().await }
             }),
             tokio::task::spawn_local(listener::serve_commands(Rc::clone(&worker), inbox)),
         ];
@@ -199,6 +208,7 @@ fn run(
         for task in background {
             task.abort();
         }
+        worker.clear();
     });
 }
 

@@ -26,7 +26,7 @@ pub(crate) enum Subscriber {
 #[derive(Debug, Default)]
 struct Channel {
     subscribers: Slab<Subscriber>,
-    /// One past the highest key that was ever given out: where a walk ends.
+    /// One past the highest key in use: where a walk ends.
     end: usize,
 }
 
@@ -53,6 +53,10 @@ impl Registry {
         let Some(entry) = self.channels.get_mut(channel) else { return false };
         if entry.subscribers.try_remove(key).is_none() {
             return false;
+        }
+        // What a crowd left behind is not walked for ever.
+        while entry.end > 0 && !entry.subscribers.contains(entry.end - 1) {
+            entry.end -= 1;
         }
         let last = entry.subscribers.is_empty();
         if last {

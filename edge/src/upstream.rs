@@ -1,9 +1,9 @@
 //! The worker's end of its link to the core: questions out, answers and publications in, fan-out.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -57,15 +57,16 @@ pub(crate) enum Answer {
     },
 }
 
-/// Who waits for an answer. Bounded by each session's own bound on requests.
+/// Who waits for an answer. Bounded by each session's own bound on questions. A session that ended meanwhile is not
+/// held: its connection goes with it.
 #[derive(Debug)]
 pub(crate) enum Asker {
     /// A session's subscribe.
-    Subscribe { session: Rc<Session>, slot: u32, ask: u32, asked: bool },
+    Subscribe { session: Weak<Session>, slot: u32, ask: u32, asked: bool },
     /// A session's publish.
-    Publish { session: Rc<Session>, id: u64, channel: ChannelName },
+    Publish { session: Weak<Session>, id: u64, channel: ChannelName },
     /// A session's history request.
-    History { session: Rc<Session>, id: u64, channel: ChannelName },
+    History { session: Weak<Session>, id: u64, channel: ChannelName },
     /// A channel poll.
     Waiter(Rc<Waiter>),
 }
@@ -75,27 +76,58 @@ pub(crate) enum Asker {
 pub(crate) struct Upstream {
     sender: Arc<dyn LinkSender<EdgeFrame>>,
     askers: RefCell<Slab<Asker>>,
-    /// What the link had no room for, in order. Bounded by the sessions' bounds on requests and subscriptions.
+    /// Who asked after the core was lost: answered by [`Upstream::run`], never from within the question.
+    refused: RefCell<Vec<Asker>>,
+    /// What the link had no room for, in order. Bounded by the sessions' bounds on questions and subscriptions, and by
+    /// admitting no more sessions while it is long.
     overflow: RefCell<VecDeque<EdgeFrame>>,
-    overflowed: Notify,
+    /// Something overflowed or was refused.
+    left: Notify,
+    lost: Cell<bool>,
 }
 
 impl Upstream {
     pub(crate) fn new(sender: Arc<dyn LinkSender<EdgeFrame>>) -> Self {
-        Self { sender, askers: RefCell::default(), overflow: RefCell::default(), overflowed: Notify::new() }
+        Self {
+            sender,
+            askers: RefCell::default(),
+            refused: RefCell::default(),
+            overflow: RefCell::default(),
+            left: Notify::new(),
+            lost: Cell::new(false),
+        }
     }
 
-    /// Asks; the answer goes to `asker`.
+    /// The core is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.get()
+    }
+
+    /// The core is far behind: nobody new should be let in.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.overflow.borrow().len() >= CONGESTED
+    }
+
+    /// Asks; the answer goes to `asker`, later.
     pub(crate) fn ask(&self, asker: Asker, frame: impl FnOnce(u64) -> EdgeFrame) {
+        if self.is_lost() {
+            self.refused.borrow_mut().push(asker);
+            self.left.notify_one();
+            return;
+        }
         let request = self.askers.borrow_mut().insert(asker);
         self.send(frame(request as u64));
     }
 
     /// Sends what needs no answer.
     pub(crate) fn send(&self, frame: EdgeFrame) {
+        if self.is_lost() {
+            return;
+        }
         let mut overflow = self.overflow.borrow_mut();
         let waits = if overflow.is_empty() {
             match self.sender.try_send(frame) {
+                // That the link is closed is for its receiver to find out, who answers all that wait.
                 Ok(()) | Err(TrySendError::Closed) => return,
                 Err(TrySendError::Full(frame)) => frame,
             }
@@ -103,69 +135,93 @@ impl Upstream {
             frame
         };
         overflow.push_back(waits);
-        self.overflowed.notify_one();
+        self.left.notify_one();
     }
 
-    /// Sends what overflowed, for ever.
-    pub(crate) async fn push_on(&self) {
+    /// Sends what overflowed and answers who was refused, for ever.
+    pub(crate) async fn run(&self) {
         loop {
+            for asker in self.refused.take() {
+                asker.fail();
+            }
             let next = self.overflow.borrow().front().cloned();
             match next {
                 Some(frame) => {
                     if self.sender.send(frame).await.is_err() {
-                        return;
+                        self.lose();
                     }
                     self.overflow.borrow_mut().pop_front();
                 }
-                None => self.overflowed.notified().await,
+                None => self.left.notified().await,
             }
         }
+    }
+
+    /// Forgets everybody, at the end.
+    pub(crate) fn clear(&self) {
+        self.lost.set(true);
+        self.overflow.take();
+        self.refused.take();
+        self.askers.take();
     }
 
     fn answer(&self, frame: CoreFrame) {
-        let asker = |request: u64| {
-            let key = usize::try_from(request).ok()?;
-            self.askers.borrow_mut().try_remove(key)
+        let (request, answer) = match frame {
+            CoreFrame::Recovered { request, result } => (request, CoreAnswer::Recovered(result)),
+            CoreFrame::Published { request, result } => (request, CoreAnswer::Published(result)),
+            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => return,
         };
-        match frame {
-            CoreFrame::Recovered { request, result } => match asker(request) {
-                Some(Asker::Subscribe { session, slot, ask, asked }) => {
-                    session.answered(Answer::Subscribe { slot, ask, asked, result });
-                }
-                Some(Asker::History { session, id, channel }) => {
-                    session.answered(Answer::History { id, channel, result });
-                }
-                Some(Asker::Waiter(waiter)) => waiter.recovered(result),
-                Some(Asker::Publish { .. }) | None => {}
-            },
-            CoreFrame::Published { request, result } => {
-                if let Some(Asker::Publish { session, id, channel }) = asker(request) {
-                    session.answered(Answer::Publish { id, channel, result });
-                }
-            }
-            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => {}
+        let asker = usize::try_from(request).ok().and_then(|key| self.askers.borrow_mut().try_remove(key));
+        if let Some(asker) = asker {
+            asker.hand_on(answer);
         }
     }
 
-    /// The link is gone: every question is answered so.
-    fn fail_all(&self) {
-        let askers = std::mem::take(&mut *self.askers.borrow_mut());
-        let error =
-            || LinkError { code: ErrorCode::Unavailable, message: "the core is out of reach".to_owned() };
-        for (_, asker) in askers {
-            match asker {
-                Asker::Subscribe { session, slot, ask, asked } => {
-                    session.answered(Answer::Subscribe { slot, ask, asked, result: Err(error()) });
-                }
-                Asker::Publish { session, id, channel } => {
-                    session.answered(Answer::Publish { id, channel, result: Err(error()) });
-                }
-                Asker::History { session, id, channel } => {
-                    session.answered(Answer::History { id, channel, result: Err(error()) });
-                }
-                Asker::Waiter(waiter) => waiter.recovered(Err(error())),
-            }
+    /// The link is gone: every question is answered so, those to come as well.
+    fn lose(&self) {
+        self.lost.set(true);
+        self.overflow.take();
+        for (_, asker) in self.askers.take() {
+            asker.fail();
         }
+    }
+}
+
+/// An answer as it comes over the link.
+enum CoreAnswer {
+    Recovered(Result<Recovery, LinkError>),
+    Published(Result<Option<Position>, LinkError>),
+}
+
+impl Asker {
+    fn hand_on(self, answer: CoreAnswer) {
+        let (session, answer) = match (self, answer) {
+            (Self::Subscribe { session, slot, ask, asked }, CoreAnswer::Recovered(result)) => {
+                (session, Answer::Subscribe { slot, ask, asked, result })
+            }
+            (Self::History { session, id, channel }, CoreAnswer::Recovered(result)) => {
+                (session, Answer::History { id, channel, result })
+            }
+            (Self::Publish { session, id, channel }, CoreAnswer::Published(result)) => {
+                (session, Answer::Publish { id, channel, result })
+            }
+            (Self::Waiter(waiter), CoreAnswer::Recovered(result)) => return waiter.recovered(result),
+            // An answer of the wrong kind is none.
+            (asker, _) => return asker.fail(),
+        };
+        if let Some(session) = session.upgrade() {
+            session.answered(answer);
+        }
+    }
+
+    fn fail(self) {
+        let error =
+            LinkError { code: ErrorCode::Unavailable, message: "the core is out of reach".to_owned() };
+        let answer = match self {
+            Self::Publish { .. } => CoreAnswer::Published(Err(error)),
+            _ => CoreAnswer::Recovered(Err(error)),
+        };
+        self.hand_on(answer);
     }
 }
 
@@ -185,8 +241,10 @@ impl Run {
         &self.deliveries
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.deliveries.len()
+    /// What of it comes at `offset` or later.
+    pub(crate) fn since(&self, offset: Offset) -> &[Delivery] {
+        let before = self.deliveries.partition_point(|delivery| delivery.offset < offset);
+        &self.deliveries[before..]
     }
 
     pub(crate) fn first(&self) -> Offset {
@@ -226,7 +284,7 @@ pub(crate) async fn receive(worker: Rc<Worker>, link: EdgeLink) {
     let mut chunk = Vec::with_capacity(CHUNK);
     loop {
         if next_batch(&mut *receiver, &mut frames).await == 0 {
-            worker.upstream().fail_all();
+            worker.upstream().lose();
             worker.core_lost();
             return;
         }
@@ -299,7 +357,7 @@ fn split(deliveries: Vec<Delivery>) -> Vec<Run> {
     let mut current = Vec::new();
     let mut bytes = 0;
     for delivery in deliveries {
-        let size = delivery.frame.encoded(Framing::Delimited).len();
+        let size = payload_bytes(&delivery);
         if bytes + size > RUN_BYTES && !current.is_empty() {
             runs.push(Run::new(std::mem::take(&mut current)));
             bytes = 0;
@@ -309,6 +367,16 @@ fn split(deliveries: Vec<Delivery>) -> Vec<Run> {
     }
     runs.push(Run::new(current));
     runs
+}
+
+/// Without encoding it: who knows in which framing it is wanted.
+fn payload_bytes(delivery: &Delivery) -> usize {
+    match &delivery.frame.frame().body {
+        Some(ServerBody::Publication(publication)) => {
+            publication.data.as_ref().or(publication.data_base64.as_ref()).map_or(0, |data| data.len())
+        }
+        _ => 0,
+    }
 }
 
 async fn fan_out(worker: &Rc<Worker>, channel: &ChannelName, run: &Run, chunk: &mut Vec<Subscriber>) {
@@ -373,9 +441,11 @@ fn rebase(worker: &Worker, channel: &ChannelName, position: &Position, chunk: &m
     }
 }
 
+/// Frames that the link has no room for, beyond which nobody is admitted.
+const CONGESTED: usize = 16_384;
 /// Frames taken off the link at once.
 const BATCH: usize = 256;
 /// Connections between two yields (measured: `docs/PERFORMANCE.md`).
 const CHUNK: usize = 32;
-/// Encoded bytes of a run: under a WebSocket client's or a stream's buffer.
+/// Payload bytes of a run: under a WebSocket client's or a stream's buffer.
 const RUN_BYTES: usize = 16 << 10;

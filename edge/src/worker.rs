@@ -1,7 +1,7 @@
 //! One processor's part of the edge: a single-threaded runtime with its connections, registry and listeners. A
 //! connection never leaves its worker; nothing on the delivery path is shared with another.
 
-use std::cell::{Cell, OnceCell, RefCell, RefMut};
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::future::Future;
 use std::rc::Rc;
@@ -89,7 +89,6 @@ pub(crate) struct Worker {
     long_polls: RefCell<HashMap<SessionId, LongPollHandle>>,
     rng: RefCell<ChaCha8Rng>,
     tracker: TaskTracker,
-    core_lost: Cell<bool>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -109,7 +108,6 @@ impl Worker {
             long_polls: RefCell::default(),
             rng: RefCell::new(clock::rng()),
             tracker: TaskTracker::new(),
-            core_lost: Cell::new(false),
         }
     }
 
@@ -155,9 +153,20 @@ impl Worker {
         self.tracker.spawn_local(task);
     }
 
-    /// Room for one more connection; `None` at the node's bound and while draining.
+    /// Why no session can go on here, where so.
+    pub(crate) fn ending(&self) -> Option<(CloseCode, &'static str)> {
+        if self.shared.drain.is_cancelled() {
+            Some((CloseCode::Shutdown, "the server is going away"))
+        } else if self.upstream().is_lost() {
+            Some((CloseCode::CoreUnavailable, "the channel tier is out of reach"))
+        } else {
+            None
+        }
+    }
+
+    /// Room for one more connection; `None` at the node's bound, while the core is behind or gone, and while draining.
     pub(crate) fn admit(&self) -> Option<Admitted> {
-        if self.shared.drain.is_cancelled() || self.core_lost.get() {
+        if self.ending().is_some() || self.upstream().is_congested() {
             return None;
         }
         let connections = &self.shared.connections;
@@ -197,14 +206,14 @@ impl Worker {
 
     pub(crate) fn subscribe(
         &self,
-        session: Rc<Session>,
+        session: &Rc<Session>,
         slot: u32,
         ask: u32,
-        asked: bool,
         channel: ChannelName,
         position: Option<Position>,
     ) {
-        let asker = Asker::Subscribe { session, slot, ask, asked };
+        let session = Rc::downgrade(session);
+        let asker = Asker::Subscribe { session, slot, ask, asked: position.is_some() };
         self.upstream().ask(asker, |request| EdgeFrame::Subscribe { request, channel, position });
     }
 
@@ -215,20 +224,20 @@ impl Worker {
         }
     }
 
-    pub(crate) fn publish(&self, session: Rc<Session>, id: u64, publish: Publish) {
-        let asker = Asker::Publish { session, id, channel: publish.channel.clone() };
+    pub(crate) fn publish(&self, session: &Rc<Session>, id: u64, publish: Publish) {
+        let asker = Asker::Publish { session: Rc::downgrade(session), id, channel: publish.channel.clone() };
         self.upstream().ask(asker, |request| EdgeFrame::Publish { request, publish });
     }
 
     pub(crate) fn history(
         &self,
-        session: Rc<Session>,
+        session: &Rc<Session>,
         id: u64,
         channel: ChannelName,
         since: Option<Position>,
         limit: u32,
     ) {
-        let asker = Asker::History { session, id, channel: channel.clone() };
+        let asker = Asker::History { session: Rc::downgrade(session), id, channel: channel.clone() };
         self.upstream().ask(asker, |request| EdgeFrame::History { request, channel, since, limit });
     }
 
@@ -251,20 +260,29 @@ impl Worker {
 
     /// The core is out of reach: every session is told to come back later.
     pub(crate) fn core_lost(&self) {
-        self.core_lost.set(true);
+        let Some((code, reason)) = self.ending() else { return };
         for (_, session) in &*self.sessions.borrow() {
-            session.end(CloseCode::CoreUnavailable, "the channel tier is out of reach");
+            session.end(code, reason);
         }
     }
 
-    /// Tells every session that the node goes away, a few at a time.
+    /// Tells every session that the node goes away, a few at a time. Those to come are told as they start.
     pub(crate) async fn end_all(&self) {
+        let Some((code, reason)) = self.ending() else { return };
         let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
         for chunk in sessions.chunks(32) {
             for session in chunk {
-                session.end(CloseCode::Shutdown, "the server is going away");
+                session.end(code, reason);
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Lets go of everything that refers back here, for a worker whose tasks are about to be dropped.
+    pub(crate) fn clear(&self) {
+        self.upstream().clear();
+        // Each taken out before it is dropped: a drop may come back here.
+        let held = (self.sessions.take(), self.registry.take(), self.long_polls.take());
+        drop(held);
     }
 }

@@ -165,8 +165,8 @@ class Protocol(QuicConnectionProtocol):
     def begin(self):
         control = self.http.create_webtransport_stream(self.session)
         # aioquic takes what comes back on it for HTTP/3 frames unless told that it is WebTransport's.
-        stream = self.http._get_or_create_stream(control)
-        stream.frame_type, stream.session_id = FrameType.WEBTRANSPORT_STREAM, self.session
+        with self.http._get_or_create_stream(control) as stream:
+            stream.frame_type, stream.session_id = FrameType.WEBTRANSPORT_STREAM, self.session
         self.streams[control] = Frames(0)
         out = request(1, "connect", b"")
         for index, wish in enumerate(self.order["subscribe"], start=2):

@@ -133,6 +133,16 @@ pub trait Subscriber: Send {
     fn events(&mut self) -> &mut mpsc::Receiver<Result<Event>>;
 }
 
+impl Subscriber for Box<dyn Subscriber> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn events(&mut self) -> &mut mpsc::Receiver<Result<Event>> {
+        (**self).events()
+    }
+}
+
 /// One that is nothing but its queue; what feeds it ends when it is dropped.
 pub struct Inbox {
     name: String,

@@ -97,8 +97,8 @@ function follow(session) {
     measure();
   });
   session.on("disconnected", ({ code, reason, retryInMs }) => {
-    const next = retryInMs === null ? "for good" : `for ${(retryInMs / 1_000).toFixed(1)} s`;
-    note(`Disconnected ${next}: ${reason || "the connection broke"} (${code})`, retryInMs === null ? "bad" : "warn");
+    const next = retryInMs === null ? " for good" : retryInMs > 0 ? ` for ${(retryInMs / 1_000).toFixed(1)} s` : "";
+    note(`Disconnected${next}: ${reason || "the connection broke"} (${code})`, retryInMs === null ? "bad" : "warn");
     for (const channel of channels.values()) {
       if (channel.position) addLine(channel, "cut", `cut off after offset ${channel.position.offset}`);
     }
@@ -410,7 +410,9 @@ function note(text, look = "") {
 
 function showCurl() {
   if (!facts) return;
-  const body = JSON.stringify({ channel: current, data: { name: "curl", text: "Hello from a terminal" } });
+  const isTicker = current.startsWith("ticker:");
+  const data = isTicker ? { symbol: "TIDE", price: 142.5 } : { name: "curl", text: "Hello from a terminal" };
+  const body = JSON.stringify({ channel: current, data });
   $("curl").textContent = `curl ${facts.publish} \\\n  -d '${body}'`;
 }
 

@@ -1,3 +1,5 @@
+//! Tokens that are to be believed, and those that are not.
+
 use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;

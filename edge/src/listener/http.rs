@@ -1,11 +1,11 @@
 //! HTTP/1.1 and HTTP/2 on TCP: WebSocket, long poll, channel poll.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
 
-use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
@@ -36,6 +36,8 @@ struct Context {
     worker: Rc<Worker>,
     /// Taken over by the session of a WebSocket; otherwise given back with the TCP connection.
     admitted: RefCell<Option<Admitted>>,
+    /// A request came: from then on hyper's own timeouts hold.
+    spoken: Cell<bool>,
 }
 
 /// Serves HTTP on an accepted connection, in a task of its own.
@@ -43,7 +45,11 @@ pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let context = Rc::new(Context { worker: Rc::clone(worker), admitted: RefCell::new(Some(admitted)) });
+    let context = Rc::new(Context {
+        worker: Rc::clone(worker),
+        admitted: RefCell::new(Some(admitted)),
+        spoken: Cell::new(false),
+    });
     let limits = worker.limits();
     let mut builder = auto::Builder::new(LocalExecutor(Rc::clone(worker)));
     builder
@@ -67,21 +73,33 @@ where
             let context = Rc::clone(&context);
             service_fn(move |request| {
                 let context = Rc::clone(&context);
+                context.spoken.set(true);
                 async move { Ok::<_, Infallible>(respond(&context, request).await.map(Full::new)) }
             })
         };
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = Box::pin(connection);
+        // hyper's timeouts begin with the first byte: until then a connection would cost nothing to hold open.
+        let silence = async {
+            tokio::time::sleep(context.worker.limits().handshake).await;
+            if context.spoken.get() {
+                std::future::pending::<()>().await;
+            }
+        };
         let served = tokio::select! {
+            biased;
             served = connection.as_mut() => served,
             () = drain.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
+            () = silence => return failed(&context.worker, "timeout"),
         };
         if let Err(error) = served {
             debug!(%error, "HTTP connection failed");
-            failed(&context.worker, "http");
+            if !context.spoken.get() {
+                failed(&context.worker, "http");
+            }
         }
     });
 }
@@ -92,8 +110,14 @@ pub(crate) async fn serve_commands(worker: Rc<Worker>, mut inbox: mpsc::Receiver
         let Command::Poll { request, session, response } = command;
         let serving = Rc::clone(&worker);
         worker.spawn(async move {
-            // The requester may have hung up.
-            let _ = response.send(poll_here(&serving, session, request).await);
+            let mut response = response;
+            let answer = tokio::select! {
+                answer = poll_here(&serving, session, request) => answer,
+                // The client hung up: the session must not take itself for polled.
+                () = response.closed() => return,
+            };
+            // It may hang up just now.
+            let _ = response.send(answer);
         });
     }
 }
@@ -175,8 +199,9 @@ fn web_socket(context: &Rc<Context>, mut request: Request<Incoming>) -> Response
         Ok(identity) => identity,
         Err(message) => return error_code_response(ErrorCode::Unauthorized, &message),
     };
-    // Over HTTP/2 one connection carries many sessions: the first takes its place over, the others need their own.
-    let Some(admitted) = context.admitted.borrow_mut().take().or_else(|| worker.admit()) else {
+    // Over HTTP/1.1 the session takes the connection's place over; over HTTP/2 the connection lives on beside it.
+    let own = if request.version() == Version::HTTP_2 { None } else { context.admitted.borrow_mut().take() };
+    let Some(admitted) = own.or_else(|| worker.admit()) else {
         return error_code_response(ErrorCode::Unavailable, "the server is full");
     };
     let upgraded = hyper::upgrade::on(&mut request);
@@ -203,11 +228,8 @@ fn web_socket(context: &Rc<Context>, mut request: Request<Incoming>) -> Response
 }
 
 async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<Bytes> {
-    let identity = match identify(worker, request.headers(), request.uri()) {
-        Ok(identity) => identity,
-        Err(message) => return PollResponse::refused(CloseCode::Unauthorized, &message).into_http(),
-    };
-    let body = match read_body(worker, request).await {
+    let (head, body) = request.into_parts();
+    let body = match read_body(worker, body).await {
         Ok(body) => body,
         Err(response) => return response,
     };
@@ -216,6 +238,11 @@ async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<
         Err(error) => return PollResponse::from(error).into_http(),
     };
     let Some(session) = request.session else {
+        // Later polls carry the session's id, a secret of its own: the token may have been refreshed since.
+        let identity = match identify(worker, &head.headers, &head.uri) {
+            Ok(identity) => identity,
+            Err(message) => return PollResponse::refused(CloseCode::Unauthorized, &message).into_http(),
+        };
         let Some(admitted) = worker.admit() else {
             return PollResponse::refused(CloseCode::Overloaded, "the server is full").into_http();
         };
@@ -254,14 +281,14 @@ fn unknown_session() -> Response<Bytes> {
         .into_http()
 }
 
-async fn read_body(worker: &Worker, request: Request<Incoming>) -> Result<Bytes, Response<Bytes>> {
+async fn read_body(worker: &Worker, body: Incoming) -> Result<Bytes, Response<Bytes>> {
     let limit = worker.limits().http_body;
     let too_large =
         || PollResponse::refused(CloseCode::FrameTooLarge, &format!("a body has at most {limit} bytes"));
-    if request.body().size_hint().lower() > limit as u64 {
+    if body.size_hint().lower() > limit as u64 {
         return Err(too_large().into_http());
     }
-    let body = Limited::new(request.into_body(), limit).collect();
+    let body = Limited::new(body, limit).collect();
     match tokio::time::timeout(worker.limits().handshake, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(too_large().into_http()),
@@ -289,6 +316,9 @@ async fn channel_poll(worker: &Worker, segment: &str, headers: &HeaderMap, uri: 
     };
     if !identity.may_subscribe(&channel, rules) {
         return error_code_response(ErrorCode::Forbidden, "not allowed to read this channel");
+    }
+    if worker.upstream().is_congested() {
+        return error_code_response(ErrorCode::Unavailable, "the core is behind: try again");
     }
     let waiter = Rc::new(Waiter::new(position.is_none()));
     let key = worker.wait_on(Rc::clone(&waiter), &channel, position);

@@ -63,7 +63,14 @@ pub(super) fn serve(
                 Some(admitted) => {
                     let worker = Rc::clone(&accepting);
                     // Boxed: the handshake's state is large, and gone once the session's own task runs.
-                    accepting.spawn(Box::pin(begin(worker, incoming, admitted)));
+                    let drain = drain.clone();
+                    accepting.spawn(Box::pin(async move {
+                        tokio::select! {
+                            () = begin(worker, incoming, admitted) => {}
+                            // Whoever is still at it has nothing to lose.
+                            () = drain.cancelled() => {}
+                        }
+                    }));
                 }
                 None => {
                     incoming.refuse();

@@ -65,7 +65,12 @@ fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) 
 async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor, admitted: Admitted) {
     // Boxed: the handshake's state is large, and the task's memory would keep its size.
     let handshake = Box::pin(tokio::time::timeout(worker.limits().handshake, acceptor.accept(stream)));
-    match handshake.await {
+    let shaken = tokio::select! {
+        shaken = handshake => shaken,
+        // Whoever is still at it has nothing to lose.
+        () = worker.shared().drain.cancelled() => return,
+    };
+    match shaken {
         Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted),
         Ok(Err(error)) => {
             debug!(%error, "TLS handshake failed");

@@ -1,8 +1,9 @@
 //! Sans-io: what waits for one client that does not read fast enough, and what happens at the bounds.
 //!
-//! Control frames are never dropped: over the session's bound the session ends. Durable publications are dropped by
-//! subscription, which is parked and catches up from history later; on a conflated channel only the newest waits.
-//! Ephemeral items wait one per subscription, the newest.
+//! Control frames are never dropped: where they have no room the session ends. A quarter of the session's bound is
+//! theirs alone, so that no channel's publications bring that about. Durable publications are dropped by subscription,
+//! which is parked and catches up from history later; on a conflated channel only the newest waits. Ephemeral items
+//! wait one per subscription, the newest.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,6 +20,13 @@ pub(crate) struct Bounds {
     pub(crate) subscription: usize,
 }
 
+impl Bounds {
+    /// All that waits for a session, where publications are to be added.
+    fn publications(self) -> usize {
+        self.session - self.session / 4
+    }
+}
+
 /// What became of a publication that had to wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Queued {
@@ -31,7 +39,7 @@ pub(crate) enum Queued {
     },
 }
 
-/// Control frames alone are over the session's bound.
+/// Control frames have no room left.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ControlOverflow;
 
@@ -50,6 +58,8 @@ pub(crate) struct Backlog {
     control: VecDeque<Bytes>,
     lanes: BTreeMap<u32, LaneBacklog>,
     bytes: usize,
+    /// Those of `control`.
+    control_bytes: usize,
     /// The subscription that comes first in the next round.
     turn: u32,
 }
@@ -73,6 +83,16 @@ impl Backlog {
         self.bytes
     }
 
+    /// Control frames that wait.
+    pub(crate) fn control_bytes(&self) -> usize {
+        self.control_bytes
+    }
+
+    /// True where anything of `slot` waits.
+    pub(crate) fn is_behind(&self, slot: u32) -> bool {
+        self.lanes.contains_key(&slot)
+    }
+
     /// True where a live item of `slot` has to wait behind its own kind; on one pipe also behind its catch-up, and
     /// behind control frames (the reply that begins a subscription comes before its publications).
     pub(crate) fn holds_up(&self, slot: u32, one_pipe: bool) -> bool {
@@ -90,13 +110,14 @@ impl Backlog {
             return Err(ControlOverflow);
         }
         self.bytes += bytes.len();
+        self.control_bytes += bytes.len();
         self.control.push_back(bytes);
         Ok(())
     }
 
     /// Bytes that catch-up may still add.
     pub(crate) fn catch_up_budget(&self, bounds: Bounds) -> usize {
-        bounds.subscription.min(bounds.session.saturating_sub(self.bytes) / 2)
+        bounds.subscription.min(bounds.publications().saturating_sub(self.bytes) / 2)
     }
 
     /// A missed publication waits. The caller keeps within [`Backlog::catch_up_budget`].
@@ -122,9 +143,10 @@ impl Backlog {
             lane.bytes -= dropped;
             self.bytes -= dropped;
         }
-        let over =
-            lane.bytes + bytes.len() > bounds.subscription || self.bytes + bytes.len() > bounds.session;
-        if over && !(conflated && lane.live.is_empty()) {
+        // The newest of a conflated channel is never too much for its subscription.
+        let over = (!conflated && lane.bytes + bytes.len() > bounds.subscription)
+            || self.bytes + bytes.len() > bounds.publications();
+        if over {
             let dropped: usize = lane.live.iter().map(|(_, bytes)| bytes.len()).sum();
             let first = lane.live.front().map_or(first, |(first, _)| *first);
             lane.live.clear();
@@ -133,7 +155,7 @@ impl Backlog {
             if lane.is_empty() {
                 self.lanes.remove(&slot);
             }
-            return Queued::Parked { last: Offset(first.0 - 1) };
+            return Queued::Parked { last: Offset(first.0.saturating_sub(1)) };
         }
         lane.bytes += bytes.len();
         self.bytes += bytes.len();
@@ -141,10 +163,10 @@ impl Backlog {
         Queued::Waits
     }
 
-    /// An ephemeral item of `slot` waits; an older one is dropped.
-    pub(crate) fn push_ephemeral(&mut self, bounds: Bounds, slot: u32, bytes: Bytes) {
-        if self.bytes + bytes.len() > bounds.session {
-            return;
+    /// An ephemeral item of `slot` waits and an older one is dropped; false where there is no room.
+    pub(crate) fn push_ephemeral(&mut self, bounds: Bounds, slot: u32, bytes: Bytes) -> bool {
+        if self.bytes + bytes.len() > bounds.publications() {
+            return false;
         }
         self.bytes += bytes.len();
         let lane = self.lanes.entry(slot).or_default();
@@ -153,6 +175,7 @@ impl Backlog {
             lane.bytes -= older.len();
             self.bytes -= older.len();
         }
+        true
     }
 
     /// Drops what waits for a subscription that ended.
@@ -174,6 +197,7 @@ impl Backlog {
             match offer(Lane::Control, bytes)? {
                 Sent::Taken => {
                     self.bytes -= bytes.len();
+                    self.control_bytes -= bytes.len();
                     self.control.pop_front();
                 }
                 Sent::Full => {
@@ -272,7 +296,7 @@ enum Step {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { session: 100, subscription: 40 };
+    const BOUNDS: Bounds = Bounds { session: 132, subscription: 40 };
 
     fn bytes(size: usize) -> Bytes {
         Bytes::from(vec![0; size])
@@ -325,16 +349,30 @@ mod tests {
     #[test]
     fn control_frames_are_bounded_by_an_error() {
         let mut backlog = Backlog::default();
-        assert_eq!(backlog.push_control(BOUNDS, bytes(60)), Ok(()));
-        assert_eq!(backlog.push_control(BOUNDS, bytes(60)), Err(ControlOverflow));
-        assert_eq!(backlog.bytes(), 60);
+        assert_eq!(backlog.push_control(BOUNDS, bytes(70)), Ok(()));
+        assert_eq!(backlog.push_control(BOUNDS, bytes(70)), Err(ControlOverflow));
+        assert_eq!((backlog.bytes(), backlog.control_bytes()), (70, 70));
+    }
+
+    #[test]
+    fn publications_leave_room_for_control_frames() {
+        let mut backlog = Backlog::default();
+        for slot in 0..4 {
+            backlog.push_live(BOUNDS, slot, Offset(1), bytes(33), slot == 3);
+        }
+        assert_eq!(backlog.bytes(), 99, "the fourth is parked, conflated or not");
+        assert!(backlog.is_behind(2) && !backlog.is_behind(3));
+        assert!(!backlog.push_ephemeral(BOUNDS, 3, bytes(1)));
+        assert_eq!(backlog.push_control(BOUNDS, bytes(33)), Ok(()));
+        assert_eq!(backlog.push_control(BOUNDS, bytes(1)), Err(ControlOverflow));
+        assert_eq!(backlog.catch_up_budget(BOUNDS), 0);
     }
 
     #[test]
     fn ephemeral_items_replace_each_other() {
         let mut backlog = Backlog::default();
-        backlog.push_ephemeral(BOUNDS, 3, bytes(10));
-        backlog.push_ephemeral(BOUNDS, 3, bytes(20));
+        assert!(backlog.push_ephemeral(BOUNDS, 3, bytes(10)));
+        assert!(backlog.push_ephemeral(BOUNDS, 3, bytes(20)));
         assert_eq!(backlog.bytes(), 20);
         assert_eq!(drain(&mut backlog), [Lane::Subscription(3)]);
     }

@@ -2,21 +2,24 @@
 
 use std::collections::BTreeSet;
 
-/// The pages that may connect: exact origins.
+/// The pages that may connect: exact origins, or those of any port of a host.
 ///
-/// Scheme, host and port must be equal, once case is folded and default ports are left out. There are no patterns:
-/// matching by suffix is how such lists are broken.
+/// Scheme, host and port must be equal, once case is folded and default ports are left out. There are no patterns but
+/// the port `*`: matching by suffix is how such lists are broken.
 #[derive(Debug, Clone, Default)]
 pub struct OriginPolicy {
     any: bool,
     /// The literal `null` of sandboxed pages and local files.
     null: bool,
     origins: BTreeSet<Origin>,
+    /// Those whose port does not count; they have none.
+    any_port: BTreeSet<Origin>,
 }
 
 impl OriginPolicy {
-    /// Reads a list of origins such as `https://app.example` or `http://localhost:8080`; `*` stands for every page
-    /// (but not for `null`), `null` for pages without an origin. An empty list lets no page in.
+    /// Reads a list of origins such as `https://app.example` or `http://localhost:8080`; `http://localhost:*` stands for
+    /// every port of that host, `*` for every page (but not for `null`), `null` for pages without an origin. An empty
+    /// list lets no page in.
     ///
     /// # Errors
     /// Names the entry that is no origin.
@@ -27,8 +30,15 @@ impl OriginPolicy {
                 "*" => policy.any = true,
                 "null" => policy.null = true,
                 text => {
-                    let origin = Origin::parse(text).ok_or_else(|| OriginError(text.to_owned()))?;
-                    policy.origins.insert(origin);
+                    let refuse = || OriginError(text.to_owned());
+                    match text.strip_suffix(":*") {
+                        Some(host) => {
+                            // With some port in the star's place it must be an origin.
+                            let origin = Origin::parse(&format!("{host}:1")).ok_or_else(refuse)?;
+                            policy.any_port.insert(Origin { port: None, ..origin })
+                        }
+                        None => policy.origins.insert(Origin::parse(text).ok_or_else(refuse)?),
+                    };
                 }
             }
         }
@@ -40,13 +50,19 @@ impl OriginPolicy {
         if origin == "null" {
             return self.null;
         }
-        Origin::parse(origin).is_some_and(|origin| self.any || self.origins.contains(&origin))
+        let Some(mut origin) = Origin::parse(origin) else { return false };
+        self.any || self.origins.contains(&origin) || {
+            origin.port = None;
+            self.any_port.contains(&origin)
+        }
     }
 }
 
 /// An entry of the list is no origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no origin: write scheme://host or scheme://host:port, nothing behind it; or * or null")]
+#[error(
+    "{0:?} is no origin: write scheme://host, scheme://host:port or scheme://host:*, nothing behind it; or * or null"
+)]
 pub struct OriginError(String);
 
 /// The page may not connect.
@@ -184,6 +200,36 @@ mod tests {
         assert!(hostile.len() >= 30);
         for origin in hostile {
             assert!(!policy.allows(origin), "{origin}");
+        }
+    }
+
+    #[test]
+    fn a_star_for_the_port_stands_for_every_port_and_nothing_else() {
+        let policy = OriginPolicy::new(&["http://LOCALHOST:*", "http://[::1]:*", "https://app.example"])
+            .expect("a policy");
+        for origin in
+            ["http://localhost", "http://localhost:80", "http://localhost:3000", "http://[::1]:5173"]
+        {
+            assert!(policy.allows(origin), "{origin}");
+        }
+        let hostile = [
+            "https://localhost:3000",
+            "http://localhost:",
+            "http://localhost:*",
+            "http://localhost:0",
+            "http://localhost.evil.example:3000",
+            "http://evil.localhost:3000",
+            "http://localhost:3000@evil.example",
+            "http://127.0.0.1:3000",
+            "https://app.example:3000",
+            "null",
+        ];
+        for origin in hostile {
+            assert!(!policy.allows(origin), "{origin}");
+        }
+        for entry in ["http://localhost:80:*", "http://*:*", "*:*", "http://:*", "http://localhost:*:*", ":*"]
+        {
+            assert!(OriginPolicy::new(&[entry]).is_err(), "{entry}");
         }
     }
 

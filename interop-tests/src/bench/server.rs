@@ -62,9 +62,7 @@ impl Gateway {
         })?;
         let address = |name: &str| {
             let line = banner.iter().find_map(|line| line.trim_start().strip_prefix(name));
-            let port = line
-                .and_then(|line| port_in(line))
-                .with_context(|| format!("no {name} address in the banner"))?;
+            let port = line.and_then(port_in).with_context(|| format!("no {name} address in the banner"))?;
             Ok::<_, anyhow::Error>(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
         };
         let ca_line = banner.iter().find_map(|line| line.trim_start().strip_prefix("CA for TLS"));

@@ -25,6 +25,7 @@ pub(super) enum TransportChoice {
 /// How clients are connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[expect(clippy::enum_variant_names, reason = "WebTransport is called so")]
 pub(super) enum Transport {
     Ws,
     Wss,

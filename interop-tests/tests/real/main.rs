@@ -1,5 +1,12 @@
 //! The real program over real sockets: everything through the surface that a user has. Run by `cargo xtask test`, which
 //! says where the programs are that this needs (`interop-tests/src/programs.rs`).
 
+mod api;
+mod auth;
 mod deliver;
+mod demo;
+mod hostile;
+mod program;
+mod recovery;
+mod shutdown;
 mod support;

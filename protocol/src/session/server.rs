@@ -43,7 +43,7 @@ pub struct Settings {
     pub pong: Duration,
     /// Subscriptions of one session.
     pub max_subscriptions: usize,
-    /// Requests that wait for the core; the session wants no input at the limit.
+    /// Questions to the core that are not answered; the session wants no input at the limit.
     pub max_requests: usize,
     /// Bytes of one payload.
     pub max_payload: usize,
@@ -181,6 +181,8 @@ pub struct Session {
     id: SessionId,
     state: State,
     heartbeats: bool,
+    /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
+    /// what a client can pile up there is bounded, whatever it does.
     in_flight: usize,
     asks: u32,
     subscriptions: Subscriptions,
@@ -222,7 +224,12 @@ impl Session {
         matches!(self.state, State::Ended)
     }
 
-    /// False while as many requests wait for the core as may: read nothing more from the client then.
+    /// True between admission and `connected`: publications wait too, since `connected` comes first.
+    pub fn is_opening(&self) -> bool {
+        matches!(self.state, State::Opening { .. })
+    }
+
+    /// False while as many questions wait for the core as may: read nothing more from the client then.
     pub fn wants_input(&self) -> bool {
         self.in_flight < self.settings.max_requests
             && !matches!(self.state, State::Checking { .. } | State::Ended)
@@ -302,6 +309,7 @@ impl Session {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         let expired = |identity: &Identity| identity.expires.is_some_and(|at| at <= now);
+        let reads = self.wants_input();
         match &mut self.state {
             State::Awaiting { until, .. } if *until <= now => {
                 self.end(CloseCode::ConnectTimeout, "no connect frame in time");
@@ -313,6 +321,10 @@ impl Session {
                 Heartbeat::PingAt(at) if at <= now => {
                     *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
                     self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Empty {})));
+                }
+                // The pong may be there, unread: the core is slow then, not the client.
+                Heartbeat::PongBy(by) if by <= now && !reads => {
+                    *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
                 }
                 Heartbeat::PongBy(by) if by <= now => {
                     self.end(CloseCode::HeartbeatTimeout, "no pong in time")
@@ -402,7 +414,8 @@ impl Session {
     /// The core answered a subscribe (or the refill of a parked subscription).
     ///
     /// Returns what goes on the subscription's catch-up lane, in order, behind the frame that this queued.
-    /// `budget` bounds their payload bytes: what is over it is fetched later, as if the subscription were parked.
+    /// `budget` bounds their payload bytes, and those inside the frame: what is over it is fetched later, as if the
+    /// subscription were parked.
     pub fn recovered(
         &mut self,
         now: Instant,
@@ -411,6 +424,7 @@ impl Session {
         result: Result<Recovery, LinkError>,
         budget: usize,
     ) -> Vec<Publication> {
+        self.in_flight -= 1;
         let settings = Arc::clone(&self.settings);
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return Vec::new() };
         let begun = match subscription.state {
@@ -429,8 +443,10 @@ impl Session {
         let conflated = settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
-        let inline =
-            if begun.is_some() { split_at_bytes(&mut publications, INLINE_BYTES) } else { Vec::new() };
+        let inline = match begun {
+            Some(_) => split_at_bytes(&mut publications, INLINE_BYTES.min(budget)),
+            None => Vec::new(),
+        };
         let over = split_over(&mut publications, budget);
         if over {
             let last =
@@ -447,11 +463,9 @@ impl Session {
         };
         match begun {
             Some(Origin::Client { id }) => {
-                self.in_flight -= 1;
                 self.transmits.push_back(ServerFrame::new(id, ServerBody::Subscribed(subscribed)));
             }
             Some(Origin::Token) => {
-                self.in_flight -= 1;
                 if let State::Opening { connected, waiting, .. } = &mut self.state {
                     connected.1.subscriptions.push(subscribed);
                     *waiting -= 1;
@@ -556,6 +570,7 @@ impl Session {
         let SubscriptionState::Parked { last } = subscription.state else { return false };
         self.asks = self.asks.wrapping_add(1);
         let ask = self.asks;
+        self.in_flight += 1;
         subscription.state = SubscriptionState::Refilling { ask };
         let position = Some(Position::new(subscription.epoch.clone(), last));
         let channel = subscription.channel.clone();
@@ -563,11 +578,12 @@ impl Session {
         true
     }
 
-    /// The numbering of a channel began anew: the subscriber is told.
-    pub fn rebased(&mut self, slot: u32, position: &Position) {
-        let Some(subscription) = self.subscriptions.get_mut(slot) else { return };
+    /// The numbering of a channel began anew: the subscriber is told. True where it had begun: what is queued for it
+    /// is of the old numbering then.
+    pub fn rebased(&mut self, slot: u32, position: &Position) -> bool {
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return false };
         if matches!(subscription.state, SubscriptionState::Starting { .. }) {
-            return;
+            return false;
         }
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
@@ -581,6 +597,7 @@ impl Session {
             conflated,
         };
         self.transmits.push_back(ServerFrame::new(0, ServerBody::Subscribed(subscribed)));
+        true
     }
 
     /// The channel of a subscription and whether only its newest publication counts.
@@ -749,7 +766,6 @@ impl Session {
 
     fn subscription_failed(&mut self, now: Instant, slot: u32, begun: Option<Origin>, error: LinkError) {
         if let Some(Origin::Client { id }) = begun {
-            self.in_flight -= 1;
             // Answered by the error: nothing is left to be told when the slot goes.
             self.forget(slot);
             return self.fail(id, error.code, error.message);
@@ -762,7 +778,6 @@ impl Session {
         let Some(removed) = self.forget(slot) else { return };
         let channel = removed.channel.as_str().to_owned();
         if let SubscriptionState::Starting { origin, .. } = removed.state {
-            self.in_flight -= 1;
             match (origin, &mut self.state) {
                 (Origin::Client { id }, _) => {
                     self.fail(id, ErrorCode::NotFound, "unsubscribed before it began")

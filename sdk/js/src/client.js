@@ -273,7 +273,7 @@ export class Client extends Emitter {
    * @param {{ holdMs?: number }} [options] for how long there is no network
    */
   disconnect({ holdMs = 0 } = {}) {
-    this.#session.drop(now(), holdMs);
+    this.#session.drop(now(), holdMs, "dropped by the app");
     this.#pump();
   }
 
@@ -289,7 +289,8 @@ export class Client extends Emitter {
     this.#suspect = null;
     if (this.transport === name || this.state === "idle" || this.state === "closed") return name;
     const connected = this.#nextConnected();
-    this.disconnect();
+    this.#session.drop(now(), 0, `moving to ${name}`);
+    this.#pump();
     return (await connected).transport;
   }
 

@@ -135,12 +135,13 @@ export class Session {
    *
    * @param {number} now
    * @param {number} holdMs
+   * @param {string} reason
    */
-  drop(now, holdMs) {
+  drop(now, holdMs, reason) {
     const { name } = this.#state;
     if (name !== "live" && name !== "greeting" && name !== "dialing" && name !== "waiting") return;
     this.#events.push({ type: "hangup", orderly: false });
-    this.#lost(now, { code: CloseCode.connectionLost, reason: "dropped by the app", policy: "now" }, () => holdMs);
+    this.#lost(now, { code: CloseCode.connectionLost, reason, policy: "now" }, () => holdMs);
   }
 
   /**

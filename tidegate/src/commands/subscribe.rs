@@ -4,16 +4,17 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::task::{Context, Poll};
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{anyhow, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Map, Value, json, value::RawValue};
 use tidegate_client::{
-    Client, Epoch, Offset, Payload, Position, Publication, Subscription, SubscriptionEvent,
+    Client, ClientError, Epoch, Offset, Payload, Position, Publication, Subscription, SubscriptionEvent,
 };
 use tidegate_edge::auth::Secret;
 use tidegate_protocol::ChannelName;
+use tidegate_protocol::frame::CloseCode;
 
 use super::print;
 use crate::run::dev_ca_file;
@@ -98,9 +99,18 @@ async fn connect(command: &Subscribe) -> anyhow::Result<Client> {
     } else if let Some(ca) = command.ca.clone().or_else(|| dev_ca(&command.url)) {
         builder = builder.with_ca_file(ca);
     }
-    builder.connect().await.context(
-        "is `tidegate dev` or `tidegate serve` running there, and does --url name its scheme and port?",
-    )
+    builder.connect().await.map_err(|error| {
+        let hint = match &error {
+            ClientError::Connect { .. } => {
+                "; is `tidegate dev` or `tidegate serve` running there, and does --url name its scheme and port?"
+            }
+            ClientError::Closed { code, .. } if *code == CloseCode::Unauthorized.number() => {
+                "; give a token with --token-file or TIDEGATE_TOKEN"
+            }
+            _ => "",
+        };
+        anyhow!("{error}{hint}")
+    })
 }
 
 /// The development CA counts for this machine alone.

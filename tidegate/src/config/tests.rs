@@ -1,3 +1,5 @@
+//! Layers, suggestions, and every mistake that is looked for.
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,3 +1,5 @@
+//! What the page is given.
+
 use tidegate_certs::DevCertificates;
 use tidegate_transport::clock;
 

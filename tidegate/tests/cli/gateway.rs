@@ -160,6 +160,22 @@ fn a_taken_port_names_the_flag_and_the_key_that_change_it() {
 }
 
 #[test]
+fn subscribe_says_why_it_was_not_let_in() {
+    let folder = TempDir::new().unwrap();
+    let keys = "auth.keys=[{secret = 'a secret that only these tests use'}]";
+    let gateway = Gateway::start(folder.path(), &["--set", "auth.anonymous=false", "--set", keys]);
+    let url = gateway.address("WebSocket").replace("/v1/connect", "");
+    let text = failure(&run(folder.path(), &["subscribe", "room:1", "--url", &url]));
+    assert!(text.contains("4004") && text.contains("give a token with --token-file"), "{text}");
+    let closed = TcpListener::bind(ANY).unwrap().local_addr().unwrap();
+    let text = failure(&run(folder.path(), &["subscribe", "room:1", "--url", &format!("ws://{closed}")]));
+    assert!(
+        text.contains(&closed.to_string()) && text.contains("does --url name its scheme and port?"),
+        "{text}"
+    );
+}
+
+#[test]
 fn an_unreachable_api_says_what_to_look_at() {
     let folder = TempDir::new().unwrap();
     let closed = TcpListener::bind(ANY).unwrap().local_addr().unwrap();

@@ -238,6 +238,21 @@ fn heartbeats_are_answered_or_the_session_ends() {
 }
 
 #[test]
+fn a_pong_that_may_be_unread_is_waited_for() {
+    let mut bench = Bench::open();
+    bench.subscribe(2, "a", None);
+    bench.subscribe(3, "b", None);
+    let (slot, ask) = bench.asked_for();
+    assert!(!bench.session.wants_input());
+    bench.pass(25 * SECOND);
+    bench.pass(10 * SECOND);
+    assert!(!bench.session.is_ended(), "the core is slow, not the client");
+    bench.session.recovered(bench.now, slot, ask, Ok(recovery(1, false, &[])), BUDGET);
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.close(), 4103);
+}
+
+#[test]
 fn a_token_ends_the_session_unless_it_is_refreshed_in_place() {
     let mut bench = Bench::new(|_| (), None);
     bench.say(1, ClientBody::Connect(Connect::default()));
@@ -322,20 +337,22 @@ fn what_is_over_the_budget_is_fetched_later() {
     let missed: Vec<_> = (2..=9).map(|offset| publication(offset, 12_000)).collect();
     let rest = bench.session.recovered(bench.now, slot, ask, Ok(recovery(9, true, &missed)), 20_000);
     bench.drain();
-    assert_eq!(rest.iter().map(|publication| publication.offset).collect::<Vec<_>>(), [6]);
-    assert_eq!(bench.session.take(slot, Offset(10), Offset(10)), Due::Nothing, "parked at 6");
+    let (_, subscribed) = bench.subscribed();
+    assert_eq!(subscribed.publications.len(), 1, "the budget holds for the frame as well");
+    assert_eq!(rest.iter().map(|publication| publication.offset).collect::<Vec<_>>(), [3]);
+    assert_eq!(bench.session.take(slot, Offset(10), Offset(10)), Due::Nothing, "parked at 3");
     assert!(bench.session.refill(slot));
     assert!(!bench.session.refill(slot), "one question at a time");
     bench.drain();
     let Some(Event::Subscribe { begins: false, position: Some(from), ask, .. }) = bench.asked.last() else {
         panic!("{:?}", bench.asked)
     };
-    assert_eq!(*from, position(6));
-    let missed: Vec<_> = (7..=10).map(|offset| publication(offset, 10)).collect();
+    assert_eq!(*from, position(3));
+    let missed: Vec<_> = (4..=10).map(|offset| publication(offset, 10)).collect();
     let (ask, sent) = (*ask, bench.sent.len());
     let rest = bench.session.recovered(bench.now, slot, ask, Ok(recovery(10, true, &missed)), BUDGET);
     bench.drain();
-    assert_eq!(rest.len(), 4);
+    assert_eq!(rest.len(), 7);
     assert_eq!(bench.sent.len(), sent, "nothing was lost: nothing to tell");
     assert_eq!(bench.session.take(slot, Offset(11), Offset(11)), Due::All);
 }
@@ -476,6 +493,29 @@ fn subscriptions_and_requests_in_flight_are_bounded() {
 }
 
 #[test]
+fn questions_count_until_they_are_answered_whoever_still_waits() {
+    let mut bench = Bench::open();
+    let mut asks = Vec::new();
+    for id in [2, 4] {
+        bench.subscribe(id, "a", None);
+        asks.push(bench.asked_for());
+        bench.say(id + 1, ClientBody::Unsubscribe(Unsubscribe { channel: "a".to_owned() }));
+    }
+    assert!(!bench.session.wants_input(), "two questions wait for the core");
+    for (slot, ask) in asks {
+        bench.session.recovered(bench.now, slot, ask, Ok(recovery(3, false, &[])), BUDGET);
+        assert!(bench.session.wants_input());
+    }
+    let slots = ["a", "b"].map(|channel| bench.live(channel, 4));
+    for slot in slots {
+        bench.session.park(slot, Offset(4));
+        assert!(bench.session.wants_input());
+        assert!(bench.session.refill(slot));
+    }
+    assert!(!bench.session.wants_input(), "a refill is a question too");
+}
+
+#[test]
 fn publishes_and_history_are_answered_by_id() {
     let mut bench = Bench::open();
     let channel = ChannelName::new("room:1").expect("valid");
@@ -522,7 +562,7 @@ fn datagrams_hold_ephemeral_publishes_only() {
 fn a_new_numbering_is_told() {
     let mut bench = Bench::open();
     let slot = bench.live("latest:1", 4);
-    bench.session.rebased(slot, &Position::new(Epoch::new("f"), Offset(0)));
+    assert!(bench.session.rebased(slot, &Position::new(Epoch::new("f"), Offset(0))));
     bench.drain();
     let (id, subscribed) = bench.subscribed();
     assert_eq!((id, subscribed.recovered, subscribed.conflated), (0, false, true));

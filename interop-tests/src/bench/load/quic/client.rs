@@ -30,7 +30,7 @@ pub(super) struct Client {
 
 enum Peer {
     Native(quinn::Connection),
-    WebTransport(web_transport_quinn::Session),
+    WebTransport(Box<web_transport_quinn::Session>),
 }
 
 type Reader = Box<dyn AsyncRead + Send + Unpin>;
@@ -47,7 +47,7 @@ impl Client {
         let connection = endpoint.connect(self.target, "localhost")?.await?;
         let peer = if self.webtransport {
             let url = Url::parse(&format!("https://localhost:{}/v1/connect", self.target.port()))?;
-            Peer::WebTransport(web_transport_quinn::Session::connect(connection, url).await?)
+            Peer::WebTransport(Box::new(web_transport_quinn::Session::connect(connection, url).await?))
         } else {
             Peer::Native(connection)
         };
