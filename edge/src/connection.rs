@@ -211,3 +211,6 @@ impl Session {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

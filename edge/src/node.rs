@@ -151,7 +151,7 @@ impl Drop for EdgeNode {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+pub(crate) fn settings(config: &Config) -> Settings {
     let limits = &config.limits;
     Settings {
         node: config.node.clone(),

@@ -46,9 +46,8 @@ pub(crate) struct Settings {
     pub(crate) api: Api,
     pub(crate) namespaces: Namespaces,
     pub(crate) limits: Limits,
-    /// `[core]`, but for `log_bytes`, which is the engine's.
+    /// `[core]`
     pub(crate) core: CoreConfig,
-    pub(crate) log_bytes: usize,
     pub(crate) log: Log,
 }
 
@@ -197,7 +196,6 @@ impl Settings {
             },
             limits: Limits { edge: EdgeLimits::default(), shutdown: Duration::from_secs(10) },
             core: CoreConfig::default(),
-            log_bytes: 1 << 20,
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
         };
         match mode {

@@ -4,6 +4,7 @@
 //! runs a [`QuicEndpoint`] on its own runtime. What it accepts becomes a [`QuicConnection`], the same for both.
 
 mod connection;
+mod crypto;
 mod endpoint;
 mod inbound;
 mod lanes;

@@ -1,3 +1,5 @@
+//! The development CA, its leaf and its files.
+
 use std::net::IpAddr;
 
 use tempfile::tempdir;

@@ -1,3 +1,5 @@
+//! What is wrong with a file is said precisely.
+
 use std::fs;
 
 use tempfile::{TempDir, tempdir};

@@ -1,3 +1,5 @@
+//! Selection by name, and reload while connections stay up.
+
 use std::fs;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Real handshakes in memory.
+
 use std::time::SystemTime;
 
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;

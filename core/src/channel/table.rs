@@ -242,7 +242,7 @@ impl ChannelTable {
                 "namespace {:?} takes ephemeral publishes only: set ephemeral",
                 publish.channel.namespace()
             );
-            return Err(LinkError { code: ErrorCode::BadRequest, message });
+            return Err(LinkError { code: ErrorCode::Forbidden, message });
         }
         let index = self.open(unix_ms, &publish.channel, &rules)?;
         let (name, channel) = self.channels.get_index_mut(index).expect("just opened");

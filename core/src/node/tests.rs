@@ -1,3 +1,5 @@
+//! A node and its links in one process.
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::atomic::AtomicBool;

@@ -1,3 +1,5 @@
+//! The backend API over a real connection.
+
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -86,7 +88,8 @@ async fn a_batch_keeps_its_order_and_answers_each() {
     let mut heads = [0u64; 3];
     for (n, result) in results.iter().enumerate() {
         match n {
-            7 | 8 | 9 | 11 => assert_eq!(result["error"]["code"], 400, "{result}"),
+            7 | 9 | 11 => assert_eq!(result["error"]["code"], 400, "{result}"),
+            8 => assert_eq!(result["error"]["code"], 403, "{result}"),
             10 => assert_eq!(result, &json!({})),
             _ => {
                 heads[n % 3] += 1;
@@ -126,7 +129,7 @@ async fn errors_say_what_is_wrong() {
         (r#"{"channel":"a","data":1,"key":5}"#, 400, "invalid type"),
         (r#"{"channel":"a","publications":[]}"#, 400, "not both"),
         (r#"{"publications":[1,2,3]}"#, 413, "over the limit of 2"),
-        (r#"{"channel":"cursor:1","data":1}"#, 400, "ephemeral"),
+        (r#"{"channel":"cursor:1","data":1}"#, 403, "ephemeral"),
         (r#"{"channel":"nowhere:1","data":1}"#, 404, "nowhere"),
         (&long_key, 413, "key"),
         (&large, 413, "over the limit of 1000"),

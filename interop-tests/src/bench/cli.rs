@@ -47,8 +47,11 @@ pub(super) struct FanoutArgs {
     /// Publications outstanding at any time (closed loop) [default: 4]
     #[arg(long, value_name = "COUNT", requires = "subscribers")]
     pub(super) window: Option<NonZeroUsize>,
+    /// Publications published at once, the next when everybody has them (closed loop), instead of --window
+    #[arg(long, value_name = "COUNT", requires = "subscribers", conflicts_with = "window")]
+    pub(super) burst: Option<NonZeroUsize>,
     /// Publications per second (open loop), instead of --window
-    #[arg(long, value_name = "NUMBER", requires = "subscribers", conflicts_with = "window")]
+    #[arg(long, value_name = "NUMBER", requires = "subscribers", conflicts_with_all = ["window", "burst"])]
     pub(super) rate: Option<NonZeroUsize>,
     /// Bytes of each payload, 40 to 60000
     #[arg(long, value_name = "BYTES", default_value_t = 128, value_parser = clap::value_parser!(u32).range(40..=60_000))]
@@ -109,4 +112,33 @@ pub(super) struct LimitArgs {
     /// UDP instead of TCP.
     #[arg(long)]
     pub(super) udp: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_make_no_sense_together_are_refused() {
+        let parse = |flags: &str| Cli::try_parse_from(format!("bench {flags} --tidegate x").split(' '));
+        for flags in [
+            "fanout --quick",
+            "fanout --transport ws,quic --subscribers 10 --channels 5 --window 2 --workers 1,2",
+            "fanout --subscribers 10 --rate 15",
+            "idle --transport all --connections 5000",
+        ] {
+            assert!(parse(flags).is_ok(), "{flags}");
+        }
+        for flags in [
+            "fanout --window 2",
+            "fanout --quick --seconds 9",
+            "fanout --subscribers 10 --rate 15 --window 2",
+            "fanout --subscribers 0",
+            "fanout --payload 30",
+            "fanout --transport sse",
+            "idle --connections 15001",
+        ] {
+            assert!(parse(flags).is_err(), "{flags}");
+        }
+    }
 }

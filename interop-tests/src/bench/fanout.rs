@@ -88,9 +88,10 @@ fn plan(arguments: &FanoutArgs) -> Result<Plan> {
     let transports = Transport::chosen(&arguments.common.transport);
     let payload = arguments.payload as usize;
     let given = arguments.subscribers.map(|subscribers| {
-        let pace = match (arguments.rate, arguments.window) {
+        let pace = match (arguments.rate, arguments.burst) {
             (Some(rate), _) => Pace::Rate(rate.get()),
-            (None, window) => Pace::Window(window.map_or(4, NonZeroUsize::get)),
+            (None, Some(burst)) => Pace::Burst(burst.get()),
+            (None, None) => Pace::Window(arguments.window.map_or(4, NonZeroUsize::get)),
         };
         let channels = arguments.channels.map_or(1, NonZeroUsize::get);
         Shape { subscribers: subscribers.get(), channels, payload, pace }

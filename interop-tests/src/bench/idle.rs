@@ -1,20 +1,23 @@
 //! `bench idle`.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use tidegate_transport::clock;
 
 use super::cli::IdleArgs;
 use super::ledger::{Faults, Ledger, Stopwatch};
-use super::load::Crowd;
+use super::load::{Crowd, poll_request, scan};
 use super::machine::Machine;
 use super::measure::{Connecting, Setup, Stand, Subject, settle};
 use super::proc;
-use super::publisher::Publisher;
+use super::publisher::{CHANNEL, Publisher};
 use super::report::{Progress, Spread, Table, short, write_json};
+use super::server::Gateway;
 use super::shape::Transport;
 
 /// Measures and prints.
@@ -142,18 +145,9 @@ fn measure(
         progress(0.8);
         rest(&mut stand, &mut ledger)?;
         stage(&stand, BULKY)?;
-        for (name, how) in stand.load.rests()? {
-            stand.load.rest(how)?;
-            if how == super::load::Rest::Quiet {
-                // Answers every poll that waits.
-                small.publish(ledger.publish())?;
-                settle(&mut stand, &mut ledger)?;
-                rest(&mut stand, &mut ledger)?;
-            } else {
-                rest_without_clients();
-            }
-            stage(&stand, name)?;
-        }
+    }
+    if let (Subject::Tidegate { workers }, Transport::LongPoll) = (subject, transport) {
+        stages.push(Stage { name: SESSIONS, kib: each(sessions_alone(setup, workers, connections)?) });
     }
     let faults = ledger.faults();
     ensure!(faults == Faults::default(), "publications were lost, repeated or reordered: {faults:?}");
@@ -169,8 +163,46 @@ fn rest(stand: &mut Stand, ledger: &mut Ledger) -> Result<()> {
     Ok(())
 }
 
-fn rest_without_clients() {
+/// What a fresh gateway holds for long-poll sessions between polls, without their connections: one connection made
+/// them all, one after the other.
+fn sessions_alone(setup: &Setup, workers: u16, sessions: usize) -> Result<u64> {
+    let gateway = Gateway::start(&setup.tidegate, &setup.folder, workers)?;
+    let mut stream = TcpStream::connect(gateway.plain)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    let mut ask = |body: &str| -> Result<String> {
+        stream.write_all(&poll_request(body))?;
+        let mut answer = vec![0; 4096];
+        let mut filled = 0;
+        loop {
+            let bytes = stream.read(&mut answer[filled..]).context("a poll was not answered")?;
+            ensure!(bytes > 0, "the gateway closed the connection");
+            filled += bytes;
+            if let Some((status, body)) = scan::response(&answer[..filled])? {
+                let body = String::from_utf8_lossy(&answer[body]).into_owned();
+                ensure!(status == 200, "a poll was answered {status}: {body}");
+                return Ok(body);
+            }
+        }
+    };
     std::thread::sleep(REST);
+    let before = proc::resident_bytes(gateway.pid())?;
+    for _ in 0..sessions {
+        let frames = format!(
+            "{{\"id\":1,\"connect\":{{}}}},{{\"id\":2,\"subscribe\":{{\"channel\":\"{CHANNEL}0\"}}}}"
+        );
+        let mut answer = ask(&format!("{{\"frames\":[{frames}],\"wait_ms\":5000}}"))?;
+        let session = scan::field(&answer, "session").context("no session")?.to_owned();
+        while !answer.contains("\"subscribed\"") {
+            let batch = scan::field(&answer, "batch").context("no batch")?.to_owned();
+            answer = ask(&format!("{{\"session\":\"{session}\",\"ack\":{batch},\"wait_ms\":5000}}"))?;
+        }
+        // Acknowledges the last batch, as any client's next poll would.
+        let batch = scan::field(&answer, "batch").context("no batch")?.to_owned();
+        ask(&format!("{{\"session\":\"{session}\",\"ack\":{batch},\"wait_ms\":0}}"))?;
+    }
+    std::thread::sleep(REST);
+    Ok(proc::resident_bytes(gateway.pid())?.saturating_sub(before))
 }
 
 impl Idle {
@@ -194,7 +226,7 @@ impl Report {
             "fresh",
             "after 40 small",
             "after 100 KiB",
-            "between polls, open / closed",
+            "sessions alone",
             "kernel KiB",
             "connects/s",
             "CPU us/connect",
@@ -223,15 +255,13 @@ impl Case {
                 Spread::of(self.rounds.iter().map(figure)).to_string()
             }
         };
-        let between =
-            if stage(3).is_empty() { String::new() } else { format!("{} / {}", stage(3), stage(4)) };
         vec![
             self.transport.to_string(),
             name(self.subject),
             stage(0),
             stage(1),
             stage(2),
-            between,
+            stage(3),
             spread(|idle| idle.slab_kib),
             spread(|idle| idle.connecting.per_second),
             spread(|idle| idle.connecting.cpu_us),
@@ -257,4 +287,7 @@ const SMALL_COUNT: usize = 40;
 /// A payload may have 64 KiB.
 const BULK: usize = 50 << 10;
 const BULK_COUNT: usize = 2;
+/// Long poll: what a session is between polls, without its connection.
+const SESSIONS: &str = "sessions alone";
+const ANSWER: Duration = Duration::from_secs(10);
 const REST: Duration = Duration::from_secs(1);

@@ -19,11 +19,33 @@ pub(super) const WELCOME: &[u8] = b"ok\r\n";
 
 /// Serves until its publisher goes. The first line on stdout tells both ports.
 pub(super) fn run(arguments: &LimitArgs) -> Result<()> {
-    let control = TcpListener::bind(LOOPBACK).context("cannot listen")?;
-    let control_port = control.local_addr()?.port();
-    let clients = if arguments.udp { Clients::udp(control_port)? } else { Clients::tcp(control_port)? };
-    let (publisher, _) = control.accept().context("no publisher came")?;
-    clients.serve(publisher)
+    let raw = RawLoop::bind(arguments.udp)?;
+    {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{} {}", raw.clients_port, raw.control.local_addr()?.port())?;
+        out.flush()?;
+    }
+    raw.serve()
+}
+
+/// The raw loop, bound.
+struct RawLoop {
+    control: TcpListener,
+    clients_port: u16,
+    clients: Clients,
+}
+
+impl RawLoop {
+    fn bind(udp: bool) -> Result<Self> {
+        let control = TcpListener::bind(LOOPBACK).context("cannot listen")?;
+        let (clients_port, clients) = if udp { Clients::udp()? } else { Clients::tcp()? };
+        Ok(Self { control, clients_port, clients })
+    }
+
+    fn serve(&self) -> Result<()> {
+        let (publisher, _) = self.control.accept().context("no publisher came")?;
+        self.clients.serve(publisher)
+    }
 }
 
 enum Clients {
@@ -35,13 +57,13 @@ enum Clients {
 type Registered<T> = Arc<Mutex<Vec<Vec<T>>>>;
 
 impl Clients {
-    fn tcp(control_port: u16) -> Result<Self> {
+    fn tcp() -> Result<(u16, Self)> {
         // More clients come at once than the 128 that std's own listeners queue.
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
         socket.bind(&SocketAddr::from(LOOPBACK).into())?;
         socket.listen(BACKLOG)?;
         let listener = TcpListener::from(socket);
-        announce(listener.local_addr()?.port(), control_port)?;
+        let port = listener.local_addr()?.port();
         let clients = Registered::default();
         let registered = Arc::clone(&clients);
         thread::spawn(move || {
@@ -50,15 +72,15 @@ impl Clients {
                 let _ = register_tcp(client, &registered);
             }
         });
-        Ok(Self::Tcp(clients))
+        Ok((port, Self::Tcp(clients)))
     }
 
-    fn udp(control_port: u16) -> Result<Self> {
+    fn udp() -> Result<(u16, Self)> {
         let socket = UdpSocket::bind(LOOPBACK).context("cannot bind")?;
         let buffers = socket2::SockRef::from(&socket);
         buffers.set_send_buffer_size(SOCKET_BUFFER)?;
         buffers.set_recv_buffer_size(SOCKET_BUFFER)?;
-        announce(socket.local_addr()?.port(), control_port)?;
+        let port = socket.local_addr()?.port();
         let clients = Registered::default();
         let (registered, receiver) = (Arc::clone(&clients), socket.try_clone()?);
         thread::spawn(move || {
@@ -69,7 +91,7 @@ impl Clients {
                 let _ = receiver.send_to(&index.to_le_bytes(), address);
             }
         });
-        Ok(Self::Udp(socket, clients))
+        Ok((port, Self::Udp(socket, clients)))
     }
 
     fn serve(&self, mut publisher: TcpStream) -> Result<()> {
@@ -120,13 +142,6 @@ fn add<T>(registered: &Registered<T>, channel: u32, client: T) {
     channels[channel].push(client);
 }
 
-fn announce(clients: u16, control: u16) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{clients} {control}")?;
-    out.flush()?;
-    Ok(())
-}
-
 fn halves(bytes: [u8; 8]) -> (u32, u32) {
     let [a, b, c, d, e, f, g, h] = bytes;
     (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
@@ -136,3 +151,54 @@ const LOOPBACK: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 0);
 const BACKLOG: i32 = 4096;
 /// As much as the kernel gives.
 pub(super) const SOCKET_BUFFER: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::bench::ledger::{Faults, Ledger, Stopwatch};
+    use crate::bench::load::{Crowd, Load, TcpClients, TcpKind, UdpClients};
+    use crate::bench::publisher::{Outlet, Publisher};
+    use crate::bench::shape::Transport;
+
+    /// Six clients on two channels, ten publications: everyone gets what is theirs.
+    fn deliver(udp: bool, transport: Transport) {
+        let raw = RawLoop::bind(udp).expect("free ports");
+        let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let (clients, control) = (local(raw.clients_port), raw.control.local_addr().expect("bound"));
+        let server = thread::spawn(move || raw.serve());
+        let crowd = Crowd { connections: 6, channels: 2, watch: Stopwatch::start() };
+        let mut load: Box<dyn Load> = if udp {
+            Box::new(UdpClients::new(clients, crowd, 4).expect("sockets"))
+        } else {
+            Box::new(TcpClients::new(clients, TcpKind::Raw, None, crowd).expect("a poll"))
+        };
+        let mut live = 0;
+        load.connect(&mut |now| live = now).expect("all connect");
+        assert_eq!(live, 6);
+
+        let mut ledger = Ledger::new(6, 2).expect("a histogram");
+        let outlet = Outlet::Limit(control, transport);
+        let mut publisher = Publisher::start(outlet, 64, crowd.watch).expect("a publisher");
+        ledger.measure(true);
+        publisher.publish_all((0..10).map(|_| ledger.publish()).collect()).expect("published");
+        while ledger.outstanding() > 0 {
+            load.pump(&mut ledger, Duration::from_secs(10)).expect("readable");
+        }
+        assert_eq!((ledger.deliveries(), ledger.faults()), (30, Faults::default()));
+        drop(publisher);
+        server.join().expect("no panic").expect("an orderly end");
+    }
+
+    #[test]
+    fn everyone_on_tcp_gets_what_is_theirs() {
+        deliver(false, Transport::Ws);
+        deliver(false, Transport::LongPoll);
+    }
+
+    #[test]
+    fn everyone_on_udp_gets_what_is_theirs() {
+        deliver(true, Transport::Quic);
+    }
+}

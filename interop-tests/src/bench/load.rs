@@ -12,7 +12,7 @@ use anyhow::Result;
 use super::ledger::{Ledger, Stopwatch};
 
 pub(super) use quic::{QuicClients, QuicTarget};
-pub(super) use tcp::{TcpClients, TcpKind};
+pub(super) use tcp::{TcpClients, TcpKind, poll_request};
 pub(super) use udp::UdpClients;
 
 /// Connections with one subscription each; number `i` is on channel `i % channels`.
@@ -22,25 +22,6 @@ pub(super) trait Load {
 
     /// Reads what there is, waiting at most `wait` for something.
     fn pump(&mut self, ledger: &mut Ledger, wait: Duration) -> Result<()>;
-
-    /// How connections may rest, beside being connected: with a name for the report. Only long poll has any.
-    fn rests(&mut self) -> Result<Vec<(&'static str, Rest)>> {
-        Ok(Vec::new())
-    }
-
-    /// Goes to rest.
-    fn rest(&mut self, _how: Rest) -> Result<()> {
-        Ok(())
-    }
-}
-
-/// How long-poll sessions rest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Rest {
-    /// Answered and not polled again, the HTTP connection open.
-    Quiet,
-    /// The same without an HTTP connection.
-    Gone,
 }
 
 /// How many, and on how many channels.

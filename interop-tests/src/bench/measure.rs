@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use rustls::client::Resumption;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -229,10 +229,7 @@ impl Run {
             }
             progress(passed.as_secs_f64() / length.as_secs_f64());
             let next = self.publish(passed, ledger)?;
-            ensure!(
-                self.publisher.is_alive() || self.publisher.publish((0, u64::MAX)).is_ok(),
-                "publishing failed"
-            );
+            self.publisher.check()?;
             stand.load.pump(ledger, next.min(length - passed).min(PAUSE))?;
         }
     }
@@ -243,6 +240,12 @@ impl Run {
             Pace::Window(window) => {
                 while ledger.outstanding() < window {
                     self.publisher.publish(ledger.publish())?;
+                }
+                Ok(Duration::MAX)
+            }
+            Pace::Burst(burst) => {
+                if ledger.outstanding() == 0 {
+                    self.publisher.publish_all((0..burst).map(|_| ledger.publish()).collect())?;
                 }
                 Ok(Duration::MAX)
             }

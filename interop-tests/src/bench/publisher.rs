@@ -16,7 +16,7 @@ use super::shape::Transport;
 /// Takes orders; ends when dropped.
 #[derive(Debug)]
 pub(super) struct Publisher {
-    orders: SyncSender<(u32, u64)>,
+    orders: SyncSender<Vec<(u32, u64)>>,
     thread: Option<JoinHandle<Result<()>>>,
 }
 
@@ -45,21 +45,28 @@ impl Publisher {
         Ok(Self { orders, thread: Some(thread) })
     }
 
-    /// Publishes `number` on `channel` as soon as the request under way is answered. The clock in the payload begins
+    /// Publishes a number on a channel as soon as the request under way is answered. The clock in the payload begins
     /// when the request that carries it is sent.
-    pub(super) fn publish(&mut self, (channel, number): (u32, u64)) -> Result<()> {
-        if self.orders.send((channel, number)).is_ok() {
-            return Ok(());
-        }
+    pub(super) fn publish(&mut self, order: (u32, u64)) -> Result<()> {
+        self.publish_all(vec![order])
+    }
+
+    /// Publishes several in one request.
+    pub(super) fn publish_all(&mut self, orders: Vec<(u32, u64)>) -> Result<()> {
+        if self.orders.send(orders).is_ok() { Ok(()) } else { self.failure() }
+    }
+
+    /// Fails where publishing has failed.
+    pub(super) fn check(&mut self) -> Result<()> {
+        let works = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        if works { Ok(()) } else { self.failure() }
+    }
+
+    fn failure(&mut self) -> Result<()> {
         let Some(thread) = self.thread.take() else { bail!("publishing failed before") };
         let outcome = thread.join().map_err(|_| anyhow!("the publisher panicked"))?;
         outcome.context("publishing failed")?;
         bail!("the publisher stopped")
-    }
-
-    /// Whether it still works.
-    pub(super) fn is_alive(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 }
 
@@ -70,12 +77,12 @@ struct Api {
 }
 
 impl Api {
-    fn serve(&mut self, orders: &Receiver<(u32, u64)>) -> Result<()> {
+    fn serve(&mut self, orders: &Receiver<Vec<(u32, u64)>>) -> Result<()> {
         let mut answer = vec![0; 1 << 20];
         while let Ok(first) = orders.recv() {
             let mut body = String::from("{\"publications\":[");
             let sent = self.watch.nanos();
-            for (channel, number) in std::iter::once(first).chain(orders.try_iter()).take(BATCH) {
+            for (channel, number) in std::iter::once(first).chain(orders.try_iter().take(BATCH)).flatten() {
                 let data = payload(number, sent, self.payload);
                 write!(body, "{{\"channel\":\"{CHANNEL}{channel}\",\"data\":{data}}},")?;
             }
@@ -119,8 +126,8 @@ struct Raw {
 }
 
 impl Raw {
-    fn serve(&mut self, orders: &Receiver<(u32, u64)>) -> Result<()> {
-        while let Ok((channel, number)) = orders.recv() {
+    fn serve(&mut self, orders: &Receiver<Vec<(u32, u64)>>) -> Result<()> {
+        for (channel, number) in orders.iter().flatten() {
             let place = channel as usize;
             if self.offsets.len() <= place {
                 self.offsets.resize(place + 1, 0);
@@ -183,7 +190,7 @@ fn websocket_text(text: &[u8]) -> Vec<u8> {
 
 /// Before a channel's index.
 pub(super) const CHANNEL: &str = "bench:";
-/// A request's publications: below what the gateway takes at once.
+/// Further orders that one request takes: it must stay below what the gateway takes at once.
 const BATCH: usize = 500;
 /// Orders that wait; far more than any window.
 const ORDERS: usize = 1 << 16;

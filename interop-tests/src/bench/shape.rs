@@ -49,6 +49,8 @@ pub(super) struct Shape {
 pub(super) enum Pace {
     /// So many outstanding.
     Window(usize),
+    /// So many at once, and the next when everybody has all of them: so many wait for each client.
+    Burst(usize),
     /// So many per second.
     Rate(usize),
 }
@@ -82,10 +84,10 @@ impl Transport {
             pace,
         };
         if self.is_udp() {
-            // A window of one is one publication per datagram; of four: up to four may wait.
+            // A window of one is one publication per datagram.
             return vec![
                 shape(1, 1_000, Pace::Window(1)),
-                shape(1, 1_000, Pace::Window(4)),
+                shape(1, 1_000, Pace::Burst(4)),
                 shape(1, 5_000, Pace::Window(1)),
                 shape(1_000, 5, Pace::Window(64)),
                 shape(1, 1_000, Pace::Rate(15)),
@@ -94,6 +96,7 @@ impl Transport {
         vec![
             shape(1, 1_000, Pace::Window(1)),
             shape(1, 1_000, Pace::Window(4)),
+            shape(1, 1_000, Pace::Burst(4)),
             shape(1, 10_000, Pace::Window(2)),
             shape(2_000, 5, Pace::Window(64)),
             shape(1, 1_000, Pace::Rate(15)),
@@ -119,6 +122,7 @@ impl fmt::Display for Shape {
         write!(f, "{}x{each} ", self.channels)?;
         match self.pace {
             Pace::Window(window) => write!(f, "window {window}"),
+            Pace::Burst(burst) => write!(f, "bursts of {burst}"),
             Pace::Rate(rate) => write!(f, "{rate}/s"),
         }
     }

@@ -54,7 +54,7 @@ pub struct Config {
 }
 
 impl Default for Config {
-    /// What fits the server's own defaults (PROTOCOL §15).
+    /// What fits the server's own defaults (PROTOCOL §10).
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(10),
@@ -495,7 +495,5 @@ impl Session {
     }
 }
 
-#[cfg(test)]
-mod model;
 #[cfg(test)]
 mod tests;

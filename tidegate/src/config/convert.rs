@@ -96,5 +96,6 @@ impl AuthKey {
     }
 }
 
-/// A session id names its worker in one byte.
-pub(super) const MAX_WORKERS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// As many as can share a UDP port.
+pub(super) const MAX_WORKERS: NonZeroUsize =
+    NonZeroUsize::new(tidegate_transport::quic::MAX_WORKERS).expect("not zero");

@@ -360,7 +360,7 @@ fn each_semantic_mistake_is_found() {
             "listen.api = '127.0.0.1:8080'",
             "tidegate.toml:5:14: `listen.api` and `listen.plain` both take TCP port 8080",
         ),
-        ("node.workers = 257", "`node.workers` can be at most 256"),
+        ("node.workers = 65", "`node.workers` can be at most 64"),
         (
             "listen.api = '0.0.0.0:9090'",
             "`listen.api` on 0.0.0.0:9090 would let everyone who reaches it publish",

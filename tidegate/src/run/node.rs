@@ -53,7 +53,8 @@ pub(super) async fn start(
     };
     let config = settings.core();
     let epoch = clock::rng().next_u64();
-    let engine = Arc::new(MemoryEngine::new(epoch, config.partitions, settings.log_bytes));
+    // Nothing in this process reads the log again: the core keeps the history.
+    let engine = Arc::new(MemoryEngine::new(epoch, config.partitions, 0));
     let core_metrics = CoreMetrics::new();
     core_metrics.register(registry);
     let namespaces = Arc::new(settings.namespaces());

@@ -5,13 +5,14 @@ use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{
     AckFrequencyConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use tidegate_protocol::frame::CloseCode;
 
 use super::connection::QuicConnection;
+use super::crypto::{QUIC_V1, ServerCrypto};
 use super::steering::{Steering, WorkerIds};
 use super::webtransport::WebTransportPending;
 use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError};
@@ -43,13 +44,13 @@ impl QuicServer {
         steering: Steering,
         config: QuicConfig,
     ) -> Result<Self, QuicError> {
-        let crypto =
-            QuicServerConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
-        let mut server = ServerConfig::with_crypto(Arc::new(crypto));
+        let mut server = ServerConfig::with_crypto(Arc::new(ServerCrypto::new(&tls)?));
         server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
         // No address-validation tokens for later connections: each costs memory and a frame.
         server.validation_token.sent(0);
-        Ok(Self { endpoint: EndpointConfig::default(), server, steering, config: Arc::new(config) })
+        let mut endpoint = EndpointConfig::default();
+        endpoint.supported_versions(vec![QUIC_V1]);
+        Ok(Self { endpoint, server, steering, config: Arc::new(config) })
     }
 
     /// One worker's endpoint, on the current tokio runtime. `socket` is the worker's own from [`super::bind`].

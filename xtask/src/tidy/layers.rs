@@ -59,16 +59,16 @@ const EDGE: &str = "tidegate-edge";
 const CLIENT: &str = "tidegate-client";
 const PROGRAM: &str = "tidegate";
 
-/// protocol <- transport <- fallback <- edge, sdk/rust; transport <- core; certs <- edge, core. Edge and core never see
-/// each other; nothing depends on interop-tests or xtask.
+/// protocol <- transport <- fallback <- edge, sdk/rust; transport <- core; certs <- edge, core, sdk/rust (ADR 0005), and
+/// the tests of transport and fallback. Edge and core never see each other; nothing depends on interop-tests or xtask.
 const ALLOWED: [(&str, &[&str]); 10] = [
     (PROTOCOL, &[]),
-    (TRANSPORT, &[PROTOCOL]),
-    (FALLBACK, &[PROTOCOL, TRANSPORT]),
-    (CERTS, &[PROTOCOL]),
+    (TRANSPORT, &[PROTOCOL, CERTS]),
+    (FALLBACK, &[PROTOCOL, TRANSPORT, CERTS]),
+    (CERTS, &[]),
     (CORE, &[PROTOCOL, TRANSPORT, CERTS]),
     (EDGE, &[PROTOCOL, TRANSPORT, FALLBACK, CERTS]),
-    (CLIENT, &[PROTOCOL, TRANSPORT, FALLBACK]),
+    (CLIENT, &[PROTOCOL, TRANSPORT, FALLBACK, CERTS]),
     (PROGRAM, &[PROTOCOL, TRANSPORT, FALLBACK, CERTS, CORE, EDGE, CLIENT]),
     ("tidegate-interop-tests", &[PROTOCOL, TRANSPORT, FALLBACK, CERTS, CORE, EDGE, CLIENT, PROGRAM]),
     ("xtask", &[]),

@@ -1,3 +1,5 @@
+//! The table driven by hand, and against models.
+
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
@@ -139,7 +141,7 @@ fn ephemeral_items_are_passed_on_and_leave_nothing() {
 fn rules_refuse() {
     let mut core = Core::new();
     let code = |core: &mut Core, channel, data: &str| core.publish(channel, data).expect_err("refused").code;
-    assert_eq!(code(&mut core, "cursor:1", "x"), ErrorCode::BadRequest);
+    assert_eq!(code(&mut core, "cursor:1", "x"), ErrorCode::Forbidden);
     assert_eq!(code(&mut core, "unknown:1", "x"), ErrorCode::NotFound);
     assert_eq!(code(&mut core, "room:1", &"x".repeat(1_000)), ErrorCode::TooLarge);
     core.send(LINK, subscribe_frame("unknown:1", None));

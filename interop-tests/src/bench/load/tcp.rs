@@ -14,9 +14,10 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tidegate_transport::clock;
 
+pub(crate) use self::connection::poll_request;
 use self::connection::{Connection, Incoming};
 use super::scan::Publications;
-use super::{Crowd, IN_FLIGHT, Load, Rest, STALLED};
+use super::{Crowd, IN_FLIGHT, Load, STALLED};
 use crate::bench::ledger::{Delivery, Ledger};
 
 /// What the clients speak.
@@ -40,8 +41,6 @@ pub(crate) struct TcpClients {
     connections: Vec<Connection>,
     buffer: Vec<u8>,
     publications: Publications,
-    /// Whether an answered long poll is followed by the next one.
-    polling: bool,
 }
 
 impl TcpClients {
@@ -61,7 +60,6 @@ impl TcpClients {
             connections: Vec::with_capacity(crowd.connections),
             buffer: vec![0; 1 << 16],
             publications: Publications::new(),
-            polling: true,
         })
     }
 
@@ -128,11 +126,7 @@ impl TcpClients {
                         ledger.delivered(index, delivery, now);
                     }
                 };
-                let mut incoming = Incoming {
-                    publications: &self.publications,
-                    polling: self.polling,
-                    deliver: &mut deliver,
-                };
+                let mut incoming = Incoming { publications: &self.publications, deliver: &mut deliver };
                 connection
                     .on_bytes(&self.buffer[..length], &mut incoming)
                     .with_context(|| format!("connection {index}"))?;
@@ -173,26 +167,6 @@ impl Load for TcpClients {
 
     fn pump(&mut self, ledger: &mut Ledger, wait: Duration) -> Result<()> {
         self.turn(Some(ledger), wait).map(drop)
-    }
-
-    fn rests(&mut self) -> Result<Vec<(&'static str, Rest)>> {
-        Ok(match self.kind {
-            TcpKind::LongPoll => {
-                vec![
-                    ("between polls, connection open", Rest::Quiet),
-                    ("between polls, connection closed", Rest::Gone),
-                ]
-            }
-            TcpKind::Raw | TcpKind::WebSocket => Vec::new(),
-        })
-    }
-
-    fn rest(&mut self, how: Rest) -> Result<()> {
-        self.polling = false;
-        if how == Rest::Gone {
-            self.connections.clear();
-        }
-        Ok(())
     }
 }
 

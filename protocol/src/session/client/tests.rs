@@ -1,4 +1,8 @@
+//! The machine driven by hand.
+
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
+
+mod model;
 
 use bytes::Bytes;
 

@@ -1,4 +1,4 @@
-//! Sans-io: the machine driven by hand.
+//! The machine driven by hand.
 
 use bytes::Bytes;
 use std::collections::BTreeMap;

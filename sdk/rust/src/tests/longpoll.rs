@@ -1,3 +1,5 @@
+//! Long poll against a server that loses answers.
+
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};

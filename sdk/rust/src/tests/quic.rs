@@ -1,3 +1,5 @@
+//! QUIC against a server of a few lines.
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! WebSocket against a server of a few lines.
+
 use std::sync::Arc;
 
 use futures_util::{SinkExt, StreamExt};

@@ -1,5 +1,5 @@
 //! Long poll: `POST /v1/poll`, one waiting request and, when there is something to send, a second one that takes its
-//! place (PROTOCOL §13).
+//! place (PROTOCOL §6.4).
 //!
 //! A request that fails is repeated as it was: if its answer was lost, the server sends the same batch again and leaves
 //! the frames alone. Where two requests cross with a batch in between, the server may have left the newer one's frames

@@ -1,5 +1,5 @@
 //! Native QUIC: control on one bidirectional stream, each subscription on streams that the server opens, ephemeral
-//! data in datagrams (PROTOCOL §13).
+//! data in datagrams (PROTOCOL §6.1).
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! WebSocket with the subprotocol `tidegate.v1.proto`: binary messages of delimited frames (PROTOCOL §13).
+//! WebSocket with the subprotocol `tidegate.v1.proto`: binary messages of delimited frames (PROTOCOL §6.3).
 
 use bytes::BytesMut;
 use futures_util::stream::{SplitSink, SplitStream};

@@ -1,3 +1,5 @@
+//! Native clients over loopback.
+
 use quinn::{ConnectionError, TransportConfig, VarInt};
 use tidegate_protocol::frame::Publish;
 

@@ -1,3 +1,5 @@
+//! Connections stay with their worker.
+
 use quinn::TransportConfig;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! WebTransport clients over loopback.
+
 use http::{HeaderName, HeaderValue, StatusCode};
 use quinn::TransportConfig;
 use web_transport_quinn::proto::{self, ConnectRequest};

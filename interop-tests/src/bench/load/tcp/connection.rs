@@ -41,7 +41,6 @@ enum Stage {
 /// What handling input needs beside the connection.
 pub(super) struct Incoming<'a> {
     pub(super) publications: &'a Publications,
-    pub(super) polling: bool,
     pub(super) deliver: &'a mut dyn FnMut(Delivery),
 }
 
@@ -192,13 +191,11 @@ impl Connection {
         } else {
             incoming.publications.find(body, &mut *incoming.deliver)?;
         }
-        if incoming.polling {
-            // Numbers stand before the frames.
-            let head = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
-            let batch = scan::field(&head, "batch").context("no batch")?;
-            let next = format!("{{\"session\":\"{}\",\"ack\":{batch},\"wait_ms\":25000}}", self.session);
-            self.write(&poll_request(&next))?;
-        }
+        // Numbers stand before the frames.
+        let head = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+        let batch = scan::field(&head, "batch").context("no batch")?;
+        let next = format!("{{\"session\":\"{}\",\"ack\":{batch},\"wait_ms\":25000}}", self.session);
+        self.write(&poll_request(&next))?;
         Ok(Some(end))
     }
 
@@ -248,7 +245,8 @@ impl fmt::Debug for Connection {
     }
 }
 
-fn poll_request(body: &str) -> Vec<u8> {
+/// `POST /v1/poll`.
+pub(crate) fn poll_request(body: &str) -> Vec<u8> {
     let length = body.len();
     format!("POST /v1/poll HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
         .into_bytes()

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use rand::RngExt;
 
-use super::*;
+use super::super::*;
 use crate::frame::{Connected, ErrorCode, Payload, Publish, Published, Subscribed, Unsubscribed};
 use crate::{Epoch, Offset, Position};
 

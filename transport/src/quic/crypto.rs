@@ -1,0 +1,251 @@
+//! The server's half of QUIC's cryptographic handshake (RFC 9001), made to cost little while a connection is idle.
+//!
+//! quinn's own session keeps rustls' whole connection for as long as a client stays, and every packet key as an expanded
+//! AEAD context. Neither is needed: once the handshake is confirmed, TLS has nothing more to say on a server
+//! that sends no tickets, and a context can be built from its key when a packet comes. [`ServerCrypto`] drops the
+//! former and [`keys`] keeps the latter only for connections that are busy. Figures: ADR 0008.
+
+mod cache;
+mod keys;
+
+use std::any::Any;
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{HandshakeData, QuicServerConfig};
+use quinn::crypto::{
+    ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig, Session, UnsupportedVersion,
+};
+use quinn_proto::transport_parameters::TransportParameters;
+use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
+use rustls::quic::{KeyChange, Secrets, ServerConnection, Version};
+
+use super::QuicError;
+
+/// QUIC version 1 (RFC 9000): what we speak.
+pub(crate) const QUIC_V1: u32 = 1;
+
+/// TLS settings of a server, as quinn wants them.
+pub(crate) struct ServerCrypto {
+    tls: Arc<rustls::ServerConfig>,
+    /// Makes Initial keys and Retry tags, which no secret goes into.
+    initial: QuicServerConfig,
+}
+
+impl ServerCrypto {
+    /// From `tls`: certificates, ALPNs, cipher suites and the like. Early data and tickets are off and client
+    /// certificates are not asked for, whatever it says: nothing would remain here to handle them.
+    pub(crate) fn new(tls: &rustls::ServerConfig) -> Result<Self, QuicError> {
+        let unfit = |error: &dyn std::fmt::Display| QuicError::Settings(error.to_string());
+        let mut own = rustls::ServerConfig::builder_with_provider(keys::thin(tls.crypto_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| unfit(&error))?
+            .with_no_client_auth()
+            .with_cert_resolver(tls.cert_resolver.clone());
+        own.alpn_protocols.clone_from(&tls.alpn_protocols);
+        own.ignore_client_order = tls.ignore_client_order;
+        own.key_log = tls.key_log.clone();
+        own.time_provider = tls.time_provider.clone();
+        own.cert_compressors.clone_from(&tls.cert_compressors);
+        own.cert_compression_cache = tls.cert_compression_cache.clone();
+        own.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        own.send_tls13_tickets = 0;
+        own.max_early_data_size = 0;
+        let tls = Arc::new(own);
+        // Also finds out whether TLS 1.3 and a suite for QUIC are there.
+        ServerConnection::new(tls.clone(), Version::V1, Vec::new()).map_err(|error| unfit(&error))?;
+        let initial = QuicServerConfig::try_from(tls.clone()).map_err(|error| unfit(&error))?;
+        Ok(Self { tls, initial })
+    }
+}
+
+impl ServerConfig for ServerCrypto {
+    fn initial_keys(&self, version: u32, dst_cid: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
+        if version == QUIC_V1 { self.initial.initial_keys(version, dst_cid) } else { Err(UnsupportedVersion) }
+    }
+
+    fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
+        self.initial.retry_tag(version, orig_dst_cid, packet)
+    }
+
+    fn start_session(self: Arc<Self>, _version: u32, params: &TransportParameters) -> Box<dyn Session> {
+        let mut encoded = Vec::new();
+        params.write(&mut encoded);
+        let tls = ServerConnection::new(self.tls.clone(), Version::V1, encoded)
+            .expect("the same settings were tried by `ServerCrypto::new`");
+        let handshake = Box::new(Handshake { tls, has_data: false, next: None });
+        Box::new(ServerSession { config: self, stage: Stage::Handshake(handshake) })
+    }
+}
+
+/// One connection's.
+struct ServerSession {
+    config: Arc<ServerCrypto>,
+    stage: Stage,
+}
+
+/// ```text
+/// Handshake ──the client's Finished came, nothing is left to send──► Established
+/// ```
+enum Stage {
+    // Boxed: fifteen times the size of what remains of it.
+    Handshake(Box<Handshake>),
+    Established(Established),
+}
+
+struct Handshake {
+    tls: ServerConnection,
+    /// quinn was told that the client's hello is there.
+    has_data: bool,
+    /// Of the keys after the first, once those were handed out.
+    next: Option<Secrets>,
+}
+
+/// What is kept of a handshake that is over.
+struct Established {
+    next: Secrets,
+    protocol: Option<Box<[u8]>>,
+    server_name: Option<Box<str>>,
+}
+
+impl Handshake {
+    fn data(&self) -> HandshakeData {
+        HandshakeData {
+            protocol: self.tls.alpn_protocol().map(<[u8]>::to_vec),
+            server_name: self.tls.server_name().map(str::to_owned),
+        }
+    }
+
+    fn read(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
+        self.tls.read_hs(bytes).map_err(|error| {
+            let alert = self.tls.alert().map(|alert| TransportErrorCode::crypto(alert.into()));
+            TransportError {
+                code: alert.unwrap_or(TransportErrorCode::PROTOCOL_VIOLATION),
+                frame: None,
+                reason: error.to_string(),
+            }
+        })?;
+        let came = self.tls.alpn_protocol().is_some()
+            || self.tls.server_name().is_some()
+            || !self.tls.is_handshaking();
+        let first = came && !self.has_data;
+        self.has_data |= came;
+        Ok(first)
+    }
+}
+
+impl Session for ServerSession {
+    fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
+        debug_assert!(side.is_server(), "clients alone ask, after a Retry");
+        self.config.initial.initial_keys(QUIC_V1, dst_cid).expect("quinn knows version 1")
+    }
+
+    fn handshake_data(&self) -> Option<Box<dyn Any>> {
+        let data = match &self.stage {
+            Stage::Handshake(handshake) if !handshake.has_data => return None,
+            Stage::Handshake(handshake) => handshake.data(),
+            Stage::Established(established) => HandshakeData {
+                protocol: established.protocol.as_deref().map(<[u8]>::to_vec),
+                server_name: established.server_name.as_deref().map(str::to_owned),
+            },
+        };
+        Some(Box::new(data))
+    }
+
+    fn peer_identity(&self) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
+        None
+    }
+
+    fn early_data_accepted(&self) -> Option<bool> {
+        None
+    }
+
+    fn is_handshaking(&self) -> bool {
+        matches!(&self.stage, Stage::Handshake(handshake) if handshake.tls.is_handshaking())
+    }
+
+    fn read_handshake(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
+        match &mut self.stage {
+            Stage::Handshake(handshake) => handshake.read(bytes),
+            // A client has nothing to say after its Finished: updating keys by TLS is forbidden (RFC 9001 §6), and so
+            // is a certificate that comes late (§4.4).
+            Stage::Established(_) => Err(TransportError {
+                code: TransportErrorCode::crypto(UNEXPECTED_MESSAGE),
+                frame: None,
+                reason: "TLS after the handshake".to_owned(),
+            }),
+        }
+    }
+
+    fn transport_parameters(&self) -> Result<Option<TransportParameters>, TransportError> {
+        let Stage::Handshake(handshake) = &self.stage else { return Ok(None) };
+        match handshake.tls.quic_transport_parameters() {
+            Some(mut bytes) => Ok(Some(TransportParameters::read(Side::Server, &mut bytes)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn write_handshake(&mut self, buffer: &mut Vec<u8>) -> Option<Keys> {
+        let Stage::Handshake(handshake) = &mut self.stage else { return None };
+        match handshake.tls.write_hs(buffer) {
+            Some(KeyChange::Handshake { keys }) => Some(boxed(keys)),
+            Some(KeyChange::OneRtt { keys, next }) => {
+                handshake.next = Some(next);
+                Some(boxed(keys))
+            }
+            None => {
+                // quinn asks after each thing that it read, and until there is nothing more: this is the end.
+                if buffer.is_empty()
+                    && !handshake.tls.is_handshaking()
+                    && let Some(next) = handshake.next.take()
+                {
+                    let HandshakeData { protocol, server_name } = handshake.data();
+                    self.stage = Stage::Established(Established {
+                        next,
+                        protocol: protocol.map(Vec::into_boxed_slice),
+                        server_name: server_name.map(String::into_boxed_str),
+                    });
+                }
+                None
+            }
+        }
+    }
+
+    fn next_1rtt_keys(&mut self) -> Option<KeyPair<Box<dyn PacketKey>>> {
+        // RFC 9001 §6.1: each generation's secrets come from those before; header keys stay (§5.4).
+        let next = match &mut self.stage {
+            Stage::Handshake(handshake) => handshake.next.as_mut()?,
+            Stage::Established(established) => &mut established.next,
+        };
+        let keys = next.next_packet_keys();
+        Some(KeyPair { local: Box::new(keys.local), remote: Box::new(keys.remote) })
+    }
+
+    fn is_valid_retry(&self, _orig_dst_cid: &ConnectionId, _header: &[u8], _payload: &[u8]) -> bool {
+        // Servers send them.
+        false
+    }
+
+    fn export_keying_material(
+        &self,
+        _output: &mut [u8],
+        _label: &[u8],
+        _context: &[u8],
+    ) -> Result<(), ExportKeyingMaterialError> {
+        // The secret to export from is gone with the handshake.
+        Err(ExportKeyingMaterialError)
+    }
+}
+
+fn boxed(keys: rustls::quic::Keys) -> Keys {
+    Keys {
+        header: KeyPair { local: Box::new(keys.local.header), remote: Box::new(keys.remote.header) },
+        packet: KeyPair { local: Box::new(keys.local.packet), remote: Box::new(keys.remote.packet) },
+    }
+}
+
+/// TLS' alert `unexpected_message` (RFC 8446 §6).
+const UNEXPECTED_MESSAGE: u8 = 10;
