@@ -9,6 +9,7 @@ mod table;
 
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use tidegate_protocol::link::Recovery;
 use tidegate_protocol::namespace::{HistoryBounds, Namespaces};
 use tidegate_protocol::{ChannelName, Offset, Position};
@@ -20,6 +21,26 @@ use sequencer::Sequencer;
 
 pub use record::LogFrameError;
 pub(crate) use table::{ChannelTable, Limits, Stats, outcome_unknown};
+
+/// For fuzz targets: reads `bytes` as a frame of the log; how many records are in it. What was read must be the same
+/// after it was written again.
+///
+/// # Panics
+/// Where it is not.
+#[doc(hidden)]
+pub fn fuzz_log_frame(bytes: &[u8]) -> usize {
+    let Ok(replayed) = record::read(&Bytes::copy_from_slice(bytes)) else { return 0 };
+    let mut frame = BytesMut::new();
+    for one in &replayed {
+        let record::Replayed { channel, birth, offset, record, key } = one;
+        let (birth, offset, key) = (*birth, *offset, key.as_deref());
+        record::write(&mut frame, &record::Logged { channel, birth, offset, record, key });
+    }
+    if !replayed.is_empty() {
+        assert_eq!(record::read(&frame.freeze()).expect("what was written is read"), replayed);
+    }
+    replayed.len()
+}
 
 /// A link, as the partitions of one node know it. Never used twice in the life of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,6 +15,8 @@ pub mod node;
 pub mod publish;
 
 pub use channel::LogFrameError;
+#[doc(hidden)]
+pub use channel::fuzz_log_frame;
 pub use config::CoreConfig;
 pub use metrics::CoreMetrics;
 pub use node::{CoreNode, Lifecycle, StartError};

@@ -17,6 +17,26 @@ use crate::node::CoreNode;
 use answer::{ApiError, BatchAnswer, HistoryAnswer, PublishAnswer, json};
 use request::{HistoryQuery, Publishes, parse_history, parse_publishes};
 
+/// For fuzz targets: reads `body` as that of a publish request; how many publications it holds, good or bad.
+#[doc(hidden)]
+pub fn fuzz_publishes(body: &[u8]) -> usize {
+    let config = BackendConfig::default();
+    match parse_publishes(&config, &HeaderMap::new(), &Bytes::copy_from_slice(body)) {
+        Ok(Publishes::One(_)) => 1,
+        Ok(Publishes::Batch(publications)) => {
+            assert!(publications.len() <= config.max_batch);
+            publications.len()
+        }
+        Err(_) => 0,
+    }
+}
+
+/// For fuzz targets: reads an address of a history request.
+#[doc(hidden)]
+pub fn fuzz_history(channel: &str, query: &str) -> bool {
+    parse_history(channel, query).is_ok()
+}
+
 /// Who may use the backend API.
 #[derive(Clone, PartialEq, Eq)]
 pub enum BackendAccess {

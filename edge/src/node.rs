@@ -92,12 +92,13 @@ impl EdgeNode {
             workers: commands,
             drain: drain.clone(),
         });
-        let mut workers = Vec::with_capacity(count);
+        // Where a thread cannot be had, dropping the node ends those before it.
+        let mut node = Self { addresses, metrics, drain, abort, workers: Vec::with_capacity(count) };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
             let shared = Arc::clone(&shared);
-            let abort = abort.clone();
+            let abort = node.abort.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
@@ -106,10 +107,10 @@ impl EdgeNode {
                     let _ = end.send(());
                 })
                 .map_err(ListenError::Thread)?;
-            workers.push(Running { thread, ended });
+            node.workers.push(Running { thread, ended });
         }
-        info!(workers = count, ?addresses, "edge serves");
-        Ok(Self { addresses, metrics, drain, abort, workers })
+        info!(workers = count, addresses = ?node.addresses, "edge serves");
+        Ok(node)
     }
 
     /// Where it listens; ports that were 0 are known here.

@@ -6,30 +6,48 @@
 
 #![forbid(unsafe_code)]
 
+mod http;
+mod tokens;
+
 use std::fmt::Debug;
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use prost::Message;
+use tidegate_certs::CertificateHash;
 use tidegate_protocol::frame::codec::{
     Decoder, Frame, MAX_FRAMES_PER_MESSAGE, decode_message, decode_text, encode_delimited, encode_text,
 };
 use tidegate_protocol::frame::{ClientFrame, ServerFrame, StreamHeader};
 use tidegate_protocol::{ChannelName, SessionId};
 
+pub use http::{channel_poll, history_query, origin, poll_request, publish_body, query, websocket_reader};
+pub use tokens::{token, token_claims};
+
 /// Does something with any bytes; panics where a promise is broken.
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its file and of its corpus.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("certificate_hash", certificate_hash),
     ("channel_name", channel_name),
+    ("channel_poll", channel_poll),
     ("client_decoder", client_decoder),
     ("client_message", client_message),
     ("client_text", client_text),
+    ("history_query", history_query),
+    ("log_frame", log_frame),
+    ("origin", origin),
+    ("poll_request", poll_request),
+    ("publish_body", publish_body),
+    ("query", query),
     ("server_message", server_message),
     ("server_text", server_text),
     ("session_id", session_id),
     ("stream_header", stream_header),
+    ("token", token),
+    ("token_claims", token_claims),
+    ("websocket_reader", websocket_reader),
 ];
 
 /// The folder that holds `corpus/` and `fuzz_targets/`.
@@ -101,6 +119,18 @@ pub fn session_id(input: &[u8]) {
     let Ok(id) = text.parse::<SessionId>() else { return };
     assert_eq!(id.to_string(), text.to_ascii_lowercase());
     assert!(!format!("{id:?}").contains(&id.to_string()), "a log shows the whole secret");
+}
+
+/// A frame of a partition's log, as an engine gives it back.
+pub fn log_frame(input: &[u8]) {
+    tidegate_core::fuzz_log_frame(input);
+}
+
+/// The hash of a certificate that a client is told to trust.
+pub fn certificate_hash(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(hash) = text.parse::<CertificateHash>() else { return };
+    assert_eq!(hash.to_string().parse(), Ok(hash));
 }
 
 fn text<F: Frame + PartialEq + Debug>(input: &[u8]) {

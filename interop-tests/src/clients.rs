@@ -200,13 +200,8 @@ impl<S: Subscriber> Collector<S> {
             .iter()
             .filter_map(|(channel, position)| Some((channel.clone(), position.clone()?)))
             .collect();
-        let mut this = Self {
-            subscriber,
-            at,
-            received: BTreeMap::new(),
-            ephemeral: Vec::new(),
-            rebased: Vec::new(),
-        };
+        let mut this =
+            Self { subscriber, at, received: BTreeMap::new(), ephemeral: Vec::new(), rebased: Vec::new() };
         let mut missing: Vec<_> = wishes.iter().map(|(channel, _)| channel.clone()).collect();
         while !missing.is_empty() {
             if let Event::Subscribed { channel, .. } = this.next().await? {
@@ -259,7 +254,10 @@ impl<S: Subscriber> Collector<S> {
                 }
             }
             Event::Publication { channel, offset, payload } => {
-                let at = self.at.get_mut(channel).with_context(|| format!("{name}: {channel} is not subscribed"))?;
+                let at = self
+                    .at
+                    .get_mut(channel)
+                    .with_context(|| format!("{name}: {channel} is not subscribed"))?;
                 ensure!(
                     *offset == at.1 + 1,
                     "{name}: {channel} has offset {offset} after {}, which is {}",

@@ -143,8 +143,16 @@ pub struct Raw {
 
 #[derive(Debug)]
 enum Line {
-    Streams(quic::Sender, mpsc::Receiver<Received>, #[expect(dead_code, reason = "ends tasks")] DropGuard),
-    Messages(websocket::Sender, mpsc::Receiver<Received>, #[expect(dead_code, reason = "ends tasks")] DropGuard),
+    Streams(
+        Box<quic::Sender>,
+        mpsc::Receiver<Received>,
+        #[expect(dead_code, reason = "ends tasks")] DropGuard,
+    ),
+    Messages(
+        Box<websocket::Sender>,
+        mpsc::Receiver<Received>,
+        #[expect(dead_code, reason = "ends tasks")] DropGuard,
+    ),
     Polls(Box<longpoll::Polls>),
 }
 
@@ -167,17 +175,19 @@ impl Raw {
         let (sender, receiver) = mpsc::channel(8);
         let dial = async {
             anyhow::Ok(match carrier {
-                Carrier::Quic => {
-                    Line::Streams(quic::dial(gateway, sender, stop.clone()).await?, receiver, stop.drop_guard())
-                }
+                Carrier::Quic => Line::Streams(
+                    Box::new(quic::dial(gateway, sender, stop.clone()).await?),
+                    receiver,
+                    stop.drop_guard(),
+                ),
                 Carrier::WebTransport => Line::Streams(
-                    quic::dial_web_transport(gateway, greeting, sender, stop.clone()).await?,
+                    Box::new(quic::dial_web_transport(gateway, greeting, sender, stop.clone()).await?),
                     receiver,
                     stop.drop_guard(),
                 ),
                 Carrier::LongPoll => Line::Polls(Box::new(longpoll::Polls::new(gateway, greeting))),
                 _ => Line::Messages(
-                    websocket::dial(gateway, carrier, greeting, sender, stop.clone()).await?,
+                    Box::new(websocket::dial(gateway, carrier, greeting, sender, stop.clone()).await?),
                     receiver,
                     stop.drop_guard(),
                 ),
@@ -275,7 +285,9 @@ impl Raw {
     pub async fn frame(&mut self) -> Result<Value> {
         loop {
             match self.recv().await? {
-                Received::Frame(frame) if !frame["ping"].is_null() => self.send(&json!({ "pong": {} })).await?,
+                Received::Frame(frame) if !frame["ping"].is_null() => {
+                    self.send(&json!({ "pong": {} })).await?
+                }
                 Received::Frame(frame) => return Ok(frame),
                 closed => bail!("{}: {closed:?}", self.carrier),
             }

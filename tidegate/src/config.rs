@@ -207,7 +207,11 @@ impl Settings {
                     plain: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
                     ..serve.listen
                 },
-                auth: Auth { anonymous: true, origins: vec!["*".to_owned()], ..serve.auth },
+                auth: Auth {
+                    anonymous: true,
+                    origins: LOOPBACK_ORIGINS.map(str::to_owned).to_vec(),
+                    ..serve.auth
+                },
                 namespaces: Namespaces {
                     default: Namespace {
                         publish: Access::Anyone,
@@ -231,6 +235,16 @@ impl Settings {
         if host.is_empty() { "tidegate".to_owned() } else { host.to_owned() }
     }
 }
+
+/// Pages of this machine, whatever their port: no other website may reach a gateway that needs no token.
+const LOOPBACK_ORIGINS: [&str; 6] = [
+    "http://localhost:*",
+    "https://localhost:*",
+    "http://127.0.0.1:*",
+    "https://127.0.0.1:*",
+    "http://[::1]:*",
+    "https://[::1]:*",
+];
 
 #[cfg(test)]
 mod tests;

@@ -63,7 +63,7 @@ pub(super) struct FanoutArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(super) rounds: u32,
     /// Workers of the gateway: several numbers are measured one after the other
-    #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1,2", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) workers: Vec<u16>,
     /// A smoke test of a few seconds: small, one round, figures mean little
     #[arg(long, conflicts_with_all = ["subscribers", "seconds", "rounds", "workers"])]
@@ -85,7 +85,7 @@ pub(super) struct IdleArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(super) rounds: u32,
     /// Workers of the gateway
-    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) workers: u16,
 }
 

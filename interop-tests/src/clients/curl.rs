@@ -61,10 +61,14 @@ async fn poll(
 
 async fn get(url: &str) -> Result<Value> {
     let mut command = Command::new("curl");
-    command.args(["--silent", "--show-error", "--max-time", "30", url]).stdin(Stdio::null()).kill_on_drop(true);
+    command
+        .args(["--silent", "--show-error", "--max-time", "30", url])
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     let output = command.output().await.context("curl is missing: install it")?;
     ensure!(output.status.success(), "curl {url}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).with_context(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 type Position = (String, u64);
@@ -73,7 +77,8 @@ fn read(channel: &str, answer: &Value) -> Result<(Position, Vec<Event>)> {
     let epoch = answer["position"]["epoch"].as_str().with_context(|| answer.to_string())?.to_owned();
     let offset = answer["position"]["offset"].as_u64().context("an offset")?;
     let recovered = answer["recovered"].as_bool().context("recovered")?;
-    let mut events = vec![Event::Subscribed { channel: channel.to_owned(), epoch: epoch.clone(), offset, recovered }];
+    let mut events =
+        vec![Event::Subscribed { channel: channel.to_owned(), epoch: epoch.clone(), offset, recovered }];
     for publication in answer["publications"].as_array().context("publications")? {
         events.push(Event::Publication {
             channel: channel.to_owned(),

@@ -63,7 +63,8 @@ async fn start(
     let channels: Vec<_> = wishes
         .iter()
         .map(|(channel, position)| {
-            let position = position.as_ref().map(|(epoch, offset)| json!({ "epoch": epoch, "offset": offset }));
+            let position =
+                position.as_ref().map(|(epoch, offset)| json!({ "epoch": epoch, "offset": offset }));
             json!({ "channel": channel, "position": position })
         })
         .collect();

@@ -56,7 +56,9 @@ async fn native_of(name: &str, builder: Builder, wishes: &[Wish]) -> Result<Nati
             while let Some(event) = session.next().await {
                 let event = match event {
                     ClientEvent::Subscribed(subscription) => {
-                        lanes.spawn(stop.clone().run_until_cancelled_owned(follow(subscription, sender.clone())));
+                        lanes.spawn(
+                            stop.clone().run_until_cancelled_owned(follow(subscription, sender.clone())),
+                        );
                         continue;
                     }
                     ClientEvent::Disconnected { code, reason } => Ok(Event::Closed { code, reason }),
@@ -88,7 +90,9 @@ async fn follow(mut subscription: Subscription, sender: mpsc::Sender<Result<Even
     while let Some(event) = subscription.next().await {
         let channel = channel.clone();
         let event = match event {
-            SubscriptionEvent::Subscribed { position, recovered } => Ok(subscribed(channel, &position, recovered)),
+            SubscriptionEvent::Subscribed { position, recovered } => {
+                Ok(subscribed(channel, &position, recovered))
+            }
             SubscriptionEvent::Rebased { position } => Ok(subscribed(channel, &position, false)),
             SubscriptionEvent::Publication(publication) => payload(publication.payload).map(|payload| {
                 Event::Publication { channel, offset: publication.position.offset.0, payload }
@@ -106,7 +110,12 @@ async fn follow(mut subscription: Subscription, sender: mpsc::Sender<Result<Even
 }
 
 fn subscribed(channel: String, position: &Position, recovered: bool) -> Event {
-    Event::Subscribed { channel, epoch: position.epoch.as_str().to_owned(), offset: position.offset.0, recovered }
+    Event::Subscribed {
+        channel,
+        epoch: position.epoch.as_str().to_owned(),
+        offset: position.offset.0,
+        recovered,
+    }
 }
 
 fn payload(payload: Sent) -> Result<Payload> {

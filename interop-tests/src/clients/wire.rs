@@ -33,8 +33,11 @@ async fn listen(mut raw: Raw, sender: mpsc::Sender<Result<Event>>) {
     loop {
         let received = match raw.recv().await {
             Ok(received) => received,
-            // Nothing came for long: that is for the test to judge.
-            Err(_) => continue,
+            Err(error) => {
+                // The test has ended where nobody takes it.
+                let _ = sender.send(Err(error)).await;
+                return;
+            }
         };
         let (events, ended) = match received {
             Received::Closed { code, reason } => (vec![Ok(Event::Closed { code, reason })], true),

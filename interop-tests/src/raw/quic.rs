@@ -57,7 +57,8 @@ pub(super) async fn dial_web_transport(
         url.query_pairs_mut().append_pair("token", token);
     }
     let mut request = ConnectRequest::from(url);
-    let bearer = greeting.bearer.as_ref().map(|token| ("authorization".to_owned(), format!("Bearer {token}")));
+    let bearer =
+        greeting.bearer.as_ref().map(|token| ("authorization".to_owned(), format!("Bearer {token}")));
     let origin = greeting.origin.as_ref().map(|origin| ("origin".to_owned(), origin.clone()));
     for (name, value) in bearer.into_iter().chain(origin).chain(greeting.header.clone()) {
         request = request.with_header(name.parse::<HeaderName>()?, HeaderValue::from_str(&value)?);
@@ -73,8 +74,9 @@ pub(super) async fn dial_web_transport(
 }
 
 async fn connect(gateway: &Gateway, alpn: &[u8]) -> Result<quinn::Connection> {
-    let mut config =
-        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(gateway.tls(&[alpn]).as_ref().clone())?));
+    let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(
+        gateway.tls(&[alpn]).as_ref().clone(),
+    )?));
     let mut transport = TransportConfig::default();
     transport
         .stream_receive_window(VarInt::from_u32(64 << 10))

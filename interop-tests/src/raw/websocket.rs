@@ -70,7 +70,11 @@ pub(super) async fn dial(
     Ok(Sender(sink))
 }
 
-async fn over_http1(gateway: &Gateway, request: http::request::Builder, path: &str) -> Result<Box<dyn Stream>> {
+async fn over_http1(
+    gateway: &Gateway,
+    request: http::request::Builder,
+    path: &str,
+) -> Result<Box<dyn Stream>> {
     let stream = dial_stream(gateway.addresses.tls, Some(gateway.tls(&[b"http/1.1"]))).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     TaskTracker::new().spawn(connection.with_upgrades());
@@ -84,7 +88,11 @@ async fn over_http1(gateway: &Gateway, request: http::request::Builder, path: &s
     upgraded(sender.send_request(request).await?, StatusCode::SWITCHING_PROTOCOLS).await
 }
 
-async fn over_http2(gateway: &Gateway, request: http::request::Builder, path: &str) -> Result<Box<dyn Stream>> {
+async fn over_http2(
+    gateway: &Gateway,
+    request: http::request::Builder,
+    path: &str,
+) -> Result<Box<dyn Stream>> {
     let stream = dial_stream(gateway.addresses.tls, Some(gateway.tls(&[b"h2"]))).await?;
     let (mut sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
@@ -106,7 +114,10 @@ async fn over_http2(gateway: &Gateway, request: http::request::Builder, path: &s
     upgraded(response, StatusCode::OK).await
 }
 
-async fn upgraded(response: http::Response<hyper::body::Incoming>, wanted: StatusCode) -> Result<Box<dyn Stream>> {
+async fn upgraded(
+    response: http::Response<hyper::body::Incoming>,
+    wanted: StatusCode,
+) -> Result<Box<dyn Stream>> {
     if response.status() != wanted {
         let answer = crate::http::answer(response).await?;
         return Err(anyhow!(Refused { status: answer.status, body: answer.text() }));

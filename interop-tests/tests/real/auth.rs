@@ -28,7 +28,10 @@ async fn a_token_may_come_by_header_query_or_frame_and_grants_what_it_says() -> 
         for (greeting, frame) in ways {
             let (mut raw, connected) = Raw::connect_as(&gateway, carrier, &greeting, frame).await?;
             ensure!(connected["user"] == "ann", "{carrier}: {connected}");
-            ensure!(connected["expires_ms"].as_u64().is_some_and(|ms| ms > 3_000_000), "{carrier}: {connected}");
+            ensure!(
+                connected["expires_ms"].as_u64().is_some_and(|ms| ms > 3_000_000),
+                "{carrier}: {connected}"
+            );
             for (id, request, code) in [
                 (2, json!({ "subscribe": { "channel": "room:1" } }), None),
                 (3, json!({ "publish": { "channel": "room:1", "data": 1 } }), None),
@@ -47,7 +50,8 @@ async fn a_token_may_come_by_header_query_or_frame_and_grants_what_it_says() -> 
     }
     let history = gateway.api(get("/v1/channels/room:1/history")).await?.json();
     ensure!(history["publications"][0]["user"] == "ann", "{history}");
-    let poll = |token: &str, channel: &str| get(&format!("/v1/channels/{channel}/poll?offset=0&token={token}"));
+    let poll =
+        |token: &str, channel: &str| get(&format!("/v1/channels/{channel}/poll?offset=0&token={token}"));
     let answer = gateway.plain(poll(&token, "room:1")).await?;
     ensure!(answer.json()["recovered"] == true, "{}", answer.text());
     let answer = gateway.plain(poll(&token, "user:1")).await?;
@@ -60,9 +64,11 @@ async fn a_token_may_come_by_header_query_or_frame_and_grants_what_it_says() -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_of_the_token_are_there_without_a_round_trip() -> Result<()> {
     let gateway = Gateway::dev(STRICT).await?;
-    let token = gateway.token(&["--user", "456", "--subscription", "user:456", "--subscription", "room:all"]).await?;
+    let token =
+        gateway.token(&["--user", "456", "--subscription", "user:456", "--subscription", "room:all"]).await?;
     for carrier in Carrier::ALL {
-        let (mut raw, connected) = Raw::connect_as(&gateway, carrier, &Greeting::default(), Some(&token)).await?;
+        let (mut raw, connected) =
+            Raw::connect_as(&gateway, carrier, &Greeting::default(), Some(&token)).await?;
         let subscriptions = connected["subscriptions"].as_array().with_context(|| connected.to_string())?;
         let mut names: Vec<_> = subscriptions.iter().filter_map(|each| each["channel"].as_str()).collect();
         names.sort_unstable();
@@ -102,7 +108,8 @@ async fn a_token_is_refreshed_in_place_or_the_session_ends_with_4005() -> Result
         let brief = gateway.token(&[&arguments[..], &["4s"]].concat()).await?;
         let (raw, _) = Raw::connect_as(&gateway, carrier, &Greeting::default(), Some(&brief)).await?;
         ending.push(raw);
-        let (mut raw, connected) = Raw::connect_as(&gateway, carrier, &Greeting::default(), Some(&brief)).await?;
+        let (mut raw, connected) =
+            Raw::connect_as(&gateway, carrier, &Greeting::default(), Some(&brief)).await?;
         ensure!(connected["expires_ms"].as_u64().is_some_and(|ms| ms <= 4_000), "{carrier}: {connected}");
         for (id, channel) in [(2, "room:1"), (3, "room:2")] {
             raw.ask(&json!({ "id": id, "subscribe": { "channel": channel } })).await?;
@@ -110,14 +117,20 @@ async fn a_token_is_refreshed_in_place_or_the_session_ends_with_4005() -> Result
         let reply = raw.ask(&json!({ "id": 4, "refresh": { "token": bob } })).await?;
         ensure!(reply["error"]["code"] == 401, "{carrier}: another user: {reply}");
         let reply = raw.ask(&json!({ "id": 5, "refresh": { "token": lasting } })).await?;
-        ensure!(reply["refreshed"]["expires_ms"].as_u64().is_some_and(|ms| ms > 3_000_000), "{carrier}: {reply}");
+        ensure!(
+            reply["refreshed"]["expires_ms"].as_u64().is_some_and(|ms| ms > 3_000_000),
+            "{carrier}: {reply}"
+        );
         // What a new token does not grant ends, and only that.
         raw.send(&json!({ "id": 6, "refresh": { "token": narrow } })).await?;
         let mut told = Vec::new();
         while told.len() < 2 {
             told.push(raw.frame().await?);
         }
-        let ended = told.iter().find(|frame| frame["unsubscribed"].is_object()).with_context(|| format!("{told:?}"))?;
+        let ended = told
+            .iter()
+            .find(|frame| frame["unsubscribed"].is_object())
+            .with_context(|| format!("{told:?}"))?;
         ensure!(
             ended["unsubscribed"]["channel"] == "room:2" && ended["unsubscribed"]["error"]["code"] == 403,
             "{carrier}: {ended}"
@@ -154,21 +167,27 @@ async fn a_client_with_a_token_provider_outlives_its_tokens() -> Result<()> {
             .with_context(|| scheme.to_owned())?;
         let mut room = client.subscribe("room:1").await?;
         let outlived = gateway.token(&["--user", "ann", "--subscribe", "room:1", "--expires", "3s"]).await?;
-        let (mut watch, _) = Raw::connect_as(&gateway, Carrier::Quic, &Greeting::default(), Some(&outlived)).await?;
+        let (mut watch, _) =
+            Raw::connect_as(&gateway, Carrier::Quic, &Greeting::default(), Some(&outlived)).await?;
         // By the time that a token of 3 s ends a session, one of 2 s would have ended the client's.
         watch.end().await?;
         gateway.publish("room:1", json!(scheme)).await?;
         let publication = within(Duration::from_secs(10), "a publication", async {
             loop {
                 match room.next().await {
-                    Some(tidegate_client::SubscriptionEvent::Publication(publication)) => return Ok(publication),
+                    Some(tidegate_client::SubscriptionEvent::Publication(publication)) => {
+                        return Ok(publication);
+                    }
                     Some(tidegate_client::SubscriptionEvent::Subscribed { .. }) => {}
                     other => anyhow::bail!("{other:?}"),
                 }
             }
         })
         .await??;
-        ensure!(publication.payload == tidegate_client::Payload::Json(json!(scheme).to_string().into()), "{scheme}");
+        ensure!(
+            publication.payload == tidegate_client::Payload::Json(json!(scheme).to_string().into()),
+            "{scheme}"
+        );
         client.close().await;
     }
     Ok(())

@@ -60,7 +60,8 @@ async fn two_thousand_publications_reach_every_kind_of_client_in_order_and_once(
         collector.collect(PUBLICATIONS).await?;
         for (index, name) in names.iter().enumerate() {
             let received: Vec<_> = collector.received[name].iter().map(|(_, payload)| payload).collect();
-            let expected: Vec<_> = published.iter().skip(index).step_by(CHANNELS).map(|(_, payload)| payload).collect();
+            let expected: Vec<_> =
+                published.iter().skip(index).step_by(CHANNELS).map(|(_, payload)| payload).collect();
             ensure!(received == expected, "{}: {name} has other payloads", collector.name());
         }
         ensure!(collector.rebased.is_empty(), "{}: rebased {:?}", collector.name(), collector.rebased);
@@ -74,7 +75,8 @@ async fn a_page_publishes_by_datagram_and_everybody_gets_it() -> Result<()> {
     let browser = Browser::launch().await?;
     let wishes = from_heads(&["room:typing"]);
     let page = Collector::begin(browser.subscribe(&gateway, "webtransport", &wishes).await?, &wishes).await?;
-    let mut others: Vec<Box<dyn Subscriber>> = vec![Box::new(browser.subscribe(&gateway, "longpoll", &wishes).await?)];
+    let mut others: Vec<Box<dyn Subscriber>> =
+        vec![Box::new(browser.subscribe(&gateway, "longpoll", &wishes).await?)];
     for scheme in ["quic", "wss", "https"] {
         others.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
     }
@@ -104,7 +106,8 @@ async fn a_page_publishes_by_datagram_and_everybody_gets_it() -> Result<()> {
         let expected = [Payload::Json(json!({ "typing": "ada" })), Payload::Binary(vec![0, 255, 7])];
         ensure!(items == expected, "{}: {items:?}", collector.name());
     }
-    let history = gateway.api(tidegate_interop_tests::http::get("/v1/channels/room:typing/history")).await?.json();
+    let history =
+        gateway.api(tidegate_interop_tests::http::get("/v1/channels/room:typing/history")).await?.json();
     let kept = history["publications"].as_array().context("publications")?;
     ensure!(kept.is_empty(), "what is ephemeral was kept: {history}");
     Ok(())

@@ -45,7 +45,10 @@ async fn people_chat_over_every_transport_and_a_lost_network_leaves_no_gap() -> 
         let line = format!("Hello by {speaker}");
         say(&browser, speaker, &line).await?;
         for page in pages {
-            browser.act(page, "wait", &testid("message"), &line).await.with_context(|| format!("on {page}"))?;
+            browser
+                .act(page, "wait", &testid("message"), &line)
+                .await
+                .with_context(|| format!("on {page}"))?;
         }
     }
     gateway.publish("room:lobby", json!({ "name": "backend", "text": "Hello from the backend" })).await?;
@@ -121,6 +124,9 @@ async fn a_page_from_elsewhere_is_not_let_in() -> Result<()> {
         )
         .await?;
     ensure!(outcome != "in", "a page of another origin is in");
-    ensure!(gateway.metric("tidegate_edge_connects_total{transport=\"webtransport\"}").await? == 0.0, "a session");
+    ensure!(
+        gateway.metric("tidegate_edge_connects_total{transport=\"webtransport\"}").await? == 0.0,
+        "a session"
+    );
     Ok(())
 }

@@ -51,9 +51,11 @@ async fn dev_prints_addresses_and_commands_that_work_when_pasted() -> Result<()>
 
 /// Runs a line as it would be pasted, and reads what it prints as JSON.
 async fn shell(line: &str) -> Result<Value> {
-    let output = within(PATIENCE, line, Command::new("sh").arg("-c").arg(line).kill_on_drop(true).output()).await??;
+    let output =
+        within(PATIENCE, line, Command::new("sh").arg("-c").arg(line).kill_on_drop(true).output()).await??;
     ensure!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).with_context(|| format!("{line}: {}", String::from_utf8_lossy(&output.stdout)))
+    serde_json::from_slice(&output.stdout)
+        .with_context(|| format!("{line}: {}", String::from_utf8_lossy(&output.stdout)))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +66,7 @@ async fn publish_and_subscribe_reach_each_other_from_the_shell() -> Result<()> {
         let channel = format!("room:{scheme}");
         let mut subscribe = command()?
             .args(["subscribe", &channel, "--url", &gateway.url(scheme)])
-            .arg("--ca-file")
+            .arg("--ca")
             .arg(gateway.ca_file())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -85,7 +87,10 @@ async fn publish_and_subscribe_reach_each_other_from_the_shell() -> Result<()> {
             };
             ensure!(line.contains(if data.starts_with('{') { r#"{"text":"hi"}"# } else { data }), "{line}");
         }
-        subscribe.kill().await?;
+        // Ctrl-C: it leaves in order.
+        let pid = i32::try_from(subscribe.id().context("it runs")?)?;
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGINT)?;
+        within(PATIENCE, "the end of `tidegate subscribe`", subscribe.wait()).await??;
         gateway.until_metric("tidegate_edge_subscriptions", |now| now == 0.0).await?;
     }
     Ok(())
@@ -125,7 +130,8 @@ async fn the_default_configuration_is_accepted_as_it_is() -> Result<()> {
         let file = folder.path().join("tidegate.toml");
         std::fs::write(&file, &printed.stdout)?;
         let path = file.to_str().context("a path")?;
-        let explained = run(&[&["config", "explain", "limits.payload", "--config", path], flags].concat()).await?;
+        let explained =
+            run(&[&["config", "explain", "limits.payload", "--config", path], flags].concat()).await?;
         ensure!(explained.status.success(), "{}", String::from_utf8_lossy(&explained.stderr));
         let text = String::from_utf8_lossy(&explained.stdout);
         ensure!(text.contains("64KiB") && text.contains("tidegate.toml"), "{text}");
@@ -152,7 +158,8 @@ async fn commands_of_the_readme_exist() -> Result<()> {
             continue;
         }
         let Some(arguments) = tidegate_arguments(&line) else { continue };
-        let mut help: Vec<&str> = arguments.iter().take_while(|word| !word.starts_with('-')).map(String::as_str).collect();
+        let mut help: Vec<&str> =
+            arguments.iter().take_while(|word| !word.starts_with('-')).map(String::as_str).collect();
         // Values come after the commands' names: only names are looked up.
         help.truncate(if help.first() == Some(&"config") { 2 } else { 1 });
         help.push("--help");
@@ -180,7 +187,9 @@ fn sh_lines(markdown: &str) -> Vec<String> {
             let line = line.strip_prefix("$ ").unwrap_or(line);
             match line.strip_suffix('\\') {
                 Some(begun) => joined.push_str(begun),
-                None => lines.push(std::mem::take(&mut joined) + line.split(" #").next().unwrap_or(line).trim()),
+                None => {
+                    lines.push(std::mem::take(&mut joined) + line.split(" #").next().unwrap_or(line).trim())
+                }
             }
         }
     }

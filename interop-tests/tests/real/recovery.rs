@@ -47,7 +47,9 @@ async fn who_was_away_gets_exactly_what_it_missed() -> Result<()> {
     // Small ones fit in the answer; the large ones behind them must come by frames of their own.
     let mut all: Vec<_> = (0..40).map(payload).collect();
     let text = "x".repeat(6_000);
-    all.extend((0..40).map(|n| tidegate_interop_tests::clients::Payload::Json(json!({ "n": n, "text": text }))));
+    all.extend(
+        (0..40).map(|n| tidegate_interop_tests::clients::Payload::Json(json!({ "n": n, "text": text }))),
+    );
     let bodies: Vec<_> = all.iter().map(|payload| publication(CHANNEL, payload)).collect();
     let positions = gateway.publish_batch(&bodies).await?;
     for seen in [3, 79] {
@@ -56,7 +58,11 @@ async fn who_was_away_gets_exactly_what_it_missed() -> Result<()> {
             let mut collector = Collector::begin(client, &wishes).await?;
             collector.collect(all.len() - seen).await.context("what was missed")?;
             let received: Vec<_> = collector.received[CHANNEL].iter().map(|(_, payload)| payload).collect();
-            ensure!(received == all[seen..].iter().collect::<Vec<_>>(), "{}: other payloads", collector.name());
+            ensure!(
+                received == all[seen..].iter().collect::<Vec<_>>(),
+                "{}: other payloads",
+                collector.name()
+            );
             ensure!(collector.rebased.is_empty(), "{} was rebased", collector.name());
         }
     }
@@ -126,7 +132,9 @@ async fn a_page_that_loses_its_network_fills_the_gap() -> Result<()> {
         }
         collector.collect(21).await?;
         ensure!(collector.rebased.is_empty(), "{transport} was rebased");
-        let used = browser.evaluate(&page, "const used = client.transport; await client.close(); return used").await?;
+        let used = browser
+            .evaluate(&page, "const used = client.transport; await client.close(); return used")
+            .await?;
         ensure!(used == transport, "it came back by {used}");
     }
     Ok(())
@@ -157,11 +165,13 @@ async fn after_a_restart_everyone_comes_back_and_is_told_that_the_epoch_changed(
     let after = gateway.publish(CHANNEL, json!("during")).await?;
     ensure!(after["epoch"] != before["epoch"], "the epoch is the same: {after}");
     for collector in &mut collectors {
-        let event = collector
-            .until(|event| matches!(event, Event::Subscribed { .. }))
-            .await?;
+        let event = collector.until(|event| matches!(event, Event::Subscribed { .. })).await?;
         let Event::Subscribed { epoch, offset, recovered, .. } = event else { unreachable!("just matched") };
-        ensure!(!recovered && after["epoch"] == epoch && after["offset"] == offset, "{}: {epoch} {offset}", collector.name());
+        ensure!(
+            !recovered && after["epoch"] == epoch && after["offset"] == offset,
+            "{}: {epoch} {offset}",
+            collector.name()
+        );
         ensure!(collector.rebased == [CHANNEL], "{} was not told", collector.name());
     }
     let old = Some((before["epoch"].as_str().context("an epoch")?.to_owned(), 1));

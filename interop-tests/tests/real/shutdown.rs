@@ -7,7 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use tidegate_interop_tests::clients::browser::Browser;
-use tidegate_interop_tests::clients::{Collector, Subscriber, from_heads, native, node_ws, python_web_socket, python_web_transport};
+use tidegate_interop_tests::clients::{
+    Collector, Subscriber, from_heads, native, node_ws, python_web_socket, python_web_transport,
+};
 use tidegate_interop_tests::gateway::{Gateway, issue_certificates};
 use tidegate_interop_tests::http::{get, send};
 use tidegate_interop_tests::raw::{Carrier, Raw};
@@ -54,7 +56,8 @@ async fn sigterm_tells_every_client_and_ends_within_its_grace() -> Result<()> {
         let status = gateway.terminate().await?;
         anyhow::Ok(status)
     };
-    let (ends, status) = within(Duration::from_secs(25), "the end", async { tokio::join!(ends, terminate) }).await?;
+    let (ends, status) =
+        within(Duration::from_secs(25), "the end", async { tokio::join!(ends, terminate) }).await?;
     let status = status?;
     ensure!(status.success(), "{status}: {}", gateway.log());
     for (raw, end) in raws.iter().zip(ends) {
@@ -90,7 +93,8 @@ async fn a_second_signal_ends_at_once() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn new_certificate_files_serve_new_handshakes_and_drop_nobody() -> Result<()> {
-    let gateway = Gateway::serve("[auth]\nanonymous = true\n[namespaces.default]\nsubscribe = \"anyone\"\n").await?;
+    let gateway =
+        Gateway::serve("[auth]\nanonymous = true\n[namespaces.default]\nsubscribe = \"anyone\"\n").await?;
     let mut live = Vec::new();
     for carrier in Carrier::ALL {
         let mut raw = Raw::connect(&gateway, carrier).await?;

@@ -29,7 +29,6 @@ pub(crate) fn publication(channel: &str, payload: &Payload) -> Value {
 }
 
 /// Subscribers over each of the four transports, who must not notice what others do.
-#[derive(Debug)]
 pub(crate) struct Bystanders {
     collectors: Vec<Collector<Box<dyn Subscriber>>>,
     published: usize,

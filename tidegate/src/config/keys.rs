@@ -112,7 +112,7 @@ fn access() -> Vec<Key<Settings>> {
         Key::new("auth.anonymous", &FLAG, |s| &mut s.auth.anonymous, "",
             "Whether a session needs no token. It then has what namespaces give to \"anyone\"."),
         Key::new("auth.origins", &TEXTS, |s| &mut s.auth.origins, "",
-            "Web pages that may connect, exactly as browsers name them in `Origin`, such as \"https://app.example\"; \"*\" lets\nevery page in. Programs that send no `Origin` are not asked."),
+            "Web pages that may connect, exactly as browsers name them in `Origin`, such as \"https://app.example\";\n\"http://localhost:*\" leaves the port open, \"*\" lets every page in. Programs that send no `Origin` are not asked."),
         Key::new("auth.issuer", &OPTIONAL_TEXT, |s| &mut s.auth.issuer, "\"https://id.example\"",
             "What `iss` in a token must be. Not set: any."),
         Key::new("auth.audience", &OPTIONAL_TEXT, |s| &mut s.auth.audience, "\"tidegate\"",

@@ -249,3 +249,6 @@ fn boxed(keys: rustls::quic::Keys) -> Keys {
 
 /// TLS' alert `unexpected_message` (RFC 8446 §6).
 const UNEXPECTED_MESSAGE: u8 = 10;
+
+#[cfg(test)]
+mod tests;

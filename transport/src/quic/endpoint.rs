@@ -15,7 +15,7 @@ use super::connection::QuicConnection;
 use super::crypto::{QUIC_V1, ServerCrypto};
 use super::steering::{Steering, WorkerIds};
 use super::webtransport::WebTransportPending;
-use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError};
+use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError, socket};
 use crate::clock;
 
 /// What the endpoints of all workers have in common: TLS, limits, and the keys for stateless resets and tokens, so
@@ -35,7 +35,8 @@ impl fmt::Debug for QuicServer {
 }
 
 impl QuicServer {
-    /// `tls` with the ALPNs that it serves: [`ALPN_NATIVE`], [`ALPN_WEBTRANSPORT`].
+    /// `tls` with the ALPNs that it serves: [`ALPN_NATIVE`], [`ALPN_WEBTRANSPORT`]. Whatever it says, there are no client
+    /// certificates, no tickets and no early data here.
     ///
     /// # Errors
     /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
@@ -65,8 +66,12 @@ impl QuicServer {
         assert!(worker < steering.workers(), "worker {worker} of {}", steering.workers());
         let mut endpoint = self.endpoint.clone();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(steering, worker, clock::rng())));
-        let endpoint =
-            quinn::Endpoint::new(endpoint, Some(self.server.clone()), socket, Arc::new(TokioRuntime))?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
+            endpoint,
+            Some(self.server.clone()),
+            socket::wrap(socket, self.config.send_segments)?,
+            Arc::new(TokioRuntime),
+        )?;
         Ok(QuicEndpoint { endpoint, config: self.config.clone() })
     }
 }

@@ -259,8 +259,9 @@ impl Bench {
         self.worker.tracker().close();
         self.worker.tracker().wait().await;
         self.assert_empty().await;
-        for task in &self.tasks {
+        for task in self.tasks {
             task.abort();
+            assert!(!task.await.is_err_and(|error| error.is_panic()), "a task of the worker panicked");
         }
         until(|| Rc::strong_count(&self.worker) == 1).await;
     }

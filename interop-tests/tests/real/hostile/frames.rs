@@ -27,14 +27,19 @@ fn bad_frames(carrier: Carrier) -> Vec<(&'static str, Bytes, u32)> {
             ("no body", Bytes::from_static(br#"{"id":2}"#), 4001),
             ("two bodies", Bytes::from_static(br#"{"pong":{},"done":{}}"#), 4001),
             ("a wrong type", Bytes::from_static(br#"{"id":"two","pong":{}}"#), 4001),
-            ("bad base64", Bytes::from_static(br#"{"id":2,"publish":{"channel":"a","data_base64":"*"}}"#), 4001),
+            (
+                "bad base64",
+                Bytes::from_static(br#"{"id":2,"publish":{"channel":"a","data_base64":"*"}}"#),
+                4001,
+            ),
             ("257 frames", Bytes::from(many), 4001),
             ("over the limit", Bytes::from(large), 4002),
         ]
     } else {
         let huge = carrier.encode(&serde_json::from_str(&large).expect("a frame"));
         // A WebSocket message has its own length; on a stream the announced one alone must do.
-        let announced = if carrier == Carrier::WebSocketProto { huge } else { Bytes::from_static(b"\x81\x80\x80\x10") };
+        let announced =
+            if carrier == Carrier::WebSocketProto { huge } else { Bytes::from_static(b"\x81\x80\x80\x10") };
         vec![
             ("an endless length", Bytes::from_static(&[0xff; 6]), 4001),
             ("no protobuf", Bytes::from_static(b"\x05hello"), 4001),
@@ -122,13 +127,21 @@ async fn requests_over_a_limit_are_refused_and_the_session_lives_on() -> Result<
         ("a large payload", json!({ "publish": { "channel": "room:1", "data": payload } }), 413),
         ("large bytes", json!({ "publish": { "channel": "room:1", "data_base64": bytes } }), 413),
         ("no payload", json!({ "publish": { "channel": "room:1" } }), 400),
-        ("two payloads", json!({ "publish": { "channel": "room:1", "data": 1, "data_base64": "AA==" } }), 400),
+        (
+            "two payloads",
+            json!({ "publish": { "channel": "room:1", "data": 1, "data_base64": "AA==" } }),
+            400,
+        ),
         ("a long key", json!({ "publish": { "channel": "room:1", "data": 1, "key": "k".repeat(129) } }), 413),
         ("a long name", json!({ "publish": { "channel": name, "data": 1 } }), 400),
         ("a long name to subscribe to", json!({ "subscribe": { "channel": name } }), 400),
         ("a name with a space", json!({ "subscribe": { "channel": "room: 1" } }), 400),
         ("no name", json!({ "subscribe": {} }), 400),
-        ("a long epoch", json!({ "subscribe": { "channel": "room:1", "position": { "epoch": "e".repeat(65), "offset": 1 } } }), 400),
+        (
+            "a long epoch",
+            json!({ "subscribe": { "channel": "room:1", "position": { "epoch": "e".repeat(65), "offset": 1 } } }),
+            400,
+        ),
         ("an unknown namespace", json!({ "subscribe": { "channel": "sea:1" } }), 404),
         ("publishing there", json!({ "publish": { "channel": "sea:1", "data": 1 } }), 404),
         ("durable where nothing is", json!({ "publish": { "channel": "typing:1", "data": 1 } }), 403),
@@ -144,14 +157,18 @@ async fn requests_over_a_limit_are_refused_and_the_session_lives_on() -> Result<
             let mut request = request.clone();
             request["id"] = id.into();
             let reply = raw.ask(&request).await.with_context(|| format!("{carrier}: {what}"))?;
-            ensure!(reply["error"]["code"] == *code, "{carrier}: {what} is to be refused with {code}: {reply}");
+            ensure!(
+                reply["error"]["code"] == *code,
+                "{carrier}: {what} is to be refused with {code}: {reply}"
+            );
         }
         // Without an id a success says nothing; a failure is told.
         raw.send(&json!({ "subscribe": { "channel": "sea:2" } })).await?;
         let frame = raw.frame().await?;
         ensure!(frame["error"]["code"] == 404 && frame["id"].is_null(), "{carrier}: {frame}");
         flood(&mut raw).await?;
-        let reply = raw.ask(&json!({ "id": 99, "publish": { "channel": "room:1", "data": "alive" } })).await?;
+        let reply =
+            raw.ask(&json!({ "id": 99, "publish": { "channel": "room:1", "data": "alive" } })).await?;
         ensure!(reply["published"]["position"].is_object(), "{carrier}: {reply}");
         bystanders.publish(&gateway).await?;
     }
@@ -166,7 +183,10 @@ async fn flood(raw: &mut Raw) -> Result<()> {
         if n < 8 || n % 50 == 0 {
             let reply = raw.reply(1000 + n).await?;
             let code: &Value = &reply["error"]["code"];
-            ensure!(if n < 8 { code.is_null() } else { *code == 429 }, "{carrier}: subscription {n}: {reply}");
+            ensure!(
+                if n < 8 { code.is_null() } else { *code == 429 },
+                "{carrier}: subscription {n}: {reply}"
+            );
         }
     }
     // The last refusal.

@@ -567,6 +567,67 @@ async fn closing_the_endpoint_ends_connections_and_accepting() {
     assert!(server.endpoints[0].accept().await.is_none());
 }
 
+#[tokio::test]
+async fn keys_are_updated_under_traffic_from_either_side() {
+    let server = Server::start();
+    let (mut connection, mut client) = server.native(TransportConfig::default()).await;
+    // quinn's server updates by itself within its first thousand packets.
+    for round in 0..1200 {
+        if round % 100 == 50 {
+            client.connection.force_key_update();
+        }
+        client.say(&pong_frame(round)).await;
+        assert_eq!(frames(&mut connection).await, [pong_frame(round)]);
+        connection.send(Lane::Control, &encode_delimited(&ping_frame())).unwrap();
+        assert_eq!(client.control.next().await, Some(ping_frame()));
+    }
+    assert!(client.connection.close_reason().is_none());
+}
+
+#[tokio::test]
+async fn a_handshake_survives_loss_and_repetition() {
+    let server = Server::start();
+    // Between the two stands somebody who swallows a client's first Finished and says everything else twice.
+    let between = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (endpoint, config) = server.client(ALPN_NATIVE, TransportConfig::default());
+    let client_address = endpoint.local_addr().unwrap();
+    let relay = async {
+        let mut packet = vec![0; 2048];
+        let mut from_client = 0;
+        loop {
+            let (length, from) = between.recv_from(&mut packet).await.unwrap();
+            let to = if from == client_address { server.address } else { client_address };
+            from_client += usize::from(from == client_address);
+            if from == client_address && (2..=4).contains(&from_client) {
+                continue;
+            }
+            for _ in 0..2 {
+                between.send_to(&packet[..length], to).await.unwrap();
+            }
+        }
+    };
+    let client = async {
+        let dial = endpoint.connect_with(config, between.local_addr().unwrap(), "localhost").unwrap();
+        let connection = dial.await.unwrap();
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&encode_delimited(&connect_frame())).await.unwrap();
+        (Client { connection, send, control: Frames::new(recv) }, endpoint)
+    };
+    let accept = async { server.native_pending().await.accept().await.unwrap() };
+    let talk = async {
+        let (mut connection, (mut client, _endpoint)) = tokio::join!(accept, client);
+        assert_eq!(frames(&mut connection).await, [connect_frame()]);
+        for round in 0..20 {
+            client.say(&pong_frame(round)).await;
+            assert_eq!(frames(&mut connection).await, [pong_frame(round)]);
+        }
+    };
+    tokio::select! {
+        () = talk => {}
+        () = relay => unreachable!(),
+    }
+}
+
 async fn closed_with(connection: &quinn::Connection) -> u32 {
     match connection.closed().await {
         ConnectionError::ApplicationClosed(close) => u32::try_from(close.error_code.into_inner()).unwrap(),

@@ -1,0 +1,3 @@
+//! Simulations: no socket, no clock, one seed. `TIDEGATE_SEED` replays the seed that a failure printed as SEED=..
+
+mod session;
