@@ -200,18 +200,40 @@ impl QuicPending {
     }
 
     /// Waits for the client's first bidirectional stream, without end: the caller bounds it. Dropping the future closes
-    /// the connection.
+    /// the connection as one that sent no `connect` in time.
     ///
     /// # Errors
     /// When the connection ends first.
     pub async fn accept(self) -> Result<QuicConnection, QuicError> {
-        let (send, recv) = self.connection.accept_bi().await.map_err(QuicError::lost)?;
-        Ok(QuicConnection::native(self.connection, send, recv, self.config.frame_limit))
+        let Self { connection, config } = self;
+        let silent = Silent(Some(connection.clone()));
+        let (send, recv) = connection.accept_bi().await.map_err(QuicError::lost)?;
+        silent.disarm();
+        Ok(QuicConnection::native(connection, send, recv, config.frame_limit))
     }
 
     /// Closes the connection with a code, without waiting.
     pub fn close(self, code: CloseCode, reason: &str) {
         self.connection.close(VarInt::from_u32(code.number()), reason.as_bytes());
+    }
+}
+
+/// Closes a connection whose client never opened its control stream: without a stream there is no lane for a `close`
+/// frame, so the transport's own close must carry the code.
+struct Silent(Option<quinn::Connection>);
+
+impl Silent {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        if let Some(connection) = &self.0 {
+            let code = CloseCode::ConnectTimeout.number();
+            connection.close(VarInt::from_u32(code), b"no connect frame in time");
+        }
     }
 }
 

@@ -1,3 +1,5 @@
+//! The session and its keys against rustls and RFC 9001.
+
 use rustls::quic::ClientConnection;
 use tidegate_certs::{CertStore, DevCertificates, client_config_pinned, server_config};
 
