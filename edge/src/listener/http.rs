@@ -130,9 +130,11 @@ async fn respond(context: &Rc<Context>, request: Request<Incoming>) -> Response<
     }
     let origin = match check_origin(&worker.shared().origins, request.headers()) {
         Ok(origin) => origin,
-        Err(error) => {
-            return error_code_response(ErrorCode::Forbidden, &error.to_string());
+        // As every refusal of a poll: what the client's session reads (PROTOCOL §6.4).
+        Err(error) if path == "/v1/poll" => {
+            return PollResponse::refused(CloseCode::BadOrigin, &error.to_string()).into_http();
         }
+        Err(error) => return error_code_response(ErrorCode::Forbidden, &error.to_string()),
     };
     let mut response = if request.method() == Method::OPTIONS {
         match &origin {

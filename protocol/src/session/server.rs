@@ -4,6 +4,8 @@
 //! [`Session::poll_event`] (what to ask of the core or of the authenticator). Publications do not pass through here:
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
+mod border;
+mod sizes;
 mod subscriptions;
 
 use std::collections::VecDeque;
@@ -17,132 +19,13 @@ use crate::frame::{
 };
 use crate::grants::Identity;
 use crate::link::{self, LinkError, Recovery};
-use crate::namespace::{Namespace, Namespaces};
-use crate::{ChannelName, Epoch, NodeId, Offset, Position, Region, SessionId};
+use crate::namespace::Namespace;
+use crate::{ChannelName, Epoch, Offset, Position, SessionId};
 
 use subscriptions::{Origin, State as SubscriptionState, Subscriptions};
 
+pub use border::{Event, SessionError, Settings};
 pub use subscriptions::Due;
-
-/// What all sessions of an edge share.
-#[derive(Debug)]
-pub struct Settings {
-    /// Told in `connected`.
-    pub node: NodeId,
-    /// Told in `connected`.
-    pub region: Region,
-    /// Rules of channels.
-    pub namespaces: Namespaces,
-    /// Whether a session needs no token.
-    pub anonymous: bool,
-    /// From an open connection to its `connect` frame.
-    pub connect_timeout: Duration,
-    /// Between pings.
-    pub ping: Duration,
-    /// From a ping to its pong.
-    pub pong: Duration,
-    /// Subscriptions of one session.
-    pub max_subscriptions: usize,
-    /// Questions to the core that are not answered; the session wants no input at the limit.
-    pub max_requests: usize,
-    /// Bytes of one payload.
-    pub max_payload: usize,
-    /// Bytes of a token.
-    pub max_token: usize,
-}
-
-/// What the driver must do.
-#[derive(Debug)]
-pub enum Event {
-    /// Check the token (`None`: allow or refuse an anonymous session), then call [`Session::admit`] or
-    /// [`Session::refuse`].
-    Authenticate {
-        /// As the client gave it.
-        token: Option<String>,
-    },
-    /// The session is open.
-    Opened,
-    /// Ask the core, then call [`Session::recovered`] with the same slot and ask.
-    Subscribe {
-        /// The session's name for the subscription.
-        slot: u32,
-        /// Tells this question from an older one about the same slot.
-        ask: u32,
-        /// True for a new subscription; false where a known one goes on.
-        begins: bool,
-        /// Which one.
-        channel: ChannelName,
-        /// The last publication that the client has.
-        position: Option<Position>,
-    },
-    /// The subscription is gone; its slot is free again.
-    Unsubscribe {
-        /// The session's name for it.
-        slot: u32,
-        /// Which one.
-        channel: ChannelName,
-    },
-    /// Ask the core, then call [`Session::published`].
-    Publish {
-        /// The request's id.
-        id: u64,
-        /// What.
-        publish: link::Publish,
-    },
-    /// Ask the core, then call [`Session::history`].
-    History {
-        /// The request's id.
-        id: u64,
-        /// Which one.
-        channel: ChannelName,
-        /// Only what comes after it.
-        since: Option<Position>,
-        /// At most so many, 0 for all.
-        limit: u32,
-    },
-    /// Check the token, then call [`Session::refreshed`].
-    Refresh {
-        /// The request's id.
-        id: u64,
-        /// The new token.
-        token: String,
-    },
-    /// Send what is queued, then end the connection so. The last event.
-    End {
-        /// The code.
-        code: CloseCode,
-        /// For people.
-        reason: String,
-    },
-}
-
-/// A frame that the client may not send, or send now. Ends the session.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SessionError {
-    /// Something before `connect`.
-    #[error("the first frame must be connect")]
-    NotConnected,
-    /// `connect` twice.
-    #[error("this connection has had its connect frame")]
-    AlreadyConnected,
-    /// A frame without a body.
-    #[error("a frame without a known body")]
-    UnknownFrame,
-    /// Something else than an ephemeral publish by datagram.
-    #[error("a datagram can only hold ephemeral publishes")]
-    BadDatagram,
-}
-
-impl SessionError {
-    /// What the session ends with.
-    pub fn close_code(&self) -> CloseCode {
-        match self {
-            Self::NotConnected | Self::AlreadyConnected | Self::BadDatagram => CloseCode::OutOfOrder,
-            Self::UnknownFrame => CloseCode::BadFrame,
-        }
-    }
-}
 
 /// ```text
 ///             connect              admit          last server-side subscription begun
@@ -444,10 +327,10 @@ impl Session {
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
         let inline = match begun {
-            Some(_) => split_at_bytes(&mut publications, INLINE_BYTES.min(budget)),
+            Some(_) => sizes::split_at(&mut publications, INLINE_BYTES.min(budget)),
             None => Vec::new(),
         };
-        let over = split_over(&mut publications, budget);
+        let over = sizes::cut_over(&mut publications, budget);
         if over {
             let last =
                 publications.last().or_else(|| inline.last()).map_or(Offset(0), |last| Offset(last.offset));
@@ -500,7 +383,7 @@ impl Session {
         self.in_flight -= 1;
         match result {
             Ok(mut recovery) => {
-                let whole = keep_newest(&mut recovery.publications, HISTORY_BYTES);
+                let whole = sizes::keep_newest(&mut recovery.publications, HISTORY_BYTES);
                 self.reply(
                     id,
                     ServerBody::History(History {
@@ -831,59 +714,6 @@ fn millis(duration: Duration) -> u64 {
 
 fn expires_ms(now: Instant, identity: &Identity) -> Option<u64> {
     identity.expires.map(|at| millis(at.saturating_duration_since(now)))
-}
-
-fn wire_size(publication: &Publication) -> usize {
-    // Base64 and the other fields, roughly.
-    let payload = publication.data.as_ref().map_or(0, |data| data.len());
-    let binary = publication.data_base64.as_ref().map_or(0, |data| data.len() * 4 / 3);
-    payload + binary + publication.channel.len() + 96
-}
-
-/// Takes publications off the front, as many as fit.
-fn split_at_bytes(publications: &mut Vec<Publication>, budget: usize) -> Vec<Publication> {
-    let mut used = 0;
-    let fits = publications
-        .iter()
-        .take_while(|publication| {
-            used += wire_size(publication);
-            used <= budget
-        })
-        .count();
-    let rest = publications.split_off(fits);
-    std::mem::replace(publications, rest)
-}
-
-/// Cuts what is over the budget off the end; true where something was. At least one is kept, or nothing would move.
-fn split_over(publications: &mut Vec<Publication>, budget: usize) -> bool {
-    let mut used = 0;
-    let fits = publications
-        .iter()
-        .take_while(|publication| {
-            used += wire_size(publication);
-            used <= budget
-        })
-        .count()
-        .max(1);
-    let over = fits < publications.len();
-    publications.truncate(fits);
-    over
-}
-
-/// Cuts the oldest off until the rest fits; false where something was cut.
-fn keep_newest(publications: &mut Vec<Publication>, budget: usize) -> bool {
-    let mut used = 0;
-    let fits = publications
-        .iter()
-        .rev()
-        .take_while(|publication| {
-            used += wire_size(publication);
-            used <= budget
-        })
-        .count();
-    let cut = publications.len() - fits;
-    publications.drain(..cut);
-    cut == 0
 }
 
 /// The longest idempotency key, bytes.

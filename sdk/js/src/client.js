@@ -206,7 +206,7 @@ export class Client extends Emitter {
    *
    * @param {string} channel
    * @param {any} data a JSON value, or a `Uint8Array`
-   * @returns {boolean} whether it went out
+   * @returns {boolean} false where there is no connection; true is no promise that it arrives
    */
   publishEphemeral(channel, data) {
     const isSent = this.#session.publishEphemeral(text(channel), payloadOf(data));

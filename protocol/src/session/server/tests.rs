@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::frame::{PresenceRequest, Refresh, Rpc};
 use crate::grants::{ChannelPattern, Grants};
-use crate::namespace::Access;
+use crate::namespace::{Access, Namespaces};
+use crate::{NodeId, Region};
 
 const SECOND: Duration = Duration::from_secs(1);
 const BUDGET: usize = 1 << 20;

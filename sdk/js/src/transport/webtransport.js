@@ -58,6 +58,8 @@ class Connection {
     this.#control = control.writable.getWriter();
     const { datagrams } = session;
     // `writable` is what browsers have; the specification moved on to `createWritable`.
+    // The default of 1 would drop the second of two in one turn of the loop.
+    datagrams.outgoingHighWaterMark = DATAGRAMS_QUEUED;
     this.#datagrams = (datagrams.writable ?? datagrams.createWritable?.())?.getWriter();
     this.#control.closed.catch(() => {});
     this.#datagrams?.closed.catch(() => {});
@@ -197,3 +199,5 @@ function aborted(signal) {
 }
 
 const CLOSE_GRACE_MS = 100;
+/** Datagrams that wait for the network; beyond it the newest is dropped here, before it can grow stale. */
+const DATAGRAMS_QUEUED = 16;

@@ -491,7 +491,7 @@ async fn dropping_what_is_pending_closes_it() {
     let mut accept = Box::pin(pending.accept());
     assert!(poll_now(accept.as_mut()).is_none());
     drop(accept);
-    assert_eq!(closed_with(&client).await, 0);
+    assert_eq!(closed_with(&client).await, CloseCode::ConnectTimeout.number());
 
     let (pending, client) =
         tokio::join!(server.native_pending(), server.dial(ALPN_NATIVE, TransportConfig::default()));
