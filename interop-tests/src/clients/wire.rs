@@ -1,5 +1,7 @@
 //! A raw client that subscribes and listens: also over WebTransport without a browser, and by Protobuf over WebSocket.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, anyhow};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -10,7 +12,7 @@ use super::{Event, Inbox, Payload, Wish};
 use crate::gateway::Gateway;
 use crate::raw::{Carrier, Raw, Received};
 
-/// Connects and subscribes. It orders nothing: over QUIC and WebTransport it is for live publications.
+/// Connects and subscribes. Streams may overtake each other (PROTOCOL §4.2): publications are put in order by offset.
 ///
 /// # Errors
 /// When it is not let in.
@@ -25,11 +27,12 @@ pub async fn wire(gateway: &Gateway, carrier: Carrier, wishes: &[Wish]) -> Resul
     }
     let (sender, events) = mpsc::channel(4096);
     let stop = CancellationToken::new();
-    TaskTracker::new().spawn(stop.clone().run_until_cancelled_owned(listen(raw, sender)));
+    let order = Order::new(wishes);
+    TaskTracker::new().spawn(stop.clone().run_until_cancelled_owned(listen(raw, order, sender)));
     Ok(Inbox::new(format!("wire {carrier}"), events, stop.drop_guard()))
 }
 
-async fn listen(mut raw: Raw, sender: mpsc::Sender<Result<Event>>) {
+async fn listen(mut raw: Raw, mut order: Order, sender: mpsc::Sender<Result<Event>>) {
     loop {
         let received = match raw.recv().await {
             Ok(received) => received,
@@ -47,7 +50,7 @@ async fn listen(mut raw: Raw, sender: mpsc::Sender<Result<Event>>) {
             }
             Received::Frame(frame) => (read(&frame), false),
         };
-        for event in events {
+        for event in events.into_iter().flat_map(|event| order.push(event)) {
             if sender.send(event).await.is_err() {
                 return;
             }
@@ -55,6 +58,52 @@ async fn listen(mut raw: Raw, sender: mpsc::Sender<Result<Event>>) {
         if ended {
             return;
         }
+    }
+}
+
+/// Holds back what came too early. What comes twice or never is passed on as it is, for the test to judge.
+struct Order {
+    /// The last offset passed on, by channel that has begun.
+    last: BTreeMap<String, u64>,
+    /// The offset that was asked with.
+    asked: BTreeMap<String, u64>,
+    held: BTreeMap<String, BTreeMap<u64, Event>>,
+}
+
+impl Order {
+    fn new(wishes: &[Wish]) -> Self {
+        let asked =
+            wishes.iter().filter_map(|(channel, position)| Some((channel.clone(), position.as_ref()?.1)));
+        Self { last: BTreeMap::new(), asked: asked.collect(), held: BTreeMap::new() }
+    }
+
+    fn push(&mut self, event: Result<Event>) -> Vec<Result<Event>> {
+        let (channel, mut out) = match event {
+            Ok(Event::Publication { channel, offset, payload }) => {
+                if self.last.get(&channel).is_some_and(|last| offset <= *last) {
+                    return vec![Ok(Event::Publication { channel, offset, payload })];
+                }
+                let early = Event::Publication { channel: channel.clone(), offset, payload };
+                if let Some(twice) = self.held.entry(channel.clone()).or_default().insert(offset, early) {
+                    return vec![Ok(twice)];
+                }
+                (channel, Vec::new())
+            }
+            Ok(Event::Subscribed { channel, epoch, offset, recovered }) => {
+                let from =
+                    if recovered { self.asked.get(&channel).copied().unwrap_or(offset) } else { offset };
+                self.last.insert(channel.clone(), from);
+                (channel.clone(), vec![Ok(Event::Subscribed { channel, epoch, offset, recovered })])
+            }
+            other => return vec![other],
+        };
+        if let (Some(last), Some(held)) = (self.last.get_mut(&channel), self.held.get_mut(&channel)) {
+            while let Some(next) = held.remove(&(*last + 1)) {
+                *last += 1;
+                out.push(Ok(next));
+            }
+        }
+        out
     }
 }
 
