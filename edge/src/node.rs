@@ -11,7 +11,7 @@ use rustls::ServerConfig;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::session::server::Settings;
 use tidegate_transport::link::EdgeLink;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -91,6 +91,7 @@ impl EdgeNode {
             connections: Arc::new(AtomicUsize::new(0)),
             workers: commands,
             drain: drain.clone(),
+            long_polls: watch::Sender::new(0),
         });
         // Where a thread cannot be had, dropping the node ends those before it.
         let mut node = Self { addresses, metrics, drain, abort, workers: Vec::with_capacity(count) };

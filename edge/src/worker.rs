@@ -19,7 +19,7 @@ use tidegate_protocol::link::{EdgeFrame, Publish};
 use tidegate_protocol::session::server::Settings;
 use tidegate_protocol::{ChannelName, Position, SessionId};
 use tidegate_transport::clock;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +47,9 @@ pub(crate) struct Shared {
     pub(crate) workers: Vec<mpsc::Sender<Command>>,
     /// Lame duck: nothing new is admitted, sessions are told to go.
     pub(crate) drain: CancellationToken,
+    /// Long-poll sessions of the node: while there are any, HTTP connections outlive the drain, for the polls that
+    /// bring the close.
+    pub(crate) long_polls: watch::Sender<usize>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -200,7 +203,9 @@ impl Worker {
     pub(crate) fn dismiss(&self, key: usize) {
         let session = self.sessions.borrow_mut().try_remove(key);
         if let Some(session) = session {
-            self.long_polls.borrow_mut().remove(&session.id());
+            if self.long_polls.borrow_mut().remove(&session.id()).is_some() {
+                self.shared.long_polls.send_modify(|count| *count -= 1);
+            }
         }
     }
 
@@ -210,6 +215,7 @@ impl Worker {
 
     pub(crate) fn add_long_poll(&self, session: SessionId, handle: LongPollHandle) {
         self.long_polls.borrow_mut().insert(session, handle);
+        self.shared.long_polls.send_modify(|count| *count += 1);
     }
 
     pub(crate) fn subscribe(

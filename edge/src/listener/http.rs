@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use tracing::debug;
 use super::tcp::failed;
 use crate::channel_poll::Waiter;
 use crate::connection;
-use crate::worker::{Admitted, Command, Worker};
+use crate::worker::{Admitted, Command, Shared, Worker};
 
 /// What the requests of one TCP connection share.
 struct Context {
@@ -67,7 +68,7 @@ where
         .max_pending_accept_reset_streams(20)
         .keep_alive_interval(limits.ping)
         .keep_alive_timeout(limits.pong);
-    let drain = worker.shared().drain.clone();
+    let shared = Arc::clone(worker.shared());
     worker.spawn(async move {
         let service = {
             let context = Rc::clone(&context);
@@ -89,7 +90,7 @@ where
         let served = tokio::select! {
             biased;
             served = connection.as_mut() => served,
-            () = drain.cancelled() => {
+            () = farewell(&shared) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -102,6 +103,13 @@ where
             }
         }
     });
+}
+
+/// The node drains, and every long-poll session has been told: sessions bound that wait themselves.
+async fn farewell(shared: &Shared) {
+    shared.drain.cancelled().await;
+    // The sender is in `shared`: it outlives this.
+    let _ = shared.long_polls.subscribe().wait_for(|count| *count == 0).await;
 }
 
 /// Runs a worker's share of requests that arrived at another.

@@ -108,6 +108,7 @@ impl Bench {
             connections: Arc::new(AtomicUsize::new(0)),
             workers: Vec::new(),
             drain: CancellationToken::new(),
+            long_polls: tokio::sync::watch::Sender::new(0),
         };
         let (edge, core) = memory(4096);
         let worker = Rc::new(Worker::new(0, Arc::new(shared)));
