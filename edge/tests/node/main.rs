@@ -111,6 +111,22 @@ async fn shutdown_waits_neither_for_silent_nor_for_idle_connections() {
 }
 
 #[tokio::test]
+async fn a_long_poll_between_two_polls_is_told_of_the_shutdown() {
+    let (edge, address) = start(2, Limits::default());
+    let mut connection = TcpStream::connect(address).await.expect("a connection");
+    let connected = ask(&mut connection, &json!({"frames": [{"id": 1, "connect": {}}]})).await;
+    let next_poll = async {
+        // Nobody listens any more: the drain has begun.
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        ask(&mut connection, &json!({"session": connected["session"], "ack": connected["batch"]})).await
+    };
+    let (told, ()) = tokio::join!(next_poll, edge.shutdown(GRACE));
+    assert_eq!(told["frames"][0]["close"]["code"], 4100, "{told}");
+}
+
+#[tokio::test]
 async fn what_is_left_after_the_grace_is_cut() {
     let (edge, address) = start(1, Limits { close: 2 * GRACE, ..Limits::default() });
     let mut socket = upgrade(address).await;
@@ -269,6 +285,23 @@ async fn exchange(address: SocketAddr, head: &str, body: &str) -> Value {
     let (head, body) = response.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 200"), "{response}");
     serde_json::from_str(body).expect("JSON")
+}
+
+/// One poll on a connection that stays open.
+async fn ask(connection: &mut TcpStream, body: &Value) -> Value {
+    let body = body.to_string();
+    let request =
+        format!("POST /v1/poll HTTP/1.1\r\nhost: edge\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    connection.write_all(request.as_bytes()).await.expect("written");
+    let mut response = String::new();
+    loop {
+        let body = response.split_once("\r\n\r\n").map(|(_, body)| serde_json::from_str(body));
+        if let Some(Ok(body)) = body {
+            return body;
+        }
+        let byte = connection.read_u8().await.expect("a response");
+        response.push(char::from(byte));
+    }
 }
 
 /// A WebSocket, up to the server's 101.
