@@ -95,7 +95,8 @@ pub(crate) fn start(
     worker.metrics().connections[Metrics::index(kind)].inc();
     let task = async move {
         let ending = session.serve().await;
-        session.close(ending).await;
+        // Boxed: the closing's state is large, and this task's memory is an idle connection's for life.
+        Box::pin(session.close(ending)).await;
         session.worker.dismiss(enrolled);
         drop(admitted);
     };
