@@ -202,10 +202,9 @@ impl Worker {
 
     pub(crate) fn dismiss(&self, key: usize) {
         let session = self.sessions.borrow_mut().try_remove(key);
-        if let Some(session) = session {
-            if self.long_polls.borrow_mut().remove(&session.id()).is_some() {
-                self.shared.long_polls.send_modify(|count| *count -= 1);
-            }
+        let long_poll = session.and_then(|session| self.long_polls.borrow_mut().remove(&session.id()));
+        if long_poll.is_some() {
+            self.shared.long_polls.send_modify(|count| *count -= 1);
         }
     }
 
