@@ -58,6 +58,15 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+impl Shared {
+    /// Waits until the node drains and every long-poll session has been told: sessions bound that wait themselves.
+    pub(crate) async fn farewell(&self) {
+        self.drain.cancelled().await;
+        // The sender is here: it outlives this.
+        let _ = self.long_polls.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
 /// From one worker to another.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -175,9 +184,14 @@ impl Worker {
         }
     }
 
-    /// Room for one more connection; `None` at the node's bound, while the core is behind or gone, and while draining.
+    /// Room for one more session; `None` at the node's bound, while the core is behind or gone, and while draining.
     pub(crate) fn admit(&self) -> Option<Admitted> {
-        if self.ending().is_some() || self.upstream().is_congested() {
+        if self.ending().is_some() { None } else { self.admit_connection() }
+    }
+
+    /// Room for one more connection: as for a session, but also while draining, for a known session's last poll.
+    pub(crate) fn admit_connection(&self) -> Option<Admitted> {
+        if self.upstream().is_lost() || self.upstream().is_congested() {
             return None;
         }
         let connections = &self.shared.connections;

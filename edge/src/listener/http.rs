@@ -30,7 +30,7 @@ use tracing::debug;
 use super::tcp::failed;
 use crate::channel_poll::Waiter;
 use crate::connection;
-use crate::worker::{Admitted, Command, Shared, Worker};
+use crate::worker::{Admitted, Command, Worker};
 
 /// What the requests of one TCP connection share.
 struct Context {
@@ -90,7 +90,7 @@ where
         let served = tokio::select! {
             biased;
             served = connection.as_mut() => served,
-            () = farewell(&shared) => {
+            () = shared.farewell() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }
@@ -103,13 +103,6 @@ where
             }
         }
     });
-}
-
-/// The node drains, and every long-poll session has been told: sessions bound that wait themselves.
-async fn farewell(shared: &Shared) {
-    shared.drain.cancelled().await;
-    // The sender is in `shared`: it outlives this.
-    let _ = shared.long_polls.subscribe().wait_for(|count| *count == 0).await;
 }
 
 /// Runs a worker's share of requests that arrived at another.

@@ -13,7 +13,7 @@ use super::http;
 use crate::metrics::HandshakeLabels;
 use crate::worker::{Admitted, Worker};
 
-/// Accepts until the worker drains.
+/// Accepts until the node drains and every long poll has been told: the poll may come on a new connection.
 pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: Option<Arc<ServerConfig>>) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -24,13 +24,15 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: O
     };
     let acceptor = tls.map(TlsAcceptor::from);
     let worker = Rc::clone(worker);
-    let drain = worker.shared().drain.clone();
+    let shared = Arc::clone(worker.shared());
     let accepting = Rc::clone(&worker);
     worker.spawn(async move {
+        let farewell = shared.farewell();
+        tokio::pin!(farewell);
         loop {
             tokio::select! {
                 biased;
-                () = drain.cancelled() => return,
+                () = &mut farewell => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => begin(&accepting, stream, acceptor.clone()),
                     Err(error) => {
@@ -45,7 +47,7 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: O
 }
 
 fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
-    let Some(admitted) = worker.admit() else {
+    let Some(admitted) = worker.admit_connection() else {
         // Dropped before any byte: the cheapest refusal there is.
         failed(worker, "overloaded");
         return;
@@ -68,7 +70,7 @@ async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor,
     let shaken = tokio::select! {
         shaken = handshake => shaken,
         // Whoever is still at it has nothing to lose.
-        () = worker.shared().drain.cancelled() => return,
+        () = worker.shared().farewell() => return,
     };
     match shaken {
         Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted),

@@ -113,17 +113,19 @@ async fn shutdown_waits_neither_for_silent_nor_for_idle_connections() {
 #[tokio::test]
 async fn a_long_poll_between_two_polls_is_told_of_the_shutdown() {
     let (edge, address) = start(2, Limits::default());
-    let mut connection = TcpStream::connect(address).await.expect("a connection");
-    let connected = ask(&mut connection, &json!({"frames": [{"id": 1, "connect": {}}]})).await;
-    let next_poll = async {
-        // Nobody listens any more: the drain has begun.
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
-        ask(&mut connection, &json!({"session": connected["session"], "ack": connected["batch"]})).await
+    let mut kept = TcpStream::connect(address).await.expect("a connection");
+    let connect = json!({"frames": [{"id": 1, "connect": {}}]});
+    let on_kept = ask(&mut kept, &connect).await;
+    let on_new = poll(address, &connect).await;
+    let next = |connected: &Value| json!({"session": connected["session"], "ack": connected["batch"]});
+    // The drain begins with the first look at `shutdown`, which is the first that `join` takes.
+    let ((), told, told_too) = {
+        let (kept_next, new_next) = (next(&on_kept), next(&on_new));
+        tokio::join!(biased; edge.shutdown(GRACE), ask(&mut kept, &kept_next), poll(address, &new_next))
     };
-    let (told, ()) = tokio::join!(next_poll, edge.shutdown(GRACE));
-    assert_eq!(told["frames"][0]["close"]["code"], 4100, "{told}");
+    for told in [told, told_too] {
+        assert_eq!(told["frames"][0]["close"]["code"], 4100, "{told}");
+    }
 }
 
 #[tokio::test]

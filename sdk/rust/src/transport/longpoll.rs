@@ -192,7 +192,11 @@ async fn poll(
             newer = next;
             frames
         } else {
-            let may_send = older.is_none() && newer.answered.is_none() && poller.session.is_some();
+            // Two polls may arrive in either order, and the second of them be taken for a repeat whose frames do not
+            // count. So only one that awaits no reply is overtaken: what is lost of it is ephemeral.
+            let awaits_reply = newer.frames.iter().any(|frame| frame.id != 0);
+            let may_send =
+                older.is_none() && newer.answered.is_none() && !awaits_reply && poller.session.is_some();
             // Answers before what is to be sent: each makes room for it, and none comes unasked.
             tokio::select! { biased;
                 () = settled(older.as_mut()) => {}
