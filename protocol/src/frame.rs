@@ -23,7 +23,7 @@ pub struct ClientFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// `None` only for a frame of a later protocol: the codec refuses it.
-    #[prost(oneof = "ClientBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "ClientBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub body: Option<ClientBody>,
 }
 
@@ -60,6 +60,9 @@ pub enum ClientBody {
     /// Ends the session: nothing more comes from the client.
     #[prost(message, tag = "11")]
     Done(Empty),
+    /// Asks for a pong: the client's own probe of its connection.
+    #[prost(message, tag = "12")]
+    Ping(Empty),
 }
 
 /// A frame from the server: the id of the request that it answers (0 for none), and one body.
@@ -69,7 +72,7 @@ pub struct ServerFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// `None` only for a frame of a later protocol; clients ignore it.
-    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
+    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
     pub body: Option<ServerBody>,
 }
 
@@ -100,15 +103,18 @@ pub enum ServerBody {
     /// One ephemeral item of a subscription.
     #[prost(message, tag = "9")]
     Ephemeral(Ephemeral),
-    /// Asks for a pong.
+    /// Asks for a pong; may bring a fresh ticket.
     #[prost(message, tag = "10")]
-    Ping(Empty),
+    Ping(Ping),
     /// A request failed; the session lives on.
     #[prost(message, tag = "11")]
     Error(ErrorReply),
     /// The connection ends.
     #[prost(message, tag = "12")]
     Close(Close),
+    /// Answers the client's ping.
+    #[prost(message, tag = "13")]
+    Pong(Empty),
 }
 
 /// No fields.
@@ -135,10 +141,15 @@ pub struct Connect {
     #[prost(string, optional, tag = "1")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<String>,
-    /// Ticket of an earlier `connected`.
+    /// Ticket of an earlier `connected` or `ping`.
     #[prost(string, optional, tag = "2")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
+    /// Random text of the client's, at most 128 bytes: a `resume` that is sent again with the same key is the same
+    /// attempt, with another one a theft.
+    #[prost(string, optional, tag = "3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
 }
 
 /// Answer to `connect`.
@@ -173,6 +184,20 @@ pub struct Connected {
     #[prost(message, repeated, tag = "8")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriptions: Vec<Subscribed>,
+    /// True: the ticket was honoured, and this is the session of before.
+    #[prost(bool, tag = "9")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub resumed: bool,
+}
+
+/// Asks for a pong.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ping {
+    /// A ticket that takes the place of the one before.
+    #[prost(string, optional, tag = "1")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resume: Option<String>,
 }
 
 /// Joins a channel.
@@ -186,6 +211,10 @@ pub struct Subscribe {
     #[prost(message, optional, tag = "2")]
     #[serde(deserialize_with = "json::optional_object", skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
+    /// Channels of a higher rank go first, −128 to 127.
+    #[prost(sint32, tag = "3")]
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rank: i32,
 }
 
 /// A subscription begins.
@@ -473,6 +502,7 @@ json_frame!(ClientFrame, ClientBody, refuse, {
     "rpc" => Rpc,
     "pong" => Pong,
     "done" => Done,
+    "ping" => Ping,
 });
 
 json_frame!(ServerFrame, ServerBody, ignore, {
@@ -487,6 +517,7 @@ json_frame!(ServerFrame, ServerBody, ignore, {
     "ping" => Ping,
     "error" => Error,
     "close" => Close,
+    "pong" => Pong,
 });
 
 /// An opaque payload: JSON text that was checked, or bytes.
@@ -569,8 +600,8 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-fn is_zero(value: &u32) -> bool {
-    *value == 0
+fn is_zero<T: PartialEq + Default>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[cfg(test)]

@@ -112,8 +112,10 @@ close_codes! {
     BadOrigin = 4006, "bad_origin", Peer, Never;
     /// A subprotocol, ALPN or encoding that this server does not speak.
     Unsupported = 4007, "unsupported", Peer, Never;
-    /// The resume ticket is forged, expired, spent or of another fleet.
+    /// The resume ticket is forged, malformed or spent.
     BadResume = 4008, "bad_resume", Peer, FreshToken;
+    /// The session was resumed on another connection.
+    Superseded = 4009, "superseded", Peer, Never;
     /// The server is going away.
     Shutdown = 4100, "shutdown", Local, Backoff;
     /// The server cannot take more connections.
@@ -134,6 +136,10 @@ close_codes! {
     ConnectionLost = 4108, "connection_lost", Peer, Backoff;
     /// This edge does not know the long-poll session: resume here.
     UnknownSession = 4200, "unknown_session", Peer, Now;
+    /// The resume ticket is too old: connect without it.
+    ResumeExpired = 4201, "resume_expired", Peer, Now;
+    /// The resume ticket was sealed with a key that this fleet does not have: connect without it.
+    ResumeForeign = 4202, "resume_foreign", Peer, Now;
 }
 
 impl CloseCode {

@@ -77,7 +77,7 @@ fn payload_text_is_carried_through_as_it_is() {
 #[test]
 fn zeros_and_absent_fields_are_left_out_of_text() {
     let spell = |body| String::from_utf8(encode_text(&ServerFrame::new(0, body)).to_vec()).expect("JSON");
-    assert_eq!(spell(ServerBody::Ping(Empty {})), r#"{"ping":{}}"#);
+    assert_eq!(spell(ServerBody::Ping(Ping::default())), r#"{"ping":{}}"#);
     assert_eq!(
         spell(ServerBody::Subscribed(Subscribed::default())),
         r#"{"subscribed":{"channel":"","recovered":false,"publications":[]}}"#
@@ -90,10 +90,11 @@ fn zeros_and_absent_fields_are_left_out_of_text() {
 
 pub(crate) fn client_frame() -> impl Strategy<Value = ClientFrame> {
     let body = prop_oneof![
-        (option::of(text()), option::of(text()))
-            .prop_map(|(token, resume)| ClientBody::Connect(Connect { token, resume })),
-        (text(), option::of(position()))
-            .prop_map(|(channel, position)| ClientBody::Subscribe(Subscribe { channel, position })),
+        (option::of(text()), option::of(text()), option::of(text()))
+            .prop_map(|(token, resume, key)| ClientBody::Connect(Connect { token, resume, key })),
+        (text(), option::of(position()), any::<i32>()).prop_map(|(channel, position, rank)| {
+            ClientBody::Subscribe(Subscribe { channel, position, rank })
+        }),
         text().prop_map(|channel| ClientBody::Unsubscribe(Unsubscribe { channel })),
         (text(), payload_fields(), option::of(text()), any::<bool>()).prop_map(
             |(channel, (data, data_base64), key, ephemeral)| ClientBody::Publish(Publish {
@@ -116,6 +117,7 @@ pub(crate) fn client_frame() -> impl Strategy<Value = ClientFrame> {
         })),
         Just(ClientBody::Pong(Empty {})),
         Just(ClientBody::Done(Empty {})),
+        Just(ClientBody::Ping(Empty {})),
     ];
     (any::<u64>(), body).prop_map(|(id, body)| ClientFrame::new(id, body))
 }
@@ -147,7 +149,8 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
                 time_ms
             })
         ),
-        Just(ServerBody::Ping(Empty {})),
+        option::of(text()).prop_map(|resume| ServerBody::Ping(Ping { resume })),
+        Just(ServerBody::Pong(Empty {})),
         error().prop_map(ServerBody::Error),
         (any::<u32>(), text(), option::of(reconnect()))
             .prop_map(|(code, reason, reconnect)| ServerBody::Close(Close { code, reason, reconnect })),
@@ -158,11 +161,13 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
 fn connected() -> impl Strategy<Value = Connected> {
     (
         (text(), option::of(text()), option::of(text()), any::<u64>()),
-        (text(), text(), option::of(any::<u64>()), vec(subscribed(), 0..3)),
+        (text(), text(), option::of(any::<u64>()), vec(subscribed(), 0..3), any::<bool>()),
     )
-        .prop_map(|((session, resume, user, ping_ms), (node, region, expires_ms, subscriptions))| {
-            Connected { session, resume, user, ping_ms, node, region, expires_ms, subscriptions }
-        })
+        .prop_map(
+            |((session, resume, user, ping_ms), (node, region, expires_ms, subscriptions, resumed))| {
+                Connected { session, resume, user, ping_ms, node, region, expires_ms, subscriptions, resumed }
+            },
+        )
 }
 
 fn subscribed() -> impl Strategy<Value = Subscribed> {

@@ -174,7 +174,7 @@ impl Session {
             until: now + self.config.connect_timeout,
             request: self.requests.new_id(),
             // A ticket serves once.
-            connect: Some(Connect { token: self.token.clone(), resume: self.ticket.take() }),
+            connect: Some(Connect { token: self.token.clone(), resume: self.ticket.take(), key: None }),
             early: Vec::new(),
         };
         self.ask_waiting(now);
@@ -225,7 +225,7 @@ impl Session {
             ServerBody::Connected(connected) => self.handle_connected(now, connected)?,
             ServerBody::Publication(publication) => self.handle_publication(now, publication),
             ServerBody::Ephemeral(ephemeral) => self.handle_ephemeral(ephemeral),
-            ServerBody::Ping(Empty {}) => self.pong_owed = true,
+            ServerBody::Ping(_) => self.pong_owed = true,
             ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, subscribed)?,
             ServerBody::Unsubscribed(unsubscribed) if id == 0 => self.handle_unsubscribed(unsubscribed),
             ServerBody::Error(error) if id == 0 => self.events.push_back(Event::Error(error)),
@@ -463,7 +463,7 @@ impl Session {
             let Phase::Waiting { retry_at } = subscription.phase else { continue };
             if retry_at.is_none_or(|at| now >= at) {
                 let position = subscription.position.clone().map(frame::Position::from);
-                let subscribe = Subscribe { channel: channel.as_str().to_owned(), position };
+                let subscribe = Subscribe { channel: channel.as_str().to_owned(), position, rank: 0 };
                 let request = self.requests.add(Request::Subscribe(channel.clone(), subscribe), true);
                 subscription.phase = Phase::Asked { request };
             }

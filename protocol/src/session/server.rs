@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{
     ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, ErrorCode, ErrorReply, History,
-    HistoryRequest, Payload, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame, Subscribe,
-    Subscribed, Unsubscribe, Unsubscribed,
+    HistoryRequest, Payload, Ping, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame,
+    Subscribe, Subscribed, Unsubscribe, Unsubscribed,
 };
 use crate::grants::Identity;
 use crate::link::{self, LinkError, Recovery};
@@ -158,6 +158,7 @@ impl Session {
                     *heartbeat = Heartbeat::PingAt(now + self.settings.ping);
                 }
             }
+            ClientBody::Ping(_) => self.transmits.push_back(ServerFrame::new(id, ServerBody::Pong(Empty {}))),
             ClientBody::Done(_) => self.end(CloseCode::Done, "the client is done"),
         }
         Ok(())
@@ -203,7 +204,7 @@ impl Session {
             State::Open { heartbeat, .. } => match *heartbeat {
                 Heartbeat::PingAt(at) if at <= now => {
                     *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
-                    self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Empty {})));
+                    self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Ping::default())));
                 }
                 // The pong may be there, unread: the core is slow then, not the client.
                 Heartbeat::PongBy(by) if by <= now && !reads => {
@@ -253,6 +254,7 @@ impl Session {
             region: self.settings.region.as_str().to_owned(),
             expires_ms: expires_ms(now, &identity),
             subscriptions: Vec::new(),
+            resumed: false,
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {

@@ -116,13 +116,14 @@ fn absent_and_empty_differ_in_the_same_fields() {
 }
 
 #[test]
-fn integers_are_unsigned_and_of_the_same_width() {
+fn integers_are_of_the_same_width() {
     let pool = compile();
     for message in pool.all_messages() {
         for field in message.fields() {
             let value = match field.kind() {
                 Kind::Uint64 => Value::U64(u64::MAX),
                 Kind::Uint32 => Value::U32(u32::MAX),
+                Kind::Sint32 => Value::I32(i32::MIN),
                 Kind::Bool => Value::Bool(true),
                 Kind::Bytes => Value::Bytes(bytes::Bytes::from_static(b"\xff\x00")),
                 Kind::String | Kind::Message(_) | Kind::Enum(_) => continue,
@@ -209,10 +210,12 @@ fn always_spelt(field: &FieldDescriptor) -> bool {
     let left_out = [
         "ClientFrame.id",
         "ServerFrame.id",
+        "Connected.resumed",
         "Connected.subscriptions",
         "HistoryRequest.limit",
         "Publish.ephemeral",
         "StreamHeader.catch_up",
+        "Subscribe.rank",
         "Subscribed.conflated",
     ];
     !field.supports_presence() && !left_out.contains(&field.full_name().trim_start_matches("tidegate.v1."))
@@ -226,6 +229,7 @@ fn value_to_json(field: &FieldDescriptor, value: &Value, name: &str) -> serde_js
         (Value::Bool(value), _) => (*value).into(),
         (Value::U64(value), _) => (*value).into(),
         (Value::U32(value), _) => (*value).into(),
+        (Value::I32(value), _) => (*value).into(),
         (Value::Bytes(bytes), _) if field.name() == "data" => {
             serde_json::from_slice(bytes).expect("data holds JSON")
         }
@@ -283,6 +287,7 @@ fn try_through_rust(message: &MessageDescriptor, bytes: &[u8]) -> Result<Vec<u8>
         "Empty" => through::<rust::Empty>(bytes),
         "Position" => through::<rust::Position>(bytes),
         "Connect" => through::<rust::Connect>(bytes),
+        "Ping" => through::<rust::Ping>(bytes),
         "Connected" => through::<rust::Connected>(bytes),
         "Subscribe" => through::<rust::Subscribe>(bytes),
         "Subscribed" => through::<rust::Subscribed>(bytes),

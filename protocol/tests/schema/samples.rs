@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use tidegate_protocol::frame::{
     ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
-    History, HistoryRequest, Position, PresenceRequest, Publication, Publish, Published, Reconnect,
+    History, HistoryRequest, Ping, Position, PresenceRequest, Publication, Publish, Published, Reconnect,
     ReconnectPolicy, Refresh, Refreshed, Rpc, ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed,
     Unsubscribe, Unsubscribed,
 };
@@ -18,28 +18,39 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
         ("connect_without_token", frame(1, ClientBody::Connect(Connect::default()))),
         (
             "connect_with_empty_token",
-            frame(1, ClientBody::Connect(Connect { token: Some(String::new()), resume: None })),
+            frame(1, ClientBody::Connect(Connect { token: Some(String::new()), ..Connect::default() })),
         ),
         (
             "subscribe_from_position",
-            frame(2, ClientBody::Subscribe(Subscribe { channel: room(), position: Some(position(41)) })),
+            frame(
+                2,
+                ClientBody::Subscribe(Subscribe { channel: room(), position: Some(position(41)), rank: -3 }),
+            ),
         ),
         (
             "subscribe_at_the_head",
-            frame(2, ClientBody::Subscribe(Subscribe { channel: room(), position: None })),
+            frame(2, ClientBody::Subscribe(Subscribe { channel: room(), position: None, rank: 0 })),
         ),
         (
             "subscribe_from_the_beginning_of_any_epoch",
             frame(
                 2,
-                ClientBody::Subscribe(Subscribe { channel: room(), position: Some(Position::default()) }),
+                ClientBody::Subscribe(Subscribe {
+                    channel: room(),
+                    position: Some(Position::default()),
+                    rank: 127,
+                }),
             ),
         ),
         (
             "subscribe_from_a_big_offset",
             frame(
                 MAX_SAFE,
-                ClientBody::Subscribe(Subscribe { channel: room(), position: Some(position(MAX_SAFE)) }),
+                ClientBody::Subscribe(Subscribe {
+                    channel: room(),
+                    position: Some(position(MAX_SAFE)),
+                    rank: -128,
+                }),
             ),
         ),
         (
@@ -47,7 +58,9 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             frame(
                 2,
                 ClientBody::Subscribe(Subscribe {
-                    channel: "комната:日本-🎏-é".to_owned(), position: None
+                    channel: "комната:日本-🎏-é".to_owned(),
+                    position: None,
+                    rank: 1,
                 }),
             ),
         ),
@@ -66,6 +79,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             "history_with_the_largest_limit",
             frame(5, ClientBody::History(HistoryRequest { channel: room(), since: None, limit: u32::MAX })),
         ),
+        ("ping", frame(13, ClientBody::Ping(Empty {}))),
         ("presence", frame(6, ClientBody::Presence(PresenceRequest { channel: room() }))),
         ("refresh", frame(7, ClientBody::Refresh(Refresh { token: "header.payload.signature".to_owned() }))),
         ("rpc_json", frame(8, ClientBody::Rpc(full_rpc(json(r#"{"a":1}"#))))),
@@ -90,6 +104,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
                 1,
                 ServerBody::Connected(Connected {
                     resume: None,
+                    resumed: false,
                     user: None,
                     expires_ms: None,
                     subscriptions: Vec::new(),
@@ -173,7 +188,9 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         ),
         ("ephemeral_json", reply(0, ServerBody::Ephemeral(full_ephemeral(json(r#"{"typing":true}"#))))),
         ("ephemeral_binary", reply(0, ServerBody::Ephemeral(full_ephemeral(binary(&[7; 3]))))),
-        ("ping", reply(0, ServerBody::Ping(Empty {}))),
+        ("ping", reply(0, ServerBody::Ping(Ping { resume: Some("ticket".to_owned()) }))),
+        ("ping_without_a_ticket", reply(0, ServerBody::Ping(Ping::default()))),
+        ("pong", reply(13, ServerBody::Pong(Empty {}))),
         ("error", reply(9, ServerBody::Error(ErrorCode::Unavailable.reply("the core is busy")))),
         (
             "error_without_id",
@@ -228,6 +245,7 @@ pub(crate) fn name_of_client_body(body: &ClientBody) -> &'static str {
         ClientBody::Rpc(_) => "rpc",
         ClientBody::Pong(_) => "pong",
         ClientBody::Done(_) => "done",
+        ClientBody::Ping(_) => "ping",
     }
 }
 
@@ -245,6 +263,7 @@ pub(crate) fn name_of_server_body(body: &ServerBody) -> &'static str {
         ServerBody::Ping(_) => "ping",
         ServerBody::Error(_) => "error",
         ServerBody::Close(_) => "close",
+        ServerBody::Pong(_) => "pong",
     }
 }
 
@@ -271,7 +290,11 @@ fn payloads() -> Vec<(&'static str, PayloadFields)> {
 }
 
 fn full_connect() -> Connect {
-    Connect { token: Some("header.payload.signature".to_owned()), resume: Some("ticket".to_owned()) }
+    Connect {
+        token: Some("header.payload.signature".to_owned()),
+        resume: Some("ticket".to_owned()),
+        key: Some("attempt-1".to_owned()),
+    }
 }
 
 fn full_publish((data, data_base64): PayloadFields) -> Publish {
@@ -305,6 +328,7 @@ fn full_connected() -> Connected {
                 conflated: false,
             },
         ],
+        resumed: true,
     }
 }
 

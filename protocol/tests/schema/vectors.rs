@@ -289,7 +289,12 @@ const INVALID: &[Case] = &[
     Case::new("no_body", "client", Input::Text(r#"{"id":1}"#), Outcome::BadFrame),
     Case::new("no_body_in_an_array", "client", Input::Text(r#"[{"pong":{}},{}]"#), Outcome::BadFrame),
     Case::new("unknown_body", "client", Input::Text(r#"{"id":1,"teleport":{}}"#), Outcome::BadFrame),
-    Case::new("server_body_from_a_client", "client", Input::Text(r#"{"ping":{}}"#), Outcome::BadFrame),
+    Case::new(
+        "server_body_from_a_client",
+        "client",
+        Input::Text(r#"{"published":{"channel":"a"}}"#),
+        Outcome::BadFrame,
+    ),
     Case::new("two_bodies", "client", Input::Text(r#"{"pong":{},"done":{}}"#), Outcome::BadFrame),
     Case::new("the_same_body_twice", "client", Input::Text(r#"{"pong":{},"pong":{}}"#), Outcome::BadFrame),
     Case::new("id_twice", "client", Input::Text(r#"{"id":1,"id":2,"pong":{}}"#), Outcome::BadFrame),

@@ -300,6 +300,8 @@ function fieldFromJson(field, json) {
       return integer(json, 0xffff_ffff);
     case "uint64":
       return integer(json, Number.MAX_SAFE_INTEGER);
+    case "sint32":
+      return integer(json, 0x7fff_ffff, -0x8000_0000);
     case "bool":
       if (typeof json !== "boolean") throw new DecodeError(`${field.name} is true or false`);
       return json;
@@ -315,10 +317,11 @@ function fieldFromJson(field, json) {
 /**
  * @param {unknown} json
  * @param {number} max
+ * @param {number} [min]
  */
-function integer(json, max) {
-  if (typeof json !== "number" || !Number.isInteger(json) || json < 0 || json > max) {
-    throw new DecodeError(`${json} is no whole number up to ${max}`);
+function integer(json, max, min = 0) {
+  if (typeof json !== "number" || !Number.isInteger(json) || json < min || json > max) {
+    throw new DecodeError(`${json} is no whole number from ${min} to ${max}`);
   }
   return json;
 }

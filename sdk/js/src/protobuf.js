@@ -126,6 +126,7 @@ function defaultOf(field) {
     case "policy":
       return POLICIES[0];
     case "uint32":
+    case "sint32":
     case "uint64":
       return 0;
     default:
@@ -154,6 +155,10 @@ function writeField(writer, field, value) {
     case "policy":
       writer.tag(field.tag, VARINT);
       return writer.varint(Math.max(0, POLICIES.indexOf(value)));
+    case "sint32":
+      writer.tag(field.tag, VARINT);
+      // Zigzag: the sign is the lowest bit.
+      return writer.varint(value < 0 ? -2 * value - 1 : 2 * value);
     default:
       writer.tag(field.tag, VARINT);
       return writer.varint(value);
@@ -213,6 +218,11 @@ function readField(reader, field, wire, before) {
     case "uint32":
       expectWire(wire, VARINT);
       return reader.uint32();
+    case "sint32": {
+      expectWire(wire, VARINT);
+      const zigzag = reader.uint32();
+      return zigzag % 2 === 0 ? zigzag / 2 : -(zigzag + 1) / 2;
+    }
     default:
       expectWire(wire, VARINT);
       return reader.uint64();

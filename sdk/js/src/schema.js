@@ -1,7 +1,7 @@
 /**
  * The schema as tables, field by field the same as `protocol/src/frame.rs`; the test vectors prove it.
  *
- * @typedef {'string' | 'bytes' | 'json' | 'bool' | 'uint32' | 'uint64' | 'policy' | 'message'} FieldKind
+ * @typedef {'string' | 'bytes' | 'json' | 'bool' | 'uint32' | 'sint32' | 'uint64' | 'policy' | 'message'} FieldKind
  *
  * @typedef {object} Field
  * @property {number} tag
@@ -103,8 +103,8 @@ function frame(strict, bodies) {
 }
 
 export const ClientFrame = frame(true, [
-  [2, "connect", message("Connect", [field(1, "token", "string", OPTIONAL), field(2, "resume", "string", OPTIONAL)])],
-  [3, "subscribe", message("Subscribe", [field(1, "channel", "string"), position(2, "position")])],
+  [2, "connect", message("Connect", [field(1, "token", "string", OPTIONAL), field(2, "resume", "string", OPTIONAL), field(3, "key", "string", OPTIONAL)])],
+  [3, "subscribe", message("Subscribe", [field(1, "channel", "string"), position(2, "position"), field(3, "rank", "sint32", SPARSE)])],
   [4, "unsubscribe", message("Unsubscribe", [field(1, "channel", "string")])],
   [
     5,
@@ -135,6 +135,7 @@ export const ClientFrame = frame(true, [
   ],
   [10, "pong", Empty],
   [11, "done", Empty],
+  [12, "ping", Empty],
 ]);
 
 export const ServerFrame = frame(false, [
@@ -150,6 +151,7 @@ export const ServerFrame = frame(false, [
       field(6, "region", "string"),
       field(7, "expires_ms", "uint64", OPTIONAL),
       field(8, "subscriptions", "message", { message: Subscribed, repeated: true, sparse: true }),
+      field(9, "resumed", "bool", SPARSE),
     ]),
   ],
   [3, "subscribed", Subscribed],
@@ -175,7 +177,7 @@ export const ServerFrame = frame(false, [
   [7, "refreshed", message("Refreshed", [field(1, "expires_ms", "uint64", OPTIONAL)])],
   [8, "publication", Publication],
   [9, "ephemeral", Ephemeral],
-  [10, "ping", Empty],
+  [10, "ping", message("Ping", [field(1, "resume", "string", OPTIONAL)])],
   [11, "error", ErrorReply],
   [
     12,
@@ -186,4 +188,5 @@ export const ServerFrame = frame(false, [
       field(3, "reconnect", "message", { message: Reconnect, optional: true }),
     ]),
   ],
+  [13, "pong", Empty],
 ]);

@@ -218,7 +218,7 @@ fn pong_frame(id: u64) -> ClientFrame {
 }
 
 fn ping_frame() -> ServerFrame {
-    ServerFrame::new(0, ServerBody::Ping(Empty {}))
+    ServerFrame::new(0, ServerBody::Ping(tidegate_protocol::frame::Ping::default()))
 }
 
 fn channel(name: &str) -> ChannelName {

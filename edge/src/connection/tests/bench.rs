@@ -284,7 +284,7 @@ impl Client {
 
     pub(super) fn subscribe(&self, id: u64, channel: &str, position: Option<Position>) {
         let position = position.map(Into::into);
-        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position }));
+        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position, rank: 0 }));
     }
 
     /// Subscribes from `head` on.

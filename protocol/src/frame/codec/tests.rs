@@ -271,7 +271,7 @@ fn a_payload_does_not_hold_on_to_the_buffer_that_it_came_in() {
 #[test]
 fn a_header_comes_before_the_frames_of_a_stream() {
     let header = StreamHeader { channel: "room:1".to_owned(), catch_up: true };
-    let ping = ServerFrame::new(0, ServerBody::Ping(Empty {}));
+    let ping = ServerFrame::new(0, ServerBody::Ping(crate::frame::Ping::default()));
     let mut decoder = Decoder::new(LIMIT);
     let mut found = None;
     let mut frames = Vec::new();

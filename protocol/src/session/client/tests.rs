@@ -345,7 +345,7 @@ fn a_publish_is_not_repeated_once_its_key_may_be_forgotten() {
 fn pings_are_answered_and_silence_ends_the_connection() {
     let mut rig = Rig::opened();
     rig.advance(Duration::from_secs(49));
-    rig.feed(0, ServerBody::Ping(Empty {}));
+    rig.feed(0, ServerBody::Ping(frame::Ping::default()));
     assert_eq!(rig.transmit(), (0, ClientBody::Pong(Empty {})));
     rig.advance(Duration::from_secs(49));
     rig.session.handle_activity(rig.now);

@@ -90,7 +90,7 @@ impl Bench {
 
     fn subscribe(&mut self, id: u64, channel: &str, position: Option<Position>) {
         let position = position.map(Into::into);
-        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position }));
+        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position, rank: 0 }));
     }
 
     /// The slot and ask of the last question about a subscription.
@@ -175,7 +175,7 @@ fn member(patterns: &[&str]) -> Identity {
 #[test]
 fn connect_opens_and_says_who_and_where() {
     let mut bench = Bench::new(|_| (), None);
-    bench.say(7, ClientBody::Connect(Connect { token: Some("t".to_owned()), resume: None }));
+    bench.say(7, ClientBody::Connect(Connect { token: Some("t".to_owned()), ..Connect::default() }));
     assert!(matches!(&bench.asked[..], [Event::Authenticate { token: Some(token) }] if token == "t"));
     assert!(!bench.session.wants_input());
     let expires = Some(bench.now + 60 * SECOND);
@@ -212,7 +212,7 @@ fn no_connect_in_time_and_no_token_end_the_session() {
     assert_eq!(bench.close(), 4004);
 
     let mut bench = Bench::new(|_| (), None);
-    bench.say(1, ClientBody::Connect(Connect { token: Some("x".repeat(33)), resume: None }));
+    bench.say(1, ClientBody::Connect(Connect { token: Some("x".repeat(33)), ..Connect::default() }));
     assert_eq!(bench.close(), 4004);
 }
 
