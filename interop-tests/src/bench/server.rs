@@ -40,15 +40,19 @@ impl Gateway {
         let config = folder.join("tidegate.toml");
         fs::write(&config, CONFIG).context("cannot write the configuration")?;
         let log = folder.join("tidegate.log");
+        let mut command = Command::new(program);
+        // Settings of the tests, which it would refuse.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TIDEGATE_")) {
+            command.env_remove(name);
+        }
         let mut process = Process(
-            Command::new(program)
+            command
                 .arg("dev")
                 .arg("--config")
                 .arg(&config)
                 .arg("--certs-dir")
                 .arg(folder.join("certs"))
                 .arg(format!("--workers={workers}"))
-                .env_remove("TIDEGATE_BIN")
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(File::create(&log)?)
