@@ -26,6 +26,9 @@ pub struct CoreConfig {
     pub forget_after: Duration,
     /// Channels per partition; beyond it new ones are refused.
     pub max_channels: usize,
+    /// Sessions per partition of which spent resume tickets are remembered; beyond it further sessions are not resumed,
+    /// and their clients connect with their tokens.
+    pub max_resumed: usize,
     /// How long a partition waits for a full link before it cuts it. Everybody else on the partition waits too.
     pub link_wait: Duration,
     /// Publications and history reads of the backend API in flight; beyond it they are refused as unavailable.
@@ -47,6 +50,7 @@ impl Default for CoreConfig {
             keys_per_channel: 1024,
             forget_after: Duration::from_secs(300),
             max_channels: 1 << 20,
+            max_resumed: 1 << 17,
             link_wait: Duration::from_secs(5),
             backend_in_flight: 4096,
             backend_wait: Duration::from_secs(10),

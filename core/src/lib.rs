@@ -9,6 +9,7 @@ mod link;
 mod metrics;
 mod partition;
 mod placement;
+mod session;
 
 pub mod engine;
 pub mod node;

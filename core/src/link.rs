@@ -1,11 +1,10 @@
-//! The core's end of a link: one task per link hands its frames to the partitions of their channels.
+//! The core's end of a link: one task per link hands its frames to the partitions of their channels and sessions.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 
-use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, LinkName};
 use tidegate_transport::clock;
 use tidegate_transport::link::{CoreLink, LinkSender};
 use tokio::sync::mpsc;
@@ -14,7 +13,7 @@ use tracing::{Instrument, debug, debug_span};
 
 use crate::channel::LinkId;
 use crate::partition::Command;
-use crate::placement::partition_of;
+use crate::placement::{partition_of, partition_of_session};
 
 /// Serves `link` until its other end is gone or `cut` is cancelled, then ends its interest everywhere.
 ///
@@ -22,6 +21,7 @@ use crate::placement::partition_of;
 /// holds the whole link back.
 pub(crate) async fn serve(
     id: LinkId,
+    name: Option<LinkName>,
     link: CoreLink,
     partitions: Arc<[mpsc::Sender<Command>]>,
     cut: CancellationToken,
@@ -29,7 +29,8 @@ pub(crate) async fn serve(
     let span = debug_span!("link", id = id.0);
     async {
         for queue in partitions.iter() {
-            let attach = Command::Attach { link: id, sender: Arc::clone(&link.sender), cut: cut.clone() };
+            let (sender, cut, name) = (Arc::clone(&link.sender), cut.clone(), name.clone());
+            let attach = Command::Attach { link: id, name, sender, cut };
             // A partition that ended has nothing to send.
             let _ = queue.send(attach).await;
         }
@@ -56,7 +57,7 @@ async fn route(id: LinkId, mut link: CoreLink, partitions: &[mpsc::Sender<Comman
         let at = clock::now();
         for frame in frames.drain(..) {
             // `partitions` came with a count that is a u16.
-            let partition = partition_of(channel(&frame), partitions.len() as u16);
+            let partition = place(&frame, partitions.len() as u16);
             let command = Command::Frame { link: id, frame, at };
             let refused = match partitions[usize::from(partition)].try_send(command) {
                 Ok(()) => None,
@@ -79,6 +80,7 @@ async fn refuse(sender: &dyn LinkSender<CoreFrame>, frame: EdgeFrame) {
         EdgeFrame::Subscribe { request, .. } | EdgeFrame::History { request, .. } => {
             CoreFrame::Recovered { request, result: Err(unavailable()) }
         }
+        EdgeFrame::Spend { request, .. } => CoreFrame::Spent { request, result: Err(unavailable()) },
         EdgeFrame::Unsubscribe { .. } => return,
     };
     // Where the edge is gone too, `route` finds out next.
@@ -90,13 +92,15 @@ pub(crate) fn unavailable() -> LinkError {
     LinkError { code: ErrorCode::Unavailable, message }
 }
 
-fn channel(frame: &EdgeFrame) -> &ChannelName {
-    match frame {
+fn place(frame: &EdgeFrame, partitions: u16) -> u16 {
+    let channel = match frame {
         EdgeFrame::Subscribe { channel, .. }
         | EdgeFrame::Unsubscribe { channel }
         | EdgeFrame::History { channel, .. } => channel,
         EdgeFrame::Publish { publish, .. } => &publish.channel,
-    }
+        EdgeFrame::Spend { spending, .. } => return partition_of_session(spending.session, partitions),
+    };
+    partition_of(channel, partitions)
 }
 
 /// Frames that are taken off a link at once.

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::channel::{ChannelTable, Stats};
+use crate::session::Sessions;
 
 /// The counters of one core node. Clones count together.
 #[derive(Debug, Clone)]
@@ -28,6 +29,7 @@ pub struct CoreMetrics {
     channels: Gauge,
     interest: Gauge,
     history_bytes: Gauge,
+    resumed: Gauge,
 }
 
 impl CoreMetrics {
@@ -49,6 +51,7 @@ impl CoreMetrics {
             channels: Gauge::default(),
             interest: Gauge::default(),
             history_bytes: Gauge::default(),
+            resumed: Gauge::default(),
         }
     }
 
@@ -95,6 +98,11 @@ impl CoreMetrics {
             "Bytes of payload in all histories",
             self.history_bytes.clone(),
         );
+        registry.register(
+            "tidegate_core_resumed_sessions",
+            "Sessions of which spent tickets are remembered",
+            self.resumed.clone(),
+        );
     }
 
     pub(crate) fn count(&self, stats: Stats) {
@@ -136,32 +144,34 @@ pub(crate) struct PartitionGauges {
     channels: i64,
     interest: i64,
     history_bytes: i64,
+    resumed: i64,
 }
 
 impl PartitionGauges {
     /// Nothing yet.
     pub(crate) fn new(metrics: CoreMetrics) -> Self {
-        Self { metrics, channels: 0, interest: 0, history_bytes: 0 }
+        Self { metrics, channels: 0, interest: 0, history_bytes: 0, resumed: 0 }
     }
 
-    /// Corrects the sums to what `table` holds now.
-    pub(crate) fn update(&mut self, table: &ChannelTable) {
+    /// Corrects the sums to what is held now.
+    pub(crate) fn update(&mut self, table: &ChannelTable, sessions: &Sessions) {
         let history_bytes = i64::try_from(table.history_bytes()).unwrap_or(i64::MAX);
-        // Neither count can reach 2^63.
-        self.set(table.channels() as i64, table.interest() as i64, history_bytes);
+        // No count can reach 2^63.
+        self.set(table.channels() as i64, table.interest() as i64, history_bytes, sessions.len() as i64);
     }
 
-    fn set(&mut self, channels: i64, interest: i64, history_bytes: i64) {
+    fn set(&mut self, channels: i64, interest: i64, history_bytes: i64, resumed: i64) {
         correct(&self.metrics.channels, &mut self.channels, channels);
         correct(&self.metrics.interest, &mut self.interest, interest);
         correct(&self.metrics.history_bytes, &mut self.history_bytes, history_bytes);
+        correct(&self.metrics.resumed, &mut self.resumed, resumed);
     }
 }
 
 impl Drop for PartitionGauges {
     /// A partition that ended holds nothing.
     fn drop(&mut self) {
-        self.set(0, 0, 0);
+        self.set(0, 0, 0, 0);
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, LinkName, Publish, Recovery};
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{ChannelName, Position};
 use tidegate_transport::clock;
@@ -21,6 +21,7 @@ use crate::link::{serve, unavailable};
 use crate::metrics::CoreMetrics;
 use crate::partition::{Command, Partition, UnixClock};
 use crate::placement::partition_of;
+use crate::session::Sessions;
 
 /// What a node's tasks run under.
 #[derive(Debug, Clone)]
@@ -68,6 +69,7 @@ impl CoreNode {
             queues.push(sender);
             partitions.push(Partition {
                 table,
+                sessions: Sessions::new(config.max_resumed),
                 engine: Arc::clone(&engine),
                 claim,
                 queue,
@@ -91,13 +93,22 @@ impl CoreNode {
     /// A new link in this process. It ends when the edge drops both halves, or the receiving one and then something
     /// is sent, or the node cuts it; then its interest ends too.
     pub fn connect(&self) -> EdgeLink {
+        self.connect_by(None)
+    }
+
+    /// The same for a worker of an edge: it is told, by this name, of sessions that it issued tickets to.
+    pub fn connect_as(&self, name: LinkName) -> EdgeLink {
+        self.connect_by(Some(name))
+    }
+
+    fn connect_by(&self, name: Option<LinkName>) -> EdgeLink {
         let (edge, core) = link::memory(self.inner.config.link_queue.max(1));
-        self.attach(core);
+        self.attach(name, core);
         edge
     }
 
     /// Serves the core's end of a link, in-process or not.
-    pub fn attach(&self, link: CoreLink) {
+    pub fn attach(&self, name: Option<LinkName>, link: CoreLink) {
         let inner = &self.inner;
         let id = LinkId(inner.next_link.fetch_add(1, Ordering::Relaxed));
         let cut = inner.lifecycle.drain.child_token();
@@ -107,7 +118,7 @@ impl CoreNode {
             tokio::select! {
                 biased;
                 () = abort.cancelled() => {}
-                () = serve(id, link, queues, cut) => {}
+                () = serve(id, name, link, queues, cut) => {}
             }
         });
     }

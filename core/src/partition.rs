@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use slab::Slab;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkName};
 use tidegate_transport::clock;
 use tidegate_transport::link::{LinkSender, TrySendError};
 use tokio::sync::{mpsc, oneshot};
@@ -25,6 +25,7 @@ use crate::channel::{ChannelTable, LinkId};
 use crate::config::CoreConfig;
 use crate::engine::{AppendError, Claim, Engine};
 use crate::metrics::{CoreMetrics, PartitionGauges};
+use crate::session::Sessions;
 
 /// What a partition is told.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Attach {
         /// Which one.
         link: LinkId,
+        /// Whose it is, where anybody is to be found by it.
+        name: Option<LinkName>,
         /// Towards the edge.
         sender: Arc<dyn LinkSender<CoreFrame>>,
         /// Cancelled to end the link.
@@ -87,8 +90,10 @@ impl UnixClock {
 /// A partition and all that it waits for.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    /// What decides.
+    /// What decides of channels.
     pub(crate) table: ChannelTable,
+    /// What decides of sessions.
+    pub(crate) sessions: Sessions,
     /// Keeps the log.
     pub(crate) engine: Arc<dyn Engine>,
     /// The right to write it.
@@ -152,7 +157,7 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self) {
-        self.gauges.update(&self.partition.table);
+        self.update_gauges();
         let drain = self.partition.drain.clone();
         let drained = drain.cancelled();
         tokio::pin!(drained);
@@ -209,7 +214,10 @@ impl Driver {
                     let request = self.requests.insert(answer) as u64;
                     self.handle_frame(unix_ms, LinkId::NODE, with_request(frame, request), at);
                 }
-                Command::Attach { link, sender, cut } => {
+                Command::Attach { link, name, sender, cut } => {
+                    if let Some(name) = name {
+                        self.partition.sessions.attach(link, name);
+                    }
                     self.links.insert(link, LinkEntry { sender, cut });
                 }
                 Command::Detach { link } => self.remove_link(link),
@@ -225,7 +233,13 @@ impl Driver {
         if matches!(&frame, EdgeFrame::Publish { publish, .. } if !publish.ephemeral) {
             self.publishes.push(at);
         }
-        self.partition.table.handle_frame(unix_ms, link, frame);
+        match frame {
+            EdgeFrame::Spend { request, spending, holder } => {
+                let outputs = &mut self.outputs;
+                self.partition.sessions.spend(unix_ms, link, request, &spending, &holder, outputs);
+            }
+            frame => self.partition.table.handle_frame(unix_ms, link, frame),
+        }
     }
 
     /// Logs what was decided since the last time, then tells everybody.
@@ -245,7 +259,7 @@ impl Driver {
             }
         }
         self.partition.metrics.count(self.partition.table.take_stats());
-        self.gauges.update(&self.partition.table);
+        self.update_gauges();
         self.send_outputs().await;
         Ok(())
     }
@@ -328,12 +342,19 @@ impl Driver {
     fn remove_link(&mut self, link: LinkId) {
         if self.links.remove(&link).is_some() {
             self.partition.table.remove_link(link);
+            self.partition.sessions.detach(link);
         }
     }
 
     fn sweep(&mut self) {
-        self.partition.table.sweep(self.partition.clock.unix_ms(), SWEEP_STEPS);
-        self.gauges.update(&self.partition.table);
+        let unix_ms = self.partition.clock.unix_ms();
+        self.partition.table.sweep(unix_ms, SWEEP_STEPS);
+        self.partition.sessions.sweep(unix_ms, SWEEP_STEPS);
+        self.update_gauges();
+    }
+
+    fn update_gauges(&mut self) {
+        self.gauges.update(&self.partition.table, &self.partition.sessions);
     }
 
     /// Somebody else owns the log. Edges find their links closed and come back to whoever serves the channels.
@@ -352,6 +373,7 @@ fn with_request(frame: EdgeFrame, request: u64) -> EdgeFrame {
         EdgeFrame::History { channel, since, limit, .. } => {
             EdgeFrame::History { request, channel, since, limit }
         }
+        EdgeFrame::Spend { spending, holder, .. } => EdgeFrame::Spend { request, spending, holder },
         EdgeFrame::Unsubscribe { channel } => EdgeFrame::Unsubscribe { channel },
     }
 }

@@ -1,14 +1,23 @@
 //! Sans-io: which partition a channel is in.
 
-use tidegate_protocol::ChannelName;
+use tidegate_protocol::{ChannelName, SessionId};
 
 /// The partition of `channel` among `partitions` (at least 1).
 ///
 /// FNV-1a over the name's bytes (64 bits), then the finalizer of MurmurHash3 (its low bits alone are weak), modulo
 /// `partitions`. Logs are laid out by it: it never changes.
 pub fn partition_of(channel: &ChannelName, partitions: u16) -> u16 {
+    place(channel.as_str().bytes(), partitions)
+}
+
+/// The partition that remembers which tickets of `session` were spent: as [`partition_of`], of its 16 bytes.
+pub(crate) fn partition_of_session(session: SessionId, partitions: u16) -> u16 {
+    place(session.to_bytes().into_iter(), partitions)
+}
+
+fn place(bytes: impl Iterator<Item = u8>, partitions: u16) -> u16 {
     let mut hash = FNV_OFFSET;
-    for byte in channel.as_str().bytes() {
+    for byte in bytes {
         hash = (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
     }
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);

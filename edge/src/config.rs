@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
+use tidegate_transport::quic::QuicConfig;
 
 use crate::listener::ListenError;
 
@@ -16,18 +17,23 @@ pub struct Config {
     pub node: NodeId,
     /// Where it stands.
     pub region: Region,
-    /// One single-threaded runtime each; at most [`MAX_WORKERS`], or [`MAX_QUIC_WORKERS`] where `quic` is set.
+    /// One single-threaded runtime each; at most [`MAX_WORKERS`], or [`MAX_QUIC_WORKERS`] where `quic` or `http3`
+    /// is set.
     pub workers: NonZeroUsize,
     /// UDP: QUIC and WebTransport.
     pub quic: Option<SocketAddr>,
-    /// TCP with TLS: WebSocket, long poll, channel poll.
+    /// TCP with TLS: WebSocket, long poll, channel poll, events.
     pub tls: Option<SocketAddr>,
     /// TCP without TLS: the same behind a balancer that terminates TLS, benchmarks, and `dev`.
     pub plain: Option<SocketAddr>,
+    /// UDP: the HTTP endpoints over HTTP/3. It is told to clients of `tls`, and needs `tls`' certificates.
+    pub http3: Option<SocketAddr>,
     /// Rules of channels.
     pub namespaces: Namespaces,
     /// Whether a session needs no token.
     pub anonymous: bool,
+    /// Resume tickets; `None` where none are issued or honoured.
+    pub resume: Option<Resume>,
     /// Bounds on everything that a peer can grow.
     pub limits: Limits,
 }
@@ -39,9 +45,24 @@ pub const MAX_QUIC_WORKERS: usize = tidegate_transport::quic::MAX_WORKERS;
 
 impl Config {
     pub(crate) fn check_workers(&self) -> Result<(), ListenError> {
-        let limit = if self.quic.is_some() { MAX_QUIC_WORKERS } else { MAX_WORKERS };
+        let limit = if self.quic.is_some() || self.http3.is_some() { MAX_QUIC_WORKERS } else { MAX_WORKERS };
         let workers = self.workers.get();
         if workers > limit { Err(ListenError::TooManyWorkers { workers, limit }) } else { Ok(()) }
+    }
+}
+
+/// How sessions are resumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resume {
+    /// How long a ticket is valid; renewed when half of it is over.
+    pub lifetime: Duration,
+    /// From a resume to the end of the session's older connections.
+    pub grace: Duration,
+}
+
+impl Default for Resume {
+    fn default() -> Self {
+        Self { lifetime: Duration::from_secs(600), grace: Duration::from_secs(30) }
     }
 }
 
@@ -64,6 +85,10 @@ pub struct Limits {
     pub session_queue: usize,
     /// Bytes queued for one subscription; over it the subscription is parked and catches up from history.
     pub subscription_queue: usize,
+    /// How long an ephemeral item may wait for a client; older ones are dropped.
+    pub ephemeral_age: Duration,
+    /// Bytes that the kernel may hold of what was not sent yet, per TCP connection (`TCP_NOTSENT_LOWAT`).
+    pub tcp_unsent: usize,
     /// Bytes of an HTTP request's header block.
     pub http_headers: usize,
     /// Bytes of an HTTP request's body.
@@ -80,6 +105,8 @@ pub struct Limits {
     pub longpoll_idle: Duration,
     /// A close that the client does not acknowledge.
     pub close: Duration,
+    /// QUIC's own, except that its frame limit and handshake timeout are `frame` and `handshake`.
+    pub quic: QuicConfig,
 }
 
 impl Default for Limits {
@@ -93,6 +120,8 @@ impl Default for Limits {
             requests: 64,
             session_queue: 4 << 20,
             subscription_queue: 1 << 20,
+            ephemeral_age: Duration::from_secs(1),
+            tcp_unsent: 16 << 10,
             http_headers: 16 << 10,
             http_body: 256 << 10,
             handshake: Duration::from_secs(10),
@@ -101,6 +130,7 @@ impl Default for Limits {
             pong: Duration::from_secs(10),
             longpoll_idle: Duration::from_secs(60),
             close: Duration::from_secs(3),
+            quic: QuicConfig::default(),
         }
     }
 }

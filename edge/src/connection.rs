@@ -5,8 +5,9 @@
 
 mod driver;
 mod outbound;
+mod resume;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::task::Waker;
@@ -32,6 +33,10 @@ pub(crate) struct Session {
     id: SessionId,
     opened: Instant,
     inner: RefCell<Inner>,
+    /// Its key among the worker's.
+    enrolled: Cell<usize>,
+    /// The id of the logical session, under which the worker finds it; `id` is this connection's alone.
+    known_as: Cell<Option<SessionId>>,
     /// The task's; woken when somebody else left something for it.
     waker: RefCell<Option<Waker>>,
 }
@@ -47,6 +52,8 @@ struct Inner {
     parked: Vec<u32>,
     /// The rest of a message, while the machine wants no input.
     unread: VecDeque<ClientFrame>,
+    /// The ticket that the session is to be resumed with.
+    resuming: Option<Box<resume::Resuming>>,
     /// What a send met: the task ends the session with it.
     broken: Option<RecvError>,
 }
@@ -81,6 +88,7 @@ pub(crate) fn start(
         keys: Vec::new(),
         parked: Vec::new(),
         unread: VecDeque::new(),
+        resuming: None,
         broken: None,
     };
     let session = Rc::new(Session {
@@ -89,9 +97,12 @@ pub(crate) fn start(
         id,
         opened,
         inner: RefCell::new(inner),
+        enrolled: Cell::new(0),
+        known_as: Cell::new(None),
         waker: RefCell::new(None),
     });
     let enrolled = worker.enroll(Rc::clone(&session));
+    session.enrolled.set(enrolled);
     worker.metrics().connections[Metrics::index(kind)].inc();
     let task = async move {
         let ending = session.serve().await;
@@ -109,9 +120,14 @@ pub(crate) fn start(
 }
 
 impl Session {
-    /// Its id.
+    /// The id of its connection; a long poll's handle.
     pub(crate) fn id(&self) -> SessionId {
         self.id
+    }
+
+    /// The id of the logical session, once a ticket was given out for it.
+    pub(crate) fn known_as(&self) -> Option<SessionId> {
+        self.known_as.get()
     }
 
     /// By what it is connected.
@@ -138,6 +154,7 @@ impl Session {
     pub(crate) fn deliver_ephemeral(&self, slot: u32, delivery: &Delivery) -> bool {
         let inner = &mut *self.inner.borrow_mut();
         if !inner.machine.is_live(slot) || inner.machine.is_opening() {
+            self.worker.metrics().ephemeral_dropped.parked.inc();
             return false;
         }
         self.offer_ephemeral(inner, slot, delivery)
@@ -170,6 +187,7 @@ impl Session {
             }
             Answer::Publish { id, channel, result } => inner.machine.published(id, &channel, result),
             Answer::History { id, channel, result } => inner.machine.history(id, &channel, result),
+            Answer::Spent { result } => self.spent(inner, result),
         }
         self.transmit(inner);
         self.wake();

@@ -3,6 +3,7 @@
 
 mod channel_poll;
 mod connection;
+mod events;
 mod listener;
 mod metrics;
 mod node;
@@ -13,6 +14,7 @@ mod worker;
 
 pub mod auth;
 pub mod config;
+pub mod resume;
 
 pub use listener::ListenError;
 pub use metrics::Metrics;

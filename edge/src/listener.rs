@@ -1,5 +1,7 @@
 //! Sockets of a node, one set for each worker, and their accept loops.
 
+mod channels;
+mod h3;
 mod http;
 mod quic;
 mod tcp;
@@ -9,10 +11,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ::http::HeaderValue;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tidegate_transport::clock;
-use tidegate_transport::quic::{BindError, QuicConfig, QuicServer};
+use tidegate_transport::quic::{ALPN_HTTP3, BindError, QuicConfig, QuicServer};
 use tracing::warn;
 
 use crate::config::Config;
@@ -29,7 +32,7 @@ pub enum ListenError {
     /// The socket cannot be had.
     #[error("cannot listen on {address} ({what}): {error}")]
     Bind {
-        /// Which listener: `quic`, `tls`, `plain`.
+        /// Which listener: `quic`, `tls`, `plain`, `http3`.
         what: &'static str,
         /// Where.
         address: SocketAddr,
@@ -59,9 +62,9 @@ pub enum ListenError {
 }
 
 impl ListenError {
-    fn bind_quic(address: SocketAddr, error: BindError) -> Self {
+    fn bind_quic(what: &'static str, address: SocketAddr, error: BindError) -> Self {
         match error {
-            BindError::Bind { source: error, .. } => Self::Bind { what: "quic", address, error },
+            BindError::Bind { source: error, .. } => Self::Bind { what, address, error },
             error => Self::Quic(error.to_string()),
         }
     }
@@ -84,6 +87,7 @@ pub(crate) struct WorkerSockets {
     quic: Option<(Arc<QuicServer>, std::net::UdpSocket)>,
     tls: Option<(Arc<ServerConfig>, std::net::TcpListener)>,
     plain: Option<std::net::TcpListener>,
+    http3: Option<(Arc<QuicServer>, std::net::UdpSocket)>,
 }
 
 /// TLS for TCP and for QUIC.
@@ -97,7 +101,7 @@ pub(crate) fn open(config: &Config, tls: Option<&Tls>) -> Result<Sockets, Listen
     if let Some(address) = config.quic {
         let (_, tls) = tls.ok_or(ListenError::NoCertificate { what: "quic" })?;
         let bound = tidegate_transport::quic::bind(address, count, &mut clock::rng())
-            .map_err(|error| ListenError::bind_quic(address, error))?;
+            .map_err(|error| ListenError::bind_quic("quic", address, error))?;
         if bound.receive_buffer < QUIC_BUFFER {
             warn!(
                 granted = bound.receive_buffer,
@@ -114,22 +118,42 @@ pub(crate) fn open(config: &Config, tls: Option<&Tls>) -> Result<Sockets, Listen
     }
     if let Some(address) = config.tls {
         let (tls, _) = tls.ok_or(ListenError::NoCertificate { what: "tls" })?;
-        let listeners =
-            bind_tcp(address, count).map_err(|error| ListenError::Bind { what: "tls", address, error })?;
+        let listeners = bind_tcp(address, count, config.limits.tcp_unsent)
+            .map_err(|error| ListenError::Bind { what: "tls", address, error })?;
         addresses.tls = Some(listeners.0);
         for (worker, listener) in workers.iter_mut().zip(listeners.1) {
             worker.tls = Some((Arc::clone(tls), listener));
         }
     }
     if let Some(address) = config.plain {
-        let listeners =
-            bind_tcp(address, count).map_err(|error| ListenError::Bind { what: "plain", address, error })?;
+        let listeners = bind_tcp(address, count, config.limits.tcp_unsent)
+            .map_err(|error| ListenError::Bind { what: "plain", address, error })?;
         addresses.plain = Some(listeners.0);
         for (worker, listener) in workers.iter_mut().zip(listeners.1) {
             worker.plain = Some(listener);
         }
     }
+    if let Some(address) = config.http3 {
+        let (_, tls) = tls.ok_or(ListenError::NoCertificate { what: "http3" })?;
+        let bound = tidegate_transport::quic::bind(address, count, &mut clock::rng())
+            .map_err(|error| ListenError::bind_quic("http3", address, error))?;
+        addresses.http3 = Some(bound.address);
+        // The certificates of the other endpoint, and nothing but HTTP/3.
+        let mut tls = ServerConfig::clone(tls);
+        tls.alpn_protocols = vec![ALPN_HTTP3.to_vec()];
+        let server = QuicServer::new(Arc::new(tls), bound.steering, quic_config(config).for_http3())
+            .map_err(|error| ListenError::Quic(error.to_string()))?;
+        let server = Arc::new(server);
+        for (worker, socket) in workers.iter_mut().zip(bound.sockets) {
+            worker.http3 = Some((Arc::clone(&server), socket));
+        }
+    }
     Ok(Sockets { addresses, workers })
+}
+
+/// What tells a client of `tls` that the same is served over HTTP/3, at the same name (RFC 7838 §3).
+pub(crate) fn alt_svc(port: u16) -> HeaderValue {
+    HeaderValue::try_from(format!("h3=\":{port}\"; ma=86400")).expect("digits")
 }
 
 /// Starts a worker's accept loops.
@@ -137,6 +161,9 @@ pub(crate) fn serve(worker: &Rc<Worker>, sockets: WorkerSockets) -> Listeners {
     let mut listeners = Listeners::default();
     if let Some((server, socket)) = sockets.quic {
         listeners.quic = quic::serve(worker, &server, socket);
+    }
+    if let Some((server, socket)) = sockets.http3 {
+        listeners.http3 = h3::serve(worker, &server, socket);
     }
     if let Some((tls, listener)) = sockets.tls {
         tcp::serve(worker, listener, Some(tls));
@@ -151,12 +178,17 @@ fn quic_config(config: &Config) -> QuicConfig {
     QuicConfig {
         handshake_timeout: config.limits.handshake,
         frame_limit: config.limits.frame,
-        ..QuicConfig::default()
+        ..config.limits.quic.clone()
     }
 }
 
-/// One listener a worker on the same address; the kernel spreads connections over them.
-fn bind_tcp(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+/// One listener a worker on the same address; the kernel spreads connections over them. Of each connection the kernel
+/// takes at most `unsent` bytes ahead of what it can send.
+fn bind_tcp(
+    address: SocketAddr,
+    count: usize,
+    unsent: usize,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
     let mut address = address;
     let mut listeners = Vec::with_capacity(count);
     for index in 0..count {
@@ -169,6 +201,8 @@ fn bind_tcp(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<st
         }
         socket.set_reuse_port(true)?;
         socket.bind(&address.into())?;
+        // Accepted sockets have it from their listener.
+        socket.set_tcp_notsent_lowat(u32::try_from(unsent).unwrap_or(u32::MAX))?;
         socket.listen(TCP_BACKLOG)?;
         let listener = std::net::TcpListener::from(socket);
         address = listener.local_addr()?;

@@ -14,9 +14,9 @@ use tidegate_transport::TransportKind;
 /// One struct for the whole node; workers share it.
 #[derive(Debug)]
 pub struct Metrics {
-    pub(crate) connections: [Gauge; 4],
-    pub(crate) connects: [Counter; 4],
-    pub(crate) deliveries: [Counter; 4],
+    pub(crate) connections: [Gauge; TransportKind::ALL.len()],
+    pub(crate) connects: [Counter; TransportKind::ALL.len()],
+    pub(crate) deliveries: [Counter; TransportKind::ALL.len()],
     pub(crate) closes: Family<CloseLabels, Counter>,
     pub(crate) handshake_failures: Family<HandshakeLabels, Counter>,
     pub(crate) ephemeral_deliveries: Counter,
@@ -24,16 +24,54 @@ pub struct Metrics {
     pub(crate) subscriptions: Gauge,
     pub(crate) queue_bytes: Gauge<i64, AtomicI64>,
     pub(crate) parked: Counter,
+    pub(crate) conflated: Counter,
+    pub(crate) ephemeral_dropped: EphemeralDropped,
     pub(crate) recovered: Counter,
     pub(crate) gaps: Counter,
     pub(crate) heartbeat_failures: Counter,
     pub(crate) delivery_latency: Histogram,
     pub(crate) connection_age: Histogram,
     pub(crate) datagrams_in: Counter,
+    pub(crate) tickets: Counter,
+    pub(crate) resumes_unchecked: Counter,
+    resumes: Family<ResumeLabel, Counter>,
     connections_family: Family<TransportLabel, Gauge>,
     connects_family: Family<TransportLabel, Counter>,
     deliveries_family: Family<TransportLabel, Counter>,
     recoveries_family: Family<OutcomeLabel, Counter>,
+}
+
+/// Ephemeral items that a subscriber did not get, by why.
+#[derive(Debug)]
+pub(crate) struct EphemeralDropped {
+    /// A newer one came while it waited.
+    pub(crate) replaced: Counter,
+    /// It had waited for too long.
+    pub(crate) expired: Counter,
+    /// Too much waited for the session already.
+    pub(crate) no_room: Counter,
+    /// The subscription is parked.
+    pub(crate) parked: Counter,
+    family: Family<ReasonLabel, Counter>,
+}
+
+impl Default for EphemeralDropped {
+    fn default() -> Self {
+        let family = Family::<ReasonLabel, Counter>::default();
+        let reason = |reason| family.get_or_create_owned(&ReasonLabel { reason });
+        Self {
+            replaced: reason("replaced"),
+            expired: reason("expired"),
+            no_room: reason("no_room"),
+            parked: reason("parked"),
+            family,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -44,6 +82,54 @@ struct TransportLabel {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
     outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResumeLabel {
+    result: &'static str,
+}
+
+/// What became of a ticket that a client presented.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResumeResult {
+    /// The session goes on.
+    Honoured,
+    /// So too, by the same attempt once more.
+    Repeated,
+    /// Refused: not genuine.
+    Malformed,
+    /// Refused: sealed with an unknown key.
+    Foreign,
+    /// Refused: too old.
+    Expired,
+    /// Refused: the token ended.
+    TokenExpired,
+    /// Refused: the session moved on since.
+    Stale,
+    /// Refused, and the session revoked: spent before.
+    Theft,
+    /// Refused: the session was revoked before.
+    Revoked,
+    /// Refused: the table of spent tickets is full.
+    Full,
+}
+
+impl ResumeResult {
+    /// The label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Honoured => "honoured",
+            Self::Repeated => "repeated",
+            Self::Malformed => "malformed",
+            Self::Foreign => "foreign",
+            Self::Expired => "expired",
+            Self::TokenExpired => "token_expired",
+            Self::Stale => "stale",
+            Self::Theft => "theft",
+            Self::Revoked => "revoked",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// How a connection ended.
@@ -93,10 +179,15 @@ impl Default for Metrics {
             subscriptions: Gauge::default(),
             queue_bytes: Gauge::default(),
             parked: Counter::default(),
+            conflated: Counter::default(),
+            ephemeral_dropped: EphemeralDropped::default(),
             heartbeat_failures: Counter::default(),
             delivery_latency: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             connection_age: Histogram::new(exponential_buckets(1.0, 4.0, 10)),
             datagrams_in: Counter::default(),
+            tickets: Counter::default(),
+            resumes_unchecked: Counter::default(),
+            resumes: Family::default(),
             connections_family,
             connects_family,
             deliveries_family,
@@ -143,9 +234,26 @@ impl Metrics {
         edge.register("subscriptions", "Live subscriptions", self.subscriptions.clone());
         edge.register("parked_subscriptions", "Subscriptions parked over their bound", self.parked.clone());
         edge.register(
+            "conflated_publications",
+            "Publications of conflated channels passed over for a newer one",
+            self.conflated.clone(),
+        );
+        edge.register(
+            "ephemeral_dropped",
+            "Ephemeral items that a subscriber did not get, by reason",
+            self.ephemeral_dropped.family.clone(),
+        );
+        edge.register(
             "recoveries",
             "Positions asked for, by clients and for parked subscriptions, by outcome",
             self.recoveries_family.clone(),
+        );
+        edge.register("tickets", "Resume tickets issued", self.tickets.clone());
+        edge.register("resumes", "Resume tickets presented, by result", self.resumes.clone());
+        edge.register(
+            "resumes_unchecked",
+            "Of those honoured, how many without asking whether they were spent: the core did not answer",
+            self.resumes_unchecked.clone(),
         );
         edge.register("heartbeat_failures", "No pong in time", self.heartbeat_failures.clone());
         edge.register("datagrams_received", "Datagrams from clients", self.datagrams_in.clone());
@@ -157,12 +265,17 @@ impl Metrics {
         );
     }
 
+    pub(crate) fn count_resume(&self, result: ResumeResult) {
+        self.resumes.get_or_create_owned(&ResumeLabel { result: result.name() }).inc();
+    }
+
     pub(crate) fn index(kind: TransportKind) -> usize {
         match kind {
             TransportKind::Quic => 0,
             TransportKind::WebTransport => 1,
             TransportKind::WebSocket => 2,
             TransportKind::LongPoll => 3,
+            TransportKind::Sse => 4,
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustls::ServerConfig;
 use tidegate_fallback::http::OriginPolicy;
+use tidegate_protocol::session::resume::{Bounds, SpentTable};
 use tidegate_protocol::session::server::Settings;
+use tidegate_transport::clock;
 use tidegate_transport::link::EdgeLink;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +21,7 @@ use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::listener::{self, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
+use crate::resume::TicketKeys;
 use crate::upstream::{self, Upstream};
 use crate::worker::{Command, Routes, Shared, Worker};
 
@@ -29,6 +32,8 @@ pub struct Parts {
     pub tls: Option<(Arc<ServerConfig>, Arc<ServerConfig>)>,
     /// Checks tokens.
     pub authenticator: Arc<Authenticator>,
+    /// Seals and opens resume tickets; `None`: with a key that only this process has.
+    pub tickets: Option<Arc<TicketKeys>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
     /// Answers what the edge does not know.
@@ -46,6 +51,8 @@ pub struct Addresses {
     pub tls: Option<SocketAddr>,
     /// TCP without TLS.
     pub plain: Option<SocketAddr>,
+    /// UDP: HTTP/3.
+    pub http3: Option<SocketAddr>,
 }
 
 /// A running edge.
@@ -85,8 +92,11 @@ impl EdgeNode {
             settings: Arc::new(settings(&config)),
             config,
             authenticator: parts.authenticator,
+            tickets: parts.tickets.unwrap_or_else(|| Arc::new(TicketKeys::random(&mut clock::rng()))),
+            spent: Mutex::new(SpentTable::new(Bounds { sessions: SPENT_HERE })),
             origins: parts.origins,
             routes: parts.routes,
+            alt_svc: addresses.http3.map(|address| listener::alt_svc(address.port())),
             metrics: Arc::clone(&metrics),
             connections: Arc::new(AtomicUsize::new(0)),
             workers: commands,
@@ -167,6 +177,9 @@ pub(crate) fn settings(config: &Config) -> Settings {
         max_requests: limits.requests,
         max_payload: limits.payload,
         max_token: limits.token,
+        tickets: config.resume.map(|resume| resume.lifetime),
+        grace: config.resume.unwrap_or_default().grace,
+        resume_wait: RESUME_WAIT,
     }
 }
 
@@ -216,3 +229,7 @@ fn run(
 
 /// Long polls on their way to their worker; beyond it the poll is answered 503.
 const COMMANDS: usize = 1024;
+/// For the core to say whether a ticket is spent; then this process decides by what it knows itself.
+const RESUME_WAIT: Duration = Duration::from_secs(2);
+/// Sessions of which this process remembers spent tickets; beyond it, none more is honoured without the core.
+pub(crate) const SPENT_HERE: usize = 65_536;

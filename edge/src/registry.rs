@@ -8,6 +8,7 @@ use tidegate_protocol::ChannelName;
 
 use crate::channel_poll::Waiter;
 use crate::connection::Session;
+use crate::events::Events;
 
 /// A local member of a channel.
 #[derive(Debug, Clone)]
@@ -21,6 +22,8 @@ pub(crate) enum Subscriber {
     },
     /// A `GET …/poll` that waits.
     Waiter(Rc<Waiter>),
+    /// A stream of Server-Sent Events.
+    Events(Rc<Events>),
 }
 
 #[derive(Debug, Default)]

@@ -12,13 +12,15 @@ use slab::Slab;
 use tidegate_protocol::frame::shared::Framing;
 use tidegate_protocol::frame::{ErrorCode, ServerBody};
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
+use tidegate_protocol::session::resume::Outcome;
 use tidegate_protocol::{ChannelName, Offset, Position};
-use tidegate_transport::clock;
+use tidegate_transport::{TransportKind, clock};
 use tidegate_transport::link::{EdgeLink, LinkReceiver, LinkSender, TrySendError};
 use tokio::sync::Notify;
 
 use crate::channel_poll::Waiter;
 use crate::connection::Session;
+use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::registry::Subscriber;
 use crate::worker::Worker;
@@ -55,6 +57,11 @@ pub(crate) enum Answer {
         /// What is retained.
         result: Result<Recovery, LinkError>,
     },
+    /// To the question whether a ticket was spent.
+    Spent {
+        /// Whether it is honoured.
+        result: Result<Outcome, LinkError>,
+    },
 }
 
 /// Who waits for an answer. Bounded by each session's own bound on questions. A session that ended meanwhile is not
@@ -67,8 +74,12 @@ pub(crate) enum Asker {
     Publish { session: Weak<Session>, id: u64, channel: ChannelName },
     /// A session's history request.
     History { session: Weak<Session>, id: u64, channel: ChannelName },
+    /// A session that resumes.
+    Spend { session: Weak<Session> },
     /// A channel poll.
     Waiter(Rc<Waiter>),
+    /// A stream of Server-Sent Events.
+    Events(Rc<Events>),
 }
 
 /// The sending side of the link, and who waits for answers.
@@ -169,7 +180,11 @@ impl Upstream {
         let (request, answer) = match frame {
             CoreFrame::Recovered { request, result } => (request, CoreAnswer::Recovered(result)),
             CoreFrame::Published { request, result } => (request, CoreAnswer::Published(result)),
-            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => return,
+            CoreFrame::Spent { request, result } => (request, CoreAnswer::Spent(result)),
+            CoreFrame::Publication(_)
+            | CoreFrame::Ephemeral(_)
+            | CoreFrame::Rebased { .. }
+            | CoreFrame::SessionMoved { .. } => return,
         };
         let asker = usize::try_from(request).ok().and_then(|key| self.askers.borrow_mut().try_remove(key));
         if let Some(asker) = asker {
@@ -191,6 +206,7 @@ impl Upstream {
 enum CoreAnswer {
     Recovered(Result<Recovery, LinkError>),
     Published(Result<Option<Position>, LinkError>),
+    Spent(Result<Outcome, LinkError>),
 }
 
 impl Asker {
@@ -205,7 +221,9 @@ impl Asker {
             (Self::Publish { session, id, channel }, CoreAnswer::Published(result)) => {
                 (session, Answer::Publish { id, channel, result })
             }
+            (Self::Spend { session }, CoreAnswer::Spent(result)) => (session, Answer::Spent { result }),
             (Self::Waiter(waiter), CoreAnswer::Recovered(result)) => return waiter.recovered(result),
+            (Self::Events(events), CoreAnswer::Recovered(result)) => return events.recovered(result),
             // An answer of the wrong kind is none.
             (asker, _) => return asker.fail(),
         };
@@ -219,6 +237,7 @@ impl Asker {
             LinkError { code: ErrorCode::Unavailable, message: "the core is out of reach".to_owned() };
         let answer = match self {
             Self::Publish { .. } => CoreAnswer::Published(Err(error)),
+            Self::Spend { .. } => CoreAnswer::Spent(Err(error)),
             _ => CoreAnswer::Recovered(Err(error)),
         };
         self.hand_on(answer);
@@ -255,10 +274,10 @@ impl Run {
         self.deliveries.last().map_or(Offset(0), |delivery| delivery.offset)
     }
 
-    /// All of it in one piece, joined once per framing; `None` where frames must stay apart (JSON for long poll).
+    /// All of it in one piece, joined once per framing; `None` where frames must stay apart (JSON for long poll and events).
     pub(crate) fn joined(&self, framing: Framing) -> Option<&Bytes> {
         let cell = match framing {
-            Framing::Text => return None,
+            Framing::Text | Framing::Event => return None,
             Framing::Delimited => &self.joined[0],
             Framing::WebSocketBinary => &self.joined[1],
             Framing::WebSocketText => &self.joined[2],
@@ -331,6 +350,9 @@ impl Batch {
                 }
             },
             CoreFrame::Ephemeral(delivery) => self.ephemeral.push(delivery),
+            CoreFrame::SessionMoved { session, generation, told } => {
+                worker.session_moved(session, generation, told);
+            }
             answer => worker.upstream().answer(answer),
         }
     }
@@ -380,7 +402,7 @@ fn payload_bytes(delivery: &Delivery) -> usize {
 }
 
 async fn fan_out(worker: &Rc<Worker>, channel: &ChannelName, run: &Run, chunk: &mut Vec<Subscriber>) {
-    let mut delivered = [0u64; 4];
+    let mut delivered = [0u64; TransportKind::ALL.len()];
     let mut from = Some(0);
     while let Some(key) = from {
         chunk.clear();
@@ -391,6 +413,9 @@ async fn fan_out(worker: &Rc<Worker>, channel: &ChannelName, run: &Run, chunk: &
                     delivered[Metrics::index(session.kind())] += session.deliver(slot, run) as u64;
                 }
                 Subscriber::Waiter(waiter) => waiter.deliver(run),
+                Subscriber::Events(events) => {
+                    delivered[Metrics::index(TransportKind::Sse)] += events.deliver(run) as u64;
+                }
             }
         }
         if from.is_some() {
@@ -419,8 +444,12 @@ async fn fan_out_ephemeral(worker: &Rc<Worker>, delivery: &Delivery, chunk: &mut
         chunk.clear();
         from = worker.registry().chunk(&delivery.channel, key, CHUNK, chunk);
         for subscriber in chunk.drain(..) {
-            if let Subscriber::Session { session, slot } = subscriber {
-                delivered += u64::from(session.deliver_ephemeral(slot, delivery));
+            match subscriber {
+                Subscriber::Session { session, slot } => {
+                    delivered += u64::from(session.deliver_ephemeral(slot, delivery));
+                }
+                Subscriber::Events(events) => delivered += u64::from(events.deliver_ephemeral(delivery)),
+                Subscriber::Waiter(_) => {}
             }
         }
         if from.is_some() {
@@ -437,6 +466,7 @@ fn rebase(worker: &Worker, channel: &ChannelName, position: &Position, chunk: &m
         match subscriber {
             Subscriber::Session { session, slot } => session.rebased(slot, position),
             Subscriber::Waiter(waiter) => waiter.rebased(position),
+            Subscriber::Events(events) => events.rebased(position),
         }
     }
 }

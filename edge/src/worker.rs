@@ -2,20 +2,24 @@
 //! connection never leaves its worker; nothing on the delivery path is shared with another.
 
 use std::cell::{OnceCell, RefCell, RefMut};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderValue;
+use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use slab::Slab;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_fallback::longpoll::LongPollHandle;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::grants::Identity;
-use tidegate_protocol::link::{EdgeFrame, Publish};
+use tidegate_protocol::link::{EdgeFrame, LinkName, Publish};
+use tidegate_protocol::session::resume::{Outcome, Spending, SpentTable, Told};
 use tidegate_protocol::session::server::Settings;
 use tidegate_protocol::{ChannelName, Position, SessionId};
 use tidegate_transport::clock;
@@ -27,8 +31,10 @@ use crate::auth::{AuthError, Authenticator};
 use crate::channel_poll::Waiter;
 use crate::config::{Config, Limits};
 use crate::connection::Session;
+use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::registry::{Registry, Subscriber};
+use crate::resume::TicketKeys;
 use crate::upstream::{Asker, Upstream};
 
 /// Answers a request that the edge itself does not know, such as `dev`'s page; `None` to answer 404.
@@ -39,8 +45,13 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) settings: Arc<Settings>,
     pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) tickets: Arc<TicketKeys>,
+    /// Tickets spent in this process, for when the core is out of reach. Locked once for each resume.
+    pub(crate) spent: Mutex<SpentTable<()>>,
     pub(crate) origins: OriginPolicy,
     pub(crate) routes: Option<Routes>,
+    /// `Alt-Svc` for answers over TLS, where HTTP/3 is served (RFC 7838 §3).
+    pub(crate) alt_svc: Option<HeaderValue>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) connections: Arc<AtomicUsize>,
     /// Commands to every worker, in order.
@@ -107,6 +118,9 @@ pub(crate) struct Worker {
     upstream: OnceCell<Upstream>,
     sessions: RefCell<Slab<Rc<Session>>>,
     long_polls: RefCell<HashMap<SessionId, LongPollHandle>>,
+    /// Which connections serve a session that was given a ticket: several while it moves.
+    known: RefCell<BTreeSet<(SessionId, usize)>>,
+    events: RefCell<Slab<Rc<Events>>>,
     rng: RefCell<ChaCha8Rng>,
     tracker: TaskTracker,
 }
@@ -126,6 +140,8 @@ impl Worker {
             upstream: OnceCell::new(),
             sessions: RefCell::default(),
             long_polls: RefCell::default(),
+            known: RefCell::default(),
+            events: RefCell::default(),
             rng: RefCell::new(clock::rng()),
             tracker: TaskTracker::new(),
         }
@@ -216,10 +232,47 @@ impl Worker {
 
     pub(crate) fn dismiss(&self, key: usize) {
         let session = self.sessions.borrow_mut().try_remove(key);
+        if let Some(id) = session.as_ref().and_then(|session| session.known_as()) {
+            self.known.borrow_mut().remove(&(id, key));
+        }
         let long_poll = session.and_then(|session| self.long_polls.borrow_mut().remove(&session.id()));
         if long_poll.is_some() {
             self.shared.long_polls.send_modify(|count| *count -= 1);
         }
+    }
+
+    /// Seals and opens tickets.
+    pub(crate) fn tickets(&self) -> &TicketKeys {
+        &self.shared.tickets
+    }
+
+    /// From now on a connection is told of what becomes of its session.
+    pub(crate) fn make_known(&self, session: SessionId, key: usize) {
+        self.known.borrow_mut().insert((session, key));
+    }
+
+    /// A session was resumed elsewhere, or revoked.
+    pub(crate) fn session_moved(&self, session: SessionId, generation: u32, told: Told) {
+        let keys: Vec<usize> =
+            self.known.borrow().range((session, 0)..=(session, usize::MAX)).map(|(_, key)| *key).collect();
+        for key in keys {
+            let connection = self.sessions.borrow().get(key).cloned();
+            if let Some(connection) = connection {
+                connection.moved(generation, told);
+            }
+        }
+    }
+
+    /// Asks the core whether a ticket was spent.
+    pub(crate) fn spend(&self, session: &Rc<Session>, spending: Spending, holder: LinkName) {
+        let asker = Asker::Spend { session: Rc::downgrade(session) };
+        self.upstream().ask(asker, |request| EdgeFrame::Spend { request, spending, holder });
+    }
+
+    /// Whether a ticket was spent, as far as this process knows.
+    pub(crate) fn spend_here(&self, spending: &Spending) -> Outcome {
+        let mut spent = self.shared.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        spent.spend(clock::unix_ms(), spending, ()).outcome
     }
 
     pub(crate) fn long_poll(&self, session: SessionId) -> Option<LongPollHandle> {
@@ -285,11 +338,43 @@ impl Worker {
         key
     }
 
+    /// Subscribes a stream of events; the keys are for [`Worker::unsubscribe`] and [`Worker::dismiss_events`].
+    pub(crate) fn listen_to(
+        &self,
+        events: &Rc<Events>,
+        channel: &ChannelName,
+        position: Option<Position>,
+    ) -> (usize, usize) {
+        let key = self.registry().insert(channel, Subscriber::Events(Rc::clone(events)));
+        let enrolled = self.events.borrow_mut().insert(Rc::clone(events));
+        let channel = channel.clone();
+        self.upstream().ask(Asker::Events(Rc::clone(events)), |request| EdgeFrame::Subscribe {
+            request,
+            channel,
+            position,
+        });
+        (key, enrolled)
+    }
+
+    pub(crate) fn dismiss_events(&self, key: usize) {
+        let events = self.events.borrow_mut().try_remove(key);
+        drop(events);
+    }
+
+    /// A random time between the two.
+    pub(crate) fn jitter(&self, least: Duration, most: Duration) -> Duration {
+        let spread = (most - least).as_millis() as u64;
+        least + Duration::from_millis(self.rng.borrow_mut().random_range(0..=spread))
+    }
+
     /// The core is out of reach: every session is told to come back later.
     pub(crate) fn core_lost(&self) {
         let Some((code, reason)) = self.ending() else { return };
         for (_, session) in &*self.sessions.borrow() {
             session.end(code, reason);
+        }
+        for (_, events) in &*self.events.borrow() {
+            events.end(code, reason);
         }
     }
 
@@ -297,6 +382,13 @@ impl Worker {
     pub(crate) async fn end_all(&self) {
         let Some((code, reason)) = self.ending() else { return };
         let sessions: Vec<_> = self.sessions.borrow().iter().map(|(_, session)| Rc::clone(session)).collect();
+        let streams: Vec<_> = self.events.borrow().iter().map(|(_, events)| Rc::clone(events)).collect();
+        for chunk in streams.chunks(32) {
+            for events in chunk {
+                events.end(code, reason);
+            }
+            tokio::task::yield_now().await;
+        }
         for chunk in sessions.chunks(32) {
             for session in chunk {
                 session.end(code, reason);
@@ -309,7 +401,9 @@ impl Worker {
     pub(crate) fn clear(&self) {
         self.upstream().clear();
         // Each taken out before it is dropped: a drop may come back here.
-        let held = (self.sessions.take(), self.registry.take(), self.long_polls.take());
+        let held =
+            (self.sessions.take(), self.registry.take(), self.long_polls.take(), self.events.take());
         drop(held);
+        self.known.take();
     }
 }

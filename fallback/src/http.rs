@@ -4,12 +4,13 @@ mod origin;
 mod query;
 
 use std::fmt;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE,
-    HeaderMap, HeaderValue, ORIGIN, VARY,
+    HeaderMap, HeaderValue, ORIGIN, RETRY_AFTER, VARY,
 };
 use http::{Response, StatusCode, Uri};
 use serde::Serialize;
@@ -153,16 +154,25 @@ fn check_token(token: &str, limit: usize) -> Result<Token, TokenError> {
     Ok(Token(token.to_owned()))
 }
 
-/// Lets the page at `origin`, which the policy allowed, read a response.
+/// Lets the page at `origin`, which the policy allowed, read a response: that page by name, never `*`. Credentials are
+/// not allowed (`Access-Control-Allow-Credentials`): there are no cookies here, and a browser that sent them would only
+/// show that somebody else's are not ours.
 pub fn allow_origin(response: &mut HeaderMap, origin: &HeaderValue) {
     response.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
-    response.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after"));
+    response.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static("retry-after, alt-svc"));
     vary_by_origin(response);
 }
 
 /// Says that the answer depends on who asks; belongs on every answer of an endpoint that checks origins.
 pub fn vary_by_origin(response: &mut HeaderMap) {
     response.insert(VARY, HeaderValue::from_static("origin"));
+}
+
+/// Says when to come back (RFC 9110 §10.2.3): whole seconds, rounded up, for those who do not read the body.
+pub fn retry_after(response: &mut HeaderMap, after: Duration) {
+    let seconds = after.as_millis().div_ceil(1000);
+    let value = HeaderValue::try_from(seconds.to_string()).expect("digits");
+    response.insert(RETRY_AFTER, value);
 }
 
 /// Answers a preflight (`OPTIONS`) of an allowed origin; browsers remember it for two hours, the most that they all do.
@@ -172,7 +182,10 @@ pub fn preflight_response(origin: &HeaderValue) -> Response<Bytes> {
     let headers = response.headers_mut();
     allow_origin(headers, origin);
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, OPTIONS"));
-    headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type, last-event-id"),
+    );
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("7200"));
     response
 }
@@ -261,7 +274,12 @@ mod tests {
         assert_eq!(response.status(), 204);
         assert_eq!(response.headers()["access-control-allow-origin"], "https://app.example");
         assert_eq!(response.headers()["access-control-max-age"], "7200");
-        assert_eq!(response.headers()["access-control-expose-headers"], "retry-after");
+        assert_eq!(response.headers()["access-control-expose-headers"], "retry-after, alt-svc");
+        assert_eq!(
+            response.headers()["access-control-allow-headers"],
+            "authorization, content-type, last-event-id"
+        );
+        assert!(!response.headers().contains_key("access-control-allow-credentials"));
         assert_eq!(response.headers()["vary"], "origin");
 
         headers.append(ORIGIN, HeaderValue::from_static("https://app.example"));

@@ -262,7 +262,7 @@ impl Connection for LongPollConnection {
         }
     }
 
-    fn open_lane(&mut self, _subscription: u32, _channel: &ChannelName) {}
+    fn open_lane(&mut self, _subscription: u32, _channel: &ChannelName, _rank: i8) {}
 
     fn close_lane(&mut self, _subscription: u32) {}
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_fallback::channel_poll::ChannelPoll;
+use tidegate_fallback::events::{EventWriter, parse_id};
 use tidegate_fallback::http::{OriginPolicy, decode_path_segment, query_pairs};
 use tidegate_fallback::longpoll::{MAX_WAIT, PollRequest};
 use tidegate_fallback::websocket;
@@ -25,6 +26,18 @@ pub fn channel_poll(input: &[u8]) {
     assert_eq!(decode_path_segment(channel).as_deref(), Ok(poll.channel.as_str()));
     assert!(poll.wait <= Duration::from_secs(60));
     assert!(poll.position.is_none_or(|position| position.epoch.as_str().len() <= Epoch::MAX_BYTES));
+}
+
+/// The id of an event, as it comes back in `Last-Event-ID`: it is the id that is written for its position.
+pub fn event_id(input: &[u8]) {
+    let Some(position) = parse_id(input) else { return };
+    assert!(position.epoch.as_str().len() <= Epoch::MAX_BYTES);
+    let mut writer = EventWriter::default();
+    writer.publication(b"", &position);
+    let written = writer.take();
+    let id = written.strip_prefix(b"id: ").and_then(|id| id.strip_suffix(b"\n\n")).expect("an id");
+    assert!(!id.contains(&b'\n') && !id.contains(&b'\r') && !id.contains(&0));
+    assert_eq!(parse_id(id), Some(position));
 }
 
 /// The address of the backend's history request, laid out as for [`channel_poll`].

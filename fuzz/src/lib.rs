@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod http;
+mod tickets;
 mod tokens;
 
 use std::fmt::Debug;
@@ -21,7 +22,8 @@ use tidegate_protocol::frame::codec::{
 use tidegate_protocol::frame::{ClientFrame, ServerFrame, StreamHeader};
 use tidegate_protocol::{ChannelName, SessionId};
 
-pub use http::{channel_poll, history_query, origin, poll_request, publish_body, query, websocket_reader};
+pub use http::{channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader};
+pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 
 /// Does something with any bytes; panics where a promise is broken.
@@ -35,16 +37,19 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_decoder", client_decoder),
     ("client_message", client_message),
     ("client_text", client_text),
+    ("event_id", event_id),
     ("history_query", history_query),
     ("log_frame", log_frame),
     ("origin", origin),
     ("poll_request", poll_request),
     ("publish_body", publish_body),
     ("query", query),
+    ("resume_ticket", resume_ticket),
     ("server_message", server_message),
     ("server_text", server_text),
     ("session_id", session_id),
     ("stream_header", stream_header),
+    ("ticket_content", ticket_content),
     ("token", token),
     ("token_claims", token_claims),
     ("websocket_reader", websocket_reader),

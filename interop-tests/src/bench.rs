@@ -9,6 +9,7 @@ mod idle;
 mod ledger;
 mod limit;
 mod load;
+mod loss;
 mod machine;
 mod measure;
 mod proc;
@@ -28,6 +29,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Fanout(arguments) => fanout::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
+        Command::Loss(arguments) => loss::run(&arguments),
         Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -33,6 +33,8 @@ pub struct Addresses {
     pub plain: SocketAddr,
     /// The backend API.
     pub api: SocketAddr,
+    /// UDP: HTTP/3.
+    pub http3: SocketAddr,
 }
 
 /// How it is started.
@@ -58,7 +60,18 @@ impl Gateway {
     /// # Errors
     /// When it does not become ready.
     pub async fn dev(config: &str) -> Result<Self> {
-        Self::start(Mode::Dev, config).await
+        Self::start(Mode::Dev, config, None).await
+    }
+
+    /// The same with the listeners for clients at an address other than loopback, for a laboratory's namespace.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn dev_on(host: IpAddr, config: &str) -> Result<Self> {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let open = SocketAddr::from((host, 0));
+        let at = Addresses { quic: open, tls: open, plain: local, api: local, http3: open };
+        Self::start(Mode::Dev, config, Some(at)).await
     }
 
     /// `tidegate serve`, with certificate files that lie in [`Gateway::folder`].
@@ -67,16 +80,16 @@ impl Gateway {
     /// When it does not become ready.
     pub async fn serve(config: &str) -> Result<Self> {
         let files = "[[tls.certificates]]\ncertificate = \"certs/leaf.pem\"\nkey = \"certs/leaf-key.pem\"\n";
-        Self::start(Mode::Serve, &format!("{config}\n{files}")).await
+        Self::start(Mode::Serve, &format!("{config}\n{files}"), None).await
     }
 
-    async fn start(mode: Mode, config: &str) -> Result<Self> {
+    async fn start(mode: Mode, config: &str, at: Option<Addresses>) -> Result<Self> {
         let folder = TempDir::with_prefix("tidegate-test-")?;
         fs::write(folder.path().join("tidegate.toml"), config)?;
         if mode == Mode::Serve {
             issue_certificates(&folder.path().join("certs"))?;
         }
-        let (child, addresses) = spawn(mode, &folder, None).await?;
+        let (child, addresses) = spawn(mode, &folder, at).await?;
         Ok(Self { mode, folder, child, addresses })
     }
 
@@ -352,7 +365,7 @@ async fn spawn(mode: Mode, folder: &TempDir, at: Option<Addresses>) -> Result<(C
         .arg(path.join("tidegate.toml"))
         .args(["--quic", &address(|at| at.quic), "--tls", &address(|at| at.tls)])
         .args(["--plain", &address(|at| at.plain), "--api", &address(|at| at.api)])
-        .args(["--set", "log.format=json"])
+        .args(["--http3", &address(|at| at.http3), "--set", "log.format=json"])
         .stdin(Stdio::null())
         .stdout(File::create(path.join(STDOUT))?)
         .stderr(File::create(path.join(STDERR))?);
@@ -384,7 +397,9 @@ fn ready(log: &str) -> Option<Addresses> {
     let fields: Value = serde_json::from_str(line).ok()?;
     let text = format!("{} {}", fields["fields"]["addresses"], fields["fields"]["api"]);
     let mut found = text.split("Some(").skip(1).filter_map(|rest| rest.split(')').next()?.parse().ok());
-    Some(Addresses { quic: found.next()?, tls: found.next()?, plain: found.next()?, api: found.next()? })
+    let (quic, tls, plain) = (found.next()?, found.next()?, found.next()?);
+    let http3 = found.next()?;
+    Some(Addresses { quic, tls, plain, http3, api: found.next()? })
 }
 
 fn read_log(folder: &TempDir) -> String {

@@ -4,6 +4,8 @@ pub mod bench;
 pub mod clients;
 pub mod gateway;
 pub mod http;
+pub mod lab;
 pub mod programs;
 pub mod raw;
+pub mod slow_link;
 pub mod wait;

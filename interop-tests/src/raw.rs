@@ -1,6 +1,7 @@
 //! Clients without manners: they say what a test tells them to, byte by byte if need be, and report all that comes.
 
 mod longpoll;
+mod paced;
 mod quic;
 mod websocket;
 
@@ -18,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::gateway::Gateway;
 use crate::wait::{PATIENCE, within};
 
+pub use paced::Pace;
 pub use quic::first_flight;
 
 /// By what a raw client connects.
@@ -96,6 +98,8 @@ pub struct Greeting {
     pub subprotocols: Option<String>,
     /// Another header.
     pub header: Option<(String, String)>,
+    /// It says nothing more, and reads slowly. WebSocket over HTTP/2 does not.
+    pub pace: Option<Pace>,
 }
 
 /// The server did not let it in.
@@ -176,7 +180,7 @@ impl Raw {
         let dial = async {
             anyhow::Ok(match carrier {
                 Carrier::Quic => Line::Streams(
-                    Box::new(quic::dial(gateway, sender, stop.clone()).await?),
+                    Box::new(quic::dial(gateway, greeting, sender, stop.clone()).await?),
                     receiver,
                     stop.drop_guard(),
                 ),

@@ -150,6 +150,10 @@ pub struct Connect {
     #[prost(string, optional, tag = "3")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// The client takes publications from datagrams too, where the transport has them.
+    #[prost(bool, tag = "4")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub repeats: bool,
 }
 
 /// Answer to `connect`.

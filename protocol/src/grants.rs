@@ -16,6 +16,11 @@ impl ChannelPattern {
         Self(pattern.into())
     }
 
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// True where the whole name fits. Linear in the name for each `*`.
     pub fn matches(&self, channel: &ChannelName) -> bool {
         let mut parts = self.0.split('*');

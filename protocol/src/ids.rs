@@ -101,6 +101,16 @@ impl SessionId {
         Self(random & !0xff | u128::from(worker))
     }
 
+    /// As bytes, for a ticket.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    /// What [`SessionId::to_bytes`] gave.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
     /// The worker that made the session.
     pub fn worker(self) -> u8 {
         // The low byte, by construction.
@@ -136,6 +146,16 @@ impl FromStr for SessionId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a session id has 32 hexadecimal digits")]
 pub struct SessionIdError;
+
+/// One connection of a client, on the client's side alone: whoever dials numbers them, and uses no number twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// One process of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

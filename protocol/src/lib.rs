@@ -13,5 +13,5 @@ pub mod link;
 pub mod namespace;
 pub mod session;
 
-pub use ids::{ChannelName, ChannelNameError, NodeId, Region, SessionId, SessionIdError};
+pub use ids::{ChannelName, ChannelNameError, ConnectionId, NodeId, Region, SessionId, SessionIdError};
 pub use position::{Epoch, Offset, Position};

@@ -8,7 +8,17 @@ use std::sync::Arc;
 
 use crate::frame::shared::SharedFrame;
 use crate::frame::{ErrorCode, Payload, Publication};
-use crate::{ChannelName, Offset, Position};
+use crate::session::resume::{Outcome, Spending, Told};
+use crate::{ChannelName, NodeId, Offset, Position, SessionId};
+
+/// Whose link it is: tickets name it, so that whoever held a session can be told where it went.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkName {
+    /// The edge.
+    pub node: NodeId,
+    /// Its worker.
+    pub worker: u8,
+}
 
 /// Edge to core.
 #[derive(Debug, Clone)]
@@ -44,6 +54,15 @@ pub enum EdgeFrame {
         since: Option<Position>,
         /// At most so many, the newest; 0 for all.
         limit: u32,
+    },
+    /// Spends a resume ticket. Goes to the partition of the session, which remembers it.
+    Spend {
+        /// Echoed.
+        request: u64,
+        /// What of the ticket counts.
+        spending: Spending,
+        /// Who issued the ticket.
+        holder: LinkName,
     },
 }
 
@@ -89,6 +108,23 @@ pub enum CoreFrame {
         channel: ChannelName,
         /// Its new head.
         position: Position,
+    },
+    /// Answers `Spend`.
+    Spent {
+        /// The request's.
+        request: u64,
+        /// Whether the ticket is honoured.
+        result: Result<Outcome, LinkError>,
+    },
+    /// A session of which this link may hold connections was resumed or revoked. Comes before the answer to the `Spend`
+    /// that caused it, where that is the same link's.
+    SessionMoved {
+        /// Which one.
+        session: SessionId,
+        /// The generation of the connection that has it now.
+        generation: u32,
+        /// What happened.
+        told: Told,
     },
 }
 

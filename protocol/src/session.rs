@@ -2,4 +2,5 @@
 //! or one ordered pipe.
 
 pub mod client;
+pub mod resume;
 pub mod server;

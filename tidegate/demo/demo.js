@@ -12,6 +12,7 @@ const MEANWHILE = [
   ["Leslie", "It will ask for everything after its last position."],
   ["Radia", "And it gets this once, in order. Welcome back!"],
 ];
+const PATIENT = { joinMinMs: 4_000, joinMaxMs: 4_000 };
 const HOLD_MS = 4_000;
 const RTT_EVERY_MS = 2_000;
 const TYPING_EVERY_MS = 1_500;
@@ -67,7 +68,10 @@ async function start() {
 
 function makeClient(transports) {
   const { webtransport, websocket, longpoll, certificate_hash: hash } = facts;
-  return new Client({ webtransport, websocket, longpoll }, { transports, certificateHashes: hash ? [hash] : [] });
+  const options = { transports, certificateHashes: hash ? [hash] : [] };
+  // Who asks for a transport by name waits for it: the others join late.
+  if (query.has("transport")) Object.assign(options, { ladder: PATIENT, storage: null });
+  return new Client({ webtransport, websocket, longpoll }, options);
 }
 
 /** The transport that was asked for first, the others behind it. */
@@ -86,15 +90,22 @@ function follow(session) {
     $("transport").textContent = "nothing now";
     delete $("transport").dataset.transport;
   });
-  session.on("connected", ({ transport, node, region }) => {
-    setState("connected", `connected to ${node}${region ? `, ${region}` : ""}`);
-    document.querySelector(`[name=transport][value=${transport}]`).checked = true;
-    if (measured !== transport) samples.length = 0;
-    measured = transport;
-    $("transport").textContent = NAMES[transport];
-    $("transport").dataset.transport = transport;
-    note(`Connected over ${NAMES[transport]}`, "good");
+  session.on("connected", ({ transport, node, region, resumed }) => {
+    showConnection(transport, node, region);
+    count("resumed", resumed);
+    note(`Connected over ${NAMES[transport]}${resumed ? ", session resumed" : ""}`, "good");
     measure();
+  });
+  session.on("moved", ({ from, to, node, region, resumed }) => {
+    showConnection(to, node, region);
+    count("moved", true);
+    count("resumed", resumed);
+    const way = from === to ? `to another connection over ${NAMES[to]}` : `from ${NAMES[from]} to ${NAMES[to]}`;
+    note(`Moved ${way}, no gap${resumed ? ", session resumed" : ""}`, "good");
+    measure();
+  });
+  session.on("suspect", (isSuspect) => {
+    if (isSuspect) note(`${NAMES[session.transport]} carries nothing: looking for another way`, "warn");
   });
   session.on("disconnected", ({ code, reason, retryInMs }) => {
     const next = retryInMs === null ? " for good" : retryInMs > 0 ? ` for ${(retryInMs / 1_000).toFixed(1)} s` : "";
@@ -105,6 +116,20 @@ function follow(session) {
   });
   session.on("rtt", showRtt);
   session.on("error", ({ message }) => note(message, "warn"));
+}
+
+function showConnection(transport, node, region) {
+  setState("connected", `connected to ${node}${region ? `, ${region}` : ""}`);
+  document.querySelector(`[name=transport][value=${transport}]`).checked = true;
+  if (measured !== transport) samples.length = 0;
+  measured = transport;
+  $("transport").textContent = NAMES[transport];
+  $("transport").dataset.transport = transport;
+}
+
+/** One more, where it was one. */
+function count(id, isOne) {
+  if (isOne) $(id).textContent = String(Number($(id).textContent) + 1);
 }
 
 function join(channel) {
@@ -433,7 +458,9 @@ function listen() {
   $("transports").addEventListener("change", async ({ target }) => {
     const wanted = target.value;
     const used = await client.useTransport(wanted).catch(() => null);
-    if (used !== wanted && used !== null) note(`${NAMES[wanted]} does not get through here`, "warn");
+    if (used === wanted || used === null) return;
+    note(`${NAMES[wanted]} does not get through here`, "warn");
+    document.querySelector(`[name=transport][value=${used}]`).checked = true;
   });
 }
 

@@ -74,12 +74,15 @@ pub(crate) struct ConfigArguments {
     /// UDP address of QUIC and WebTransport, or false (listen.quic)
     #[arg(long, value_name = "ADDRESS")]
     quic: Option<String>,
-    /// TCP address of WebSocket and long poll over TLS, or false (listen.tls)
+    /// TCP address of WebSocket, long poll and events over TLS, or false (listen.tls)
     #[arg(long, value_name = "ADDRESS")]
     tls: Option<String>,
     /// TCP address of the same without TLS, or false (listen.plain)
     #[arg(long, value_name = "ADDRESS")]
     plain: Option<String>,
+    /// UDP address of the same over HTTP/3, or false (listen.http3)
+    #[arg(long, value_name = "ADDRESS")]
+    http3: Option<String>,
     /// TCP address of the backend API, or false (listen.api)
     #[arg(long, value_name = "ADDRESS")]
     api: Option<String>,
@@ -95,6 +98,7 @@ impl ConfigArguments {
             ("--quic", "listen.quic", &self.quic),
             ("--tls", "listen.tls", &self.tls),
             ("--plain", "listen.plain", &self.plain),
+            ("--http3", "listen.http3", &self.http3),
             ("--api", "listen.api", &self.api),
             ("--workers", "node.workers", &self.workers),
         ];

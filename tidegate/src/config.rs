@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use tidegate_core::CoreConfig;
 use tidegate_edge::auth::{KeyAlgorithm, Secret};
-use tidegate_edge::config::Limits as EdgeLimits;
+use tidegate_edge::config::{Limits as EdgeLimits, Resume as EdgeResume};
 use tidegate_protocol::namespace::{Access, Namespace};
 
 pub(crate) use self::check::check;
@@ -43,6 +43,7 @@ pub(crate) struct Settings {
     pub(crate) listen: Listen,
     pub(crate) tls: Tls,
     pub(crate) auth: Auth,
+    pub(crate) resume: Resume,
     pub(crate) api: Api,
     pub(crate) namespaces: Namespaces,
     pub(crate) limits: Limits,
@@ -67,6 +68,7 @@ pub(crate) struct Listen {
     pub(crate) quic: Option<SocketAddr>,
     pub(crate) tls: Option<SocketAddr>,
     pub(crate) plain: Option<SocketAddr>,
+    pub(crate) http3: Option<SocketAddr>,
     pub(crate) api: Option<SocketAddr>,
 }
 
@@ -115,6 +117,15 @@ impl Default for AuthKey {
             public_key_file: None,
         }
     }
+}
+
+/// `[resume]`
+#[derive(Debug, Clone)]
+pub(crate) struct Resume {
+    pub(crate) enabled: bool,
+    /// None: a random key for this process.
+    pub(crate) keys: Vec<PathBuf>,
+    pub(crate) times: EdgeResume,
 }
 
 /// `[api]`
@@ -169,6 +180,7 @@ impl Settings {
                 quic: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
                 tls: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
                 plain: None,
+                http3: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4434))),
                 api: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
             },
             tls: Tls { certificates: Vec::new() },
@@ -181,6 +193,7 @@ impl Settings {
                 jwks_files: Vec::new(),
                 keys: Vec::new(),
             },
+            resume: Resume { enabled: true, keys: Vec::new(), times: EdgeResume::default() },
             api: Api {
                 keys: Vec::new(),
                 key_files: Vec::new(),
@@ -205,6 +218,7 @@ impl Settings {
                     quic: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4433))),
                     tls: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4433))),
                     plain: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8080))),
+                    http3: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4434))),
                     ..serve.listen
                 },
                 auth: Auth {

@@ -17,6 +17,7 @@ use anyhow::{Context as _, anyhow};
 use prometheus_client::registry::Registry;
 use tidegate_certs::CertStore;
 use tidegate_edge::auth::Authenticator;
+use tidegate_edge::resume::TicketKeys;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_transport::clock;
 use tokio_util::sync::CancellationToken;
@@ -55,11 +56,13 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
 
     let certificates = certificates::open(&settings, mode, certs_dir)?;
     let authenticator = Arc::new(Authenticator::new(settings.auth().map_err(|problem| anyhow!(problem))?)?);
+    let tickets = settings.ticket_keys()?.map(Arc::new);
     let page = (mode == Mode::Dev).then(Demo::default);
     let mut registry = Registry::default();
     let parts = Parts {
         certificates: certificates.store.clone(),
         authenticator: Arc::clone(&authenticator),
+        tickets: tickets.clone(),
         origins: OriginPolicy::new(&settings.auth.origins)?,
         routes: page.as_ref().map(demo::routes),
         api_keys: settings.api_keys()?,
@@ -93,7 +96,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
 
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    let refresher = Refresher { store: certificates.store, authenticator };
+    let refresher = Refresher { store: certificates.store, authenticator, tickets };
     tasks.spawn(refresher.clone().every(REFRESH, stop.clone()));
     loop {
         match signals.next().await {
@@ -122,11 +125,12 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads certificates and key sets again.
+/// Reads certificates, key sets and ticket keys again.
 #[derive(Clone)]
 struct Refresher {
     store: Option<Arc<CertStore>>,
     authenticator: Arc<Authenticator>,
+    tickets: Option<Arc<TicketKeys>>,
 }
 
 impl Refresher {
@@ -171,6 +175,14 @@ impl Refresher {
         }
         for problem in refresh.problems {
             error!(%problem, "token keys cannot be used; the old ones stay");
+        }
+        let Some(tickets) = &self.tickets else { return };
+        let refresh = tickets.refresh();
+        if refresh.changed {
+            info!("ticket keys read again");
+        }
+        for problem in refresh.problems {
+            error!(%problem, "ticket keys cannot be used; the old ones stay");
         }
     }
 }

@@ -22,11 +22,13 @@ pub enum TransportKind {
     WebSocket,
     /// `POST /v1/poll`.
     LongPoll,
+    /// Server-Sent Events: no session, and no [`Connection`] of its own.
+    Sse,
 }
 
 impl TransportKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Quic, Self::WebTransport, Self::WebSocket, Self::LongPoll];
+    pub const ALL: [Self; 5] = [Self::Quic, Self::WebTransport, Self::WebSocket, Self::LongPoll, Self::Sse];
 
     /// Its name in metrics, logs and configuration.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl TransportKind {
             Self::WebTransport => "webtransport",
             Self::WebSocket => "websocket",
             Self::LongPoll => "longpoll",
+            Self::Sse => "sse",
         }
     }
 }
@@ -112,8 +115,12 @@ pub trait Connection {
     /// The next thing from the client. Reads only when asked: not asking is the back-pressure.
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Inbound, RecvError>>;
 
-    /// Names a subscription's lanes before the first bytes on them.
-    fn open_lane(&mut self, subscription: u32, channel: &ChannelName);
+    /// Names a subscription's lanes before the first bytes on them. What waits of a higher rank goes first, where the
+    /// transport has an order of its own.
+    fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8);
+
+    /// Gives a subscription's lanes another rank.
+    fn rank_lane(&mut self, _subscription: u32, _rank: i8) {}
 
     /// Ends a subscription's lanes: what was taken is still delivered, what was not is lost.
     fn close_lane(&mut self, subscription: u32);
@@ -136,4 +143,18 @@ pub trait Connection {
 
     /// Bytes taken but not yet on their way, as far as this transport can see.
     fn buffered(&self) -> usize;
+
+    /// True while the handshake is not complete: what [`Connection::poll_recv`] gave so far may be early data (0-RTT),
+    /// which whoever recorded it can send again. Once false it stays so, and then what came early is no replay either:
+    /// only who holds the client's keys completes a handshake. It turns false in `poll_recv` and `poll_established`
+    /// alone.
+    fn is_early(&self) -> bool {
+        false
+    }
+
+    /// Ready when the handshake is complete; with an error when the connection ended before, which
+    /// [`Connection::poll_recv`] tells too. Registers the waker otherwise.
+    fn poll_established(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
+        Poll::Ready(Ok(()))
+    }
 }

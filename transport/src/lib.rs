@@ -4,6 +4,7 @@
 pub mod clock;
 mod connection;
 pub mod link;
+pub mod netem;
 pub mod quic;
 
 pub use connection::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind};

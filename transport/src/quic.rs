@@ -1,23 +1,38 @@
-//! QUIC towards clients, the server's side: one endpoint per worker, native connections and WebTransport.
+//! QUIC towards clients. The server's side: one endpoint per worker, native connections and WebTransport. The client's:
+//! dialling native QUIC.
 //!
 //! [`bind`] shares a UDP port out to workers, [`QuicServer`] is what their endpoints have in common, and each worker
 //! runs a [`QuicEndpoint`] on its own runtime. What it accepts becomes a [`QuicConnection`], the same for both.
+//! [`QuicDialer`] makes [`QuicClient`]s, whose path a [`PathWatch`] watches.
 
+mod client;
+mod congestion;
 mod connection;
 mod crypto;
+mod datagrams;
+mod early;
 mod endpoint;
+mod http3;
 mod inbound;
 mod lanes;
+mod path_watch;
 mod socket;
 mod steering;
 mod webtransport;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+pub use client::{DialConfig, EarlyData, PROBE_BYTES, QuicClient, QuicDialer, is_probe, probe_datagram};
 pub use connection::{QuicConnection, QuicStats};
 pub use endpoint::{Incoming, Pending, QuicEndpoint, QuicPending, QuicServer};
+pub use http3::{ALPN_HTTP3, Http3Answer, Http3Body, Http3Connection, Http3Limits, Http3Request};
+pub use path_watch::{PathEvent, PathWatch, PtoEstimate};
 pub use steering::{BindError, BoundSockets, MAX_WORKERS, SOCKET_BUFFER, Steering, bind};
 pub use webtransport::WebTransportPending;
+
+use self::congestion::CubicDelayConfig;
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 
 /// ALPN of native clients (PROTOCOL §2).
 pub const ALPN_NATIVE: &[u8] = b"tidegate/1";
@@ -32,11 +47,19 @@ pub struct QuicConfig {
     pub idle_timeout: Duration,
     /// From a client's first packet to the end of the handshake; for WebTransport to the end of its request.
     pub handshake_timeout: Duration,
-    /// Bytes that a client may send on one stream ahead of our reading.
+    /// What a round trip is taken for until one was measured: three of it pass before a lost first packet is sent again.
+    pub initial_rtt: Duration,
+    /// How sending is paced.
+    pub congestion: CongestionControl,
+    /// Bytes that may be in flight before anything was acknowledged.
+    pub initial_window: u32,
+    /// Bytes that a client may send on one stream ahead of our reading: a `connect` with 512 `subscribe` frames behind
+    /// it, up to 64 KiB, is one flight.
     pub stream_window: u32,
     /// Bytes that a client may send on all its streams ahead of our reading.
     pub connection_window: u32,
-    /// Bytes held for a client that were not acknowledged yet, over all streams.
+    /// Bytes held for a client that were not acknowledged yet, over all streams. What is in there goes out in its order:
+    /// the smaller it is, the more ranks count, and the slower a client far away is served in bulk.
     pub send_window: u32,
     /// Unidirectional streams that a client may have open. HTTP/3 takes three for itself and may open one that nobody
     /// knows (RFC 9114 §6.2.3); the next is told that it is too many.
@@ -53,6 +76,13 @@ pub struct QuicConfig {
     pub max_incoming: usize,
     /// Packets that a client is asked to acknowledge together, where it can (RFC 9000 §13.2, ACK frequency extension).
     pub ack_threshold: u32,
+    /// How long a client may wait with an acknowledgement, where it can be asked. A lost packet is noticed so much later.
+    pub ack_delay: Duration,
+    /// Whether a native client that was here before may say something in its first flight (0-RTT, ADR 0009).
+    pub early_data: bool,
+    /// Clients that are remembered for it, the newest, some 300 bytes each once they were here. They must come back to
+    /// the same process.
+    pub tickets: usize,
     /// Bytes of one frame from a client.
     pub frame_limit: usize,
 }
@@ -62,7 +92,12 @@ impl Default for QuicConfig {
         Self {
             idle_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(10),
-            stream_window: 16 * 1024,
+            // quinn's own (RFC 9002 §6.2.2): an answer that is sent again too early counts against the amplification limit.
+            initial_rtt: Duration::from_millis(333),
+            congestion: CongestionControl::CubicDelay,
+            // RFC 9002 §7.2: ten packets.
+            initial_window: 12_000,
+            stream_window: 64 * 1024,
             connection_window: 64 * 1024,
             send_window: 64 * 1024,
             client_uni_streams: 5,
@@ -71,7 +106,40 @@ impl Default for QuicConfig {
             datagram_buffer: 16 * 1024,
             max_incoming: 4096,
             ack_threshold: 10,
+            ack_delay: Duration::from_millis(25),
+            early_data: true,
+            tickets: 65_536,
             frame_limit: 128 * 1024,
+        }
+    }
+}
+
+/// How sending is paced to what the path carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CongestionControl {
+    /// RFC 9438, deaf to losses that come without delay: ADR 0011.
+    #[default]
+    CubicDelay,
+    /// RFC 9438.
+    Cubic,
+    /// RFC 9002 §7.
+    NewReno,
+    /// Experimental in quinn: for comparisons.
+    Bbr,
+}
+
+impl CongestionControl {
+    /// `initial_window`: bytes that may be in flight before anything was acknowledged.
+    fn factory(self, initial_window: u32) -> Arc<dyn ControllerFactory + Send + Sync> {
+        let window = u64::from(initial_window);
+        match self {
+            Self::CubicDelay => {
+                let cubic = CubicConfig::default().initial_window(window).clone();
+                Arc::new(CubicDelayConfig(Arc::new(cubic)))
+            }
+            Self::Cubic => Arc::new(CubicConfig::default().initial_window(window).clone()),
+            Self::NewReno => Arc::new(NewRenoConfig::default().initial_window(window).clone()),
+            Self::Bbr => Arc::new(BbrConfig::default().initial_window(window).clone()),
         }
     }
 }

@@ -37,6 +37,7 @@ pub(crate) fn install(workspace: &Workspace) -> Result<Tools> {
     nextest(workspace)?;
     let chromium = chromium()?;
     let python = python(workspace)?;
+    laboratory()?;
     for folder in [SDK_JS, BROWSER_TESTS] {
         npm_packages(workspace, folder)?;
     }
@@ -121,6 +122,25 @@ fn python(workspace: &Workspace) -> Result<PathBuf> {
     }
     found("Python", &process::capture(Command::new(&python).arg("--version"))?);
     Ok(python)
+}
+
+/// What the link laboratory of the real tests stands on.
+fn laboratory() -> Result<()> {
+    if process::which("ip").is_none() {
+        apt_install(&["iproute2"], "the link laboratory makes network namespaces with its `ip`")?;
+    }
+    ensure!(
+        process::capture(Command::new("id").arg("-u"))?.trim() == "0",
+        "the link laboratory of the real tests makes network namespaces, which needs root: run `sudo -E cargo xtask test` \
+         or, where /dev/net/tun is open to your user, `unshare --map-root-user --net --mount sh -c \
+         'mount -t tmpfs tmpfs /run && ip link set lo up && cargo xtask test'`"
+    );
+    ensure!(
+        Path::new(TUN).exists(),
+        "the link laboratory needs TUN devices and there is no {TUN}: `modprobe tun`"
+    );
+    found("ip", &process::capture(Command::new("ip").arg("-Version"))?);
+    Ok(())
 }
 
 fn make_venv(venv: &Path) -> bool {
@@ -219,6 +239,7 @@ fn found(what: &str, version: &str) {
 
 const BROWSER_TESTS: &str = "interop-tests/browser";
 const PYTHON_REQUIREMENTS: &str = "interop-tests/python/requirements.txt";
+const TUN: &str = "/dev/net/tun";
 const VENV: &str = ".tools/venv";
 /// Holds what was installed, so that a second run has nothing to do.
 const STAMP: &str = ".tidegate-installed";

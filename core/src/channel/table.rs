@@ -131,6 +131,8 @@ impl ChannelTable {
                 let result = self.history(unix_ms, &channel, since.as_ref(), limit);
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
+            // Of sessions, not of channels.
+            EdgeFrame::Spend { .. } => {}
         }
     }
 
@@ -190,6 +192,7 @@ impl ChannelTable {
                 true
             }
             CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => false,
+            CoreFrame::Spent { .. } | CoreFrame::SessionMoved { .. } => true,
         });
     }
 

@@ -81,6 +81,9 @@ impl Session {
         if self.refill(cx, inner)? {
             return Ok(Turn::Again);
         }
+        if self.poll_resume(cx, inner)? {
+            return Ok(Turn::Again);
+        }
         if timer.poll_elapsed(cx, inner.machine.poll_timeout()) {
             inner.machine.handle_timeout(clock::now());
             return Ok(Turn::Again);
@@ -118,7 +121,13 @@ impl Session {
     fn take_frames(self: &Rc<Self>, inner: &mut Inner) -> Turn {
         while let Some(frame) = inner.unread.pop_front() {
             trace!(id = frame.id, "frame");
-            if let Err(error) = inner.machine.handle_frame(clock::now(), frame) {
+            let now = clock::now();
+            let handled = if inner.connection.is_early() {
+                inner.machine.handle_early_frame(now, frame)
+            } else {
+                inner.machine.handle_frame(now, frame)
+            };
+            if let Err(error) = handled {
                 inner.machine.end(error.close_code(), &error.to_string());
             }
             if let Some(ending) = self.drain_events(inner) {
@@ -136,7 +145,8 @@ impl Session {
     /// Ephemeral, so that what is too much is dropped.
     fn take_datagram(self: &Rc<Self>, inner: &mut Inner, frames: Vec<ClientFrame>) -> Turn {
         for frame in frames {
-            if !self.reads(inner) {
+            // Early data can be sent again by whoever recorded it, and what is ephemeral may be dropped.
+            if !self.reads(inner) || inner.connection.is_early() {
                 break;
             }
             if let Err(error) = inner.machine.handle_datagram(clock::now(), frame) {
@@ -175,12 +185,17 @@ impl Session {
             let Some(event) = inner.machine.poll_event() else { break };
             match event {
                 Event::Authenticate { token } => self.authenticate(inner, token),
+                Event::Resume { ticket, key } => self.resume(inner, &ticket, key.as_deref()),
+                Event::Unanswered => self.decide_here(inner),
+                Event::Issue => self.issue(inner),
                 Event::Opened => {
                     self.worker.metrics().connects[Metrics::index(self.kind)].inc();
                 }
-                Event::Subscribe { slot, ask, begins, channel, position } => {
+                Event::Subscribe { slot, ask, begins, channel, position, rank } => {
                     if begins {
-                        self.join(inner, slot, &channel);
+                        self.join(inner, slot, &channel, rank);
+                    } else {
+                        self.rank(inner, slot, rank);
                     }
                     self.worker.subscribe(self, slot, ask, channel, position);
                 }
@@ -216,8 +231,8 @@ impl Session {
         }
     }
 
-    fn join(self: &Rc<Self>, inner: &mut Inner, slot: u32, channel: &ChannelName) {
-        inner.connection.open_lane(slot, channel);
+    fn join(self: &Rc<Self>, inner: &mut Inner, slot: u32, channel: &ChannelName, rank: i8) {
+        inner.connection.open_lane(slot, channel, rank);
         let subscriber = Subscriber::Session { session: Rc::clone(self), slot };
         let key = self.worker.registry().insert(channel, subscriber);
         let index = slot as usize;
@@ -227,6 +242,13 @@ impl Session {
         }
         inner.keys[index] = Some((channel.clone(), key));
         self.worker.metrics().subscriptions.inc();
+    }
+
+    fn rank(&self, inner: &mut Inner, slot: u32, rank: i8) {
+        inner.connection.rank_lane(slot, rank);
+        if let Some(backlog) = &mut inner.backlog {
+            backlog.set_rank(slot, rank);
+        }
     }
 
     fn leave(&self, inner: &mut Inner, slot: u32) {

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use tidegate_protocol::Offset;
 use tidegate_protocol::frame::{CloseCode, Publication, ServerBody, ServerFrame};
 use tidegate_protocol::link::Delivery;
-use tidegate_transport::{Lane, RecvError, Sent, TransportKind};
+use tidegate_transport::{Lane, RecvError, Sent, TransportKind, clock};
 use tracing::trace;
 
 use super::{Inner, Session};
-use crate::policy::slow_consumer::{Backlog, Bounds, Queued};
+use crate::policy::slow_consumer::{Backlog, Bounds, EphemeralQueued, Queued};
 use crate::upstream::Run;
 
 impl Session {
@@ -23,12 +23,12 @@ impl Session {
             && let Some(joined) = run.joined(framing)
         {
             let newest = newest.frame.encoded(framing);
-            return if self.offer(inner, slot, from, joined, newest) { due.len() } else { 0 };
+            return if self.offer(inner, slot, from, joined, newest, due.len()) { due.len() } else { 0 };
         }
         let mut offered = 0;
         for delivery in due {
             let bytes = delivery.frame.encoded(framing);
-            if !self.offer(inner, slot, delivery.offset, bytes, bytes) {
+            if !self.offer(inner, slot, delivery.offset, bytes, bytes, 1) {
                 break;
             }
             offered += 1;
@@ -36,9 +36,17 @@ impl Session {
         offered
     }
 
-    /// Sends or queues publications, the first of them `first`; `newest` is the last of them. False once the
+    /// Sends or queues `count` publications, the first of them `first`; `newest` is the last of them. False once the
     /// subscription is parked: what follows is not to be offered.
-    fn offer(&self, inner: &mut Inner, slot: u32, first: Offset, bytes: &Bytes, newest: &Bytes) -> bool {
+    fn offer(
+        &self,
+        inner: &mut Inner,
+        slot: u32,
+        first: Offset,
+        bytes: &Bytes,
+        newest: &Bytes,
+        count: usize,
+    ) -> bool {
         match self.send(inner, slot, bytes) {
             Some(Sent::Taken) => return true,
             Some(Sent::Full) => {}
@@ -47,11 +55,16 @@ impl Session {
         let bounds = self.bounds();
         let conflated = inner.machine.subscription(slot).is_some_and(|(_, conflated)| conflated);
         let waits = if conflated { newest } else { bytes };
+        let name = (slot, inner.machine.rank(slot));
         let queued = self
-            .with_backlog(inner, |backlog| backlog.push_live(bounds, slot, first, waits.clone(), conflated));
+            .with_backlog(inner, |backlog| backlog.push_live(bounds, name, first, waits.clone(), conflated));
         self.wake();
+        let skipped = if conflated { count - 1 + usize::from(queued == Queued::Replaced) } else { 0 };
+        if skipped > 0 {
+            self.worker.metrics().conflated.inc_by(skipped as u64);
+        }
         match queued {
-            Queued::Waits => true,
+            Queued::Waits | Queued::Replaced => true,
             Queued::Parked { last } => {
                 trace!(slot, last = last.0, "parked");
                 inner.machine.park(slot, last);
@@ -70,9 +83,22 @@ impl Session {
         match self.send(inner, slot, bytes) {
             Some(Sent::Taken) => true,
             Some(Sent::Full) => {
-                let bounds = self.bounds();
+                let (bounds, name) = (self.bounds(), (slot, inner.machine.rank(slot)));
                 self.wake();
-                self.with_backlog(inner, |backlog| backlog.push_ephemeral(bounds, slot, bytes.clone()))
+                let queued = self.with_backlog(inner, |backlog| {
+                    backlog.push_ephemeral(bounds, clock::now(), name, bytes.clone())
+                });
+                let dropped = &self.worker.metrics().ephemeral_dropped;
+                match queued {
+                    EphemeralQueued::Waits => {}
+                    EphemeralQueued::Replaced => {
+                        dropped.replaced.inc();
+                    }
+                    EphemeralQueued::NoRoom => {
+                        dropped.no_room.inc();
+                    }
+                };
+                queued != EphemeralQueued::NoRoom
             }
             None => false,
         }
@@ -133,11 +159,11 @@ impl Session {
         if missed.is_empty() {
             return;
         }
-        let framing = inner.connection.framing();
+        let (framing, rank) = (inner.connection.framing(), inner.machine.rank(slot));
         self.with_backlog(inner, |backlog| {
             for publication in missed {
                 let frame = ServerFrame::new(0, ServerBody::Publication(publication));
-                backlog.push_catch_up(slot, framing.encode(&frame));
+                backlog.push_catch_up(slot, rank, framing.encode(&frame));
             }
         });
     }
@@ -148,12 +174,22 @@ impl Session {
             // `connected` comes first; the answer that brings it wakes the task.
             return Ok(());
         }
+        // What was taken on any lane first, also where nothing more waits.
+        if inner.connection.buffered() > 0
+            && let Poll::Ready(result) = inner.connection.poll_ready(cx, Lane::Control)
+        {
+            result?;
+        }
+        let oldest =
+            inner.backlog.is_some().then(|| clock::now().checked_sub(self.worker.limits().ephemeral_age));
         while let Some(backlog) = &mut inner.backlog {
             let before = backlog.bytes();
             let connection = &mut inner.connection;
-            let pumped = backlog.pump(self.one_pipe(), |lane, bytes| connection.send(lane, bytes));
+            let pumped =
+                backlog.pump(self.one_pipe(), oldest.flatten(), |lane, bytes| connection.send(lane, bytes));
             self.account(before, backlog.bytes());
             let pumped = pumped?;
+            self.worker.metrics().ephemeral_dropped.expired.inc_by(pumped.expired);
             if backlog.is_empty() {
                 inner.backlog = None;
             }
@@ -167,12 +203,6 @@ impl Session {
             if !ready {
                 break;
             }
-        }
-        // Also what was taken on lanes where nothing more waits.
-        if inner.connection.buffered() > 0
-            && let Poll::Ready(result) = inner.connection.poll_ready(cx, Lane::Control)
-        {
-            result?;
         }
         Ok(())
     }
@@ -261,6 +291,6 @@ impl Session {
 
     /// Whether all lanes share one ordered pipe.
     fn one_pipe(&self) -> bool {
-        matches!(self.kind, TransportKind::WebSocket | TransportKind::LongPoll)
+        !matches!(self.kind, TransportKind::Quic | TransportKind::WebTransport)
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP/1.1 and HTTP/2 on TCP: WebSocket, long poll, channel poll.
+//! HTTP on any carrier: WebSocket, long poll, channel poll, events. And HTTP/1.1 and HTTP/2 on TCP.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -8,48 +8,60 @@ use std::sync::Arc;
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Body;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tidegate_fallback::channel_poll::{ChannelPoll, answer as channel_poll_answer};
 use tidegate_fallback::http::{
-    allow_origin, check_origin, error_code_response, error_response, json_response, preflight_response,
-    request_token, vary_by_origin,
+    allow_origin, check_origin, error_code_response, error_response, preflight_response, request_token,
+    retry_after, vary_by_origin,
 };
-use tidegate_fallback::longpoll::{LongPollConnection, LongPollLimits, PollRequest, PollResponse};
+use tidegate_fallback::longpoll::{
+    BATCH_BYTES, LongPollConnection, LongPollLimits, PollRequest, PollResponse,
+};
 use tidegate_fallback::websocket::{WebSocketConnection, WebSocketLimits, downcast, upgrade};
+use tidegate_protocol::SessionId;
 use tidegate_protocol::frame::{CloseCode, ErrorCode};
 use tidegate_protocol::grants::Identity;
-use tidegate_protocol::{ChannelName, SessionId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
+use super::channels::{self, Verb};
 use super::tcp::failed;
-use crate::channel_poll::Waiter;
 use crate::connection;
+use crate::events::{AnswerBody, RETRY_MAX, RETRY_MIN};
 use crate::worker::{Admitted, Command, Worker};
 
-/// What the requests of one TCP connection share.
-struct Context {
+/// What the requests of one connection share.
+pub(super) struct Carrier {
     worker: Rc<Worker>,
     /// Taken over by the session of a WebSocket; otherwise given back with the TCP connection.
     admitted: RefCell<Option<Admitted>>,
     /// A request came: from then on hyper's own timeouts hold.
     spoken: Cell<bool>,
+    /// Whether the client asked over TLS on TCP: it is told of HTTP/3 then.
+    tls: bool,
+}
+
+impl Carrier {
+    /// For requests over HTTP/3, whose connection counts by itself.
+    pub(super) fn over_http3(worker: &Rc<Worker>) -> Self {
+        Self { worker: Rc::clone(worker), admitted: RefCell::new(None), spoken: Cell::new(true), tls: false }
+    }
 }
 
 /// Serves HTTP on an accepted connection, in a task of its own.
-pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted)
+pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted, tls: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let context = Rc::new(Context {
+    let context = Rc::new(Carrier {
         worker: Rc::clone(worker),
         admitted: RefCell::new(Some(admitted)),
         spoken: Cell::new(false),
+        tls,
     });
     let limits = worker.limits();
     let mut builder = auto::Builder::new(LocalExecutor(Rc::clone(worker)));
@@ -75,7 +87,7 @@ where
             service_fn(move |request| {
                 let context = Rc::clone(&context);
                 context.spoken.set(true);
-                async move { Ok::<_, Infallible>(respond(&context, request).await.map(Full::new)) }
+                async move { Ok::<_, Infallible>(respond(&context, request).await) }
             })
         };
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
@@ -123,37 +135,73 @@ pub(crate) async fn serve_commands(worker: Rc<Worker>, mut inbox: mpsc::Receiver
     }
 }
 
-async fn respond(context: &Rc<Context>, request: Request<Incoming>) -> Response<Bytes> {
+/// Answers a request, whatever it came over.
+pub(super) async fn respond<B>(context: &Carrier, request: Request<B>) -> Response<AnswerBody>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let worker = &context.worker;
+    let mut response = if request.uri().path().starts_with("/v1/") {
+        endpoint(context, request).await
+    } else {
+        elsewhere(worker, &request).map(AnswerBody::from)
+    };
+    let status = response.status();
+    let headers = response.headers_mut();
+    let busy = matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+    if busy && !headers.contains_key(header::RETRY_AFTER) {
+        retry_after(headers, worker.jitter(RETRY_MIN, RETRY_MAX));
+    }
+    if let Some(alt_svc) = worker.shared().alt_svc.as_ref().filter(|_| context.tls) {
+        headers.insert(header::ALT_SVC, alt_svc.clone());
+    }
+    response
+}
+
+async fn endpoint<B>(context: &Carrier, request: Request<B>) -> Response<AnswerBody>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let worker = &context.worker;
     let path = request.uri().path();
-    if !path.starts_with("/v1/") {
-        return elsewhere(worker, &request);
-    }
     let origin = match check_origin(&worker.shared().origins, request.headers()) {
         Ok(origin) => origin,
-        // As every refusal of a poll: what the client's session reads (PROTOCOL §6.4).
-        Err(error) if path == "/v1/poll" => {
-            return PollResponse::refused(CloseCode::BadOrigin, &error.to_string()).into_http();
+        Err(error) => {
+            // Without a word to the page: it may not read even this.
+            let mut response = if path == "/v1/poll" {
+                // As every refusal of a poll: what the client's session reads (PROTOCOL §6.4).
+                PollResponse::refused(CloseCode::BadOrigin, &error.to_string()).into_http()
+            } else {
+                error_code_response(ErrorCode::Forbidden, &error.to_string())
+            };
+            vary_by_origin(response.headers_mut());
+            return response.map(AnswerBody::from);
         }
-        Err(error) => return error_code_response(ErrorCode::Forbidden, &error.to_string()),
     };
     let mut response = if request.method() == Method::OPTIONS {
         match &origin {
-            Some(origin) => preflight_response(origin),
-            None => method_not_allowed("GET, POST"),
+            Some(origin) => preflight_response(origin).map(AnswerBody::from),
+            None => method_not_allowed("GET, POST").map(AnswerBody::from),
         }
     } else {
-        match path {
-            "/v1/connect" => web_socket(context, request),
-            "/v1/poll" if request.method() == Method::POST => long_poll(worker, request).await,
-            "/v1/poll" => method_not_allowed("POST"),
-            _ => match path.strip_prefix("/v1/channels/").and_then(|rest| rest.strip_suffix("/poll")) {
-                Some(channel) if request.method() == Method::GET => {
-                    channel_poll(worker, channel, request.headers(), request.uri()).await
-                }
-                Some(_) => method_not_allowed("GET"),
-                None => elsewhere(worker, &request),
-            },
+        let get = request.method() == Method::GET;
+        match (path, channels::route(path)) {
+            ("/v1/connect", _) => web_socket(context, request).map(AnswerBody::from),
+            ("/v1/poll", _) if request.method() == Method::POST => {
+                long_poll(worker, request).await.map(AnswerBody::from)
+            }
+            ("/v1/poll", _) => method_not_allowed("POST").map(AnswerBody::from),
+            (_, Some(_)) if !get => method_not_allowed("GET").map(AnswerBody::from),
+            (_, Some((channel, Verb::Poll))) => {
+                channels::poll(worker, channel, request.headers(), request.uri()).await.map(AnswerBody::from)
+            }
+            (_, Some((channel, Verb::Events))) => {
+                let version = request.version();
+                channels::events(worker, channel, version, request.headers(), request.uri()).await
+            }
+            (_, None) => elsewhere(worker, &request).map(AnswerBody::from),
         }
     };
     match &origin {
@@ -163,7 +211,7 @@ async fn respond(context: &Rc<Context>, request: Request<Incoming>) -> Response<
     response
 }
 
-fn elsewhere(worker: &Worker, request: &Request<Incoming>) -> Response<Bytes> {
+fn elsewhere<B>(worker: &Worker, request: &Request<B>) -> Response<Bytes> {
     let head = Request::builder().method(request.method()).uri(request.uri()).body(());
     let answered = match (&worker.shared().routes, head) {
         (Some(routes), Ok(mut head)) => {
@@ -183,7 +231,7 @@ fn method_not_allowed(allow: &'static str) -> Response<Bytes> {
 }
 
 /// What a token in the header or the query says; the refusal is ready to send.
-fn identify(worker: &Worker, headers: &HeaderMap, uri: &Uri) -> Result<Option<Identity>, String> {
+pub(super) fn identify(worker: &Worker, headers: &HeaderMap, uri: &Uri) -> Result<Option<Identity>, String> {
     let token = request_token(headers, uri, worker.limits().token).map_err(|error| error.to_string())?;
     match token {
         Some(token) => worker.authenticate(token.reveal()).map(Some).map_err(|error| error.to_string()),
@@ -192,7 +240,7 @@ fn identify(worker: &Worker, headers: &HeaderMap, uri: &Uri) -> Result<Option<Id
 }
 
 /// Accepts an upgrade, and starts the session once hyper has let go of the connection.
-fn web_socket(context: &Rc<Context>, mut request: Request<Incoming>) -> Response<Bytes> {
+fn web_socket<B>(context: &Carrier, mut request: Request<B>) -> Response<Bytes> {
     let worker = &context.worker;
     let accepted = match upgrade(&request) {
         Ok(accepted) => accepted,
@@ -230,7 +278,11 @@ fn web_socket(context: &Rc<Context>, mut request: Request<Incoming>) -> Response
     accepted.response.map(|()| Bytes::new())
 }
 
-async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<Bytes> {
+async fn long_poll<B>(worker: &Rc<Worker>, request: Request<B>) -> Response<Bytes>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (head, body) = request.into_parts();
     let body = match read_body(worker, body).await {
         Ok(body) => body,
@@ -247,11 +299,12 @@ async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<
             Err(message) => return PollResponse::refused(CloseCode::Unauthorized, &message).into_http(),
         };
         let Some(admitted) = worker.admit() else {
-            return PollResponse::refused(CloseCode::Overloaded, "the server is full").into_http();
+            return overloaded(worker, "the server is full");
         };
         let id = worker.new_session_id();
         let limits = LongPollLimits {
-            mailbox_bytes: worker.limits().subscription_queue,
+            // What waits beyond a batch waits where ranks and bounds of subscriptions count.
+            mailbox_bytes: worker.limits().subscription_queue.min(BATCH_BYTES),
             expiry: worker.limits().longpoll_idle,
         };
         let (connection, handle) = LongPollConnection::open(id, limits);
@@ -267,7 +320,7 @@ async fn long_poll(worker: &Rc<Worker>, request: Request<Incoming>) -> Response<
     };
     let (response, answered) = oneshot::channel();
     if other.try_send(Command::Poll { request, session, response }).is_err() {
-        return PollResponse::refused(CloseCode::Overloaded, "the session's worker is busy").into_http();
+        return overloaded(worker, "the session's worker is busy");
     }
     answered.await.unwrap_or_else(|_| unknown_session())
 }
@@ -279,12 +332,22 @@ async fn poll_here(worker: &Worker, session: SessionId, request: PollRequest) ->
     }
 }
 
+/// Says when to come back, in the header and, to the millisecond, in the body.
+fn overloaded(worker: &Worker, reason: &str) -> Response<Bytes> {
+    let after = worker.jitter(RETRY_MIN, RETRY_MAX);
+    PollResponse::deferred(CloseCode::Overloaded, reason, after).into_http()
+}
+
 fn unknown_session() -> Response<Bytes> {
     PollResponse::refused(CloseCode::UnknownSession, "this edge does not know the session: connect anew")
         .into_http()
 }
 
-async fn read_body(worker: &Worker, body: Incoming) -> Result<Bytes, Response<Bytes>> {
+async fn read_body<B>(worker: &Worker, body: B) -> Result<Bytes, Response<Bytes>>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let limit = worker.limits().http_body;
     let too_large =
         || PollResponse::refused(CloseCode::FrameTooLarge, &format!("a body has at most {limit} bytes"));
@@ -299,58 +362,6 @@ async fn read_body(worker: &Worker, body: Incoming) -> Result<Bytes, Response<By
             Err(error_response(StatusCode::BAD_REQUEST, &format!("the body broke off: {error}"), true))
         }
         Err(_) => Err(error_response(StatusCode::REQUEST_TIMEOUT, "the body did not come in time", true)),
-    }
-}
-
-async fn channel_poll(worker: &Worker, segment: &str, headers: &HeaderMap, uri: &Uri) -> Response<Bytes> {
-    let ChannelPoll { channel, position, wait } = match ChannelPoll::parse(segment, uri.query()) {
-        Ok(request) => request,
-        Err(error) => return error_code_response(error.error_code(), &error.to_string()),
-    };
-    let identity = match identify(worker, headers, uri) {
-        Ok(Some(identity)) => identity,
-        Ok(None) if worker.shared().config.anonymous => Identity::anonymous(),
-        Ok(None) => return error_code_response(ErrorCode::Unauthorized, "a token is needed"),
-        Err(message) => return error_code_response(ErrorCode::Unauthorized, &message),
-    };
-    let Some(rules) = worker.shared().config.namespaces.rules(&channel) else {
-        let message = format!("unknown namespace `{}`", channel.namespace());
-        return error_code_response(ErrorCode::NotFound, &message);
-    };
-    if !identity.may_subscribe(&channel, rules) {
-        return error_code_response(ErrorCode::Forbidden, "not allowed to read this channel");
-    }
-    if worker.upstream().is_congested() {
-        return error_code_response(ErrorCode::Unavailable, "the core is behind: try again");
-    }
-    let waiter = Rc::new(Waiter::new(position.is_none()));
-    let key = worker.wait_on(Rc::clone(&waiter), &channel, position);
-    // Leaves the registry however this ends, also when the client hangs up.
-    let _leaving = Leaving { worker, channel: &channel, key };
-    waiter.asked().await;
-    if !wait.is_zero() {
-        tokio::select! {
-            () = waiter.answered() => {}
-            () = tokio::time::sleep(wait) => {}
-            () = worker.shared().drain.cancelled() => {}
-        }
-    }
-    match waiter.result() {
-        Some(Ok(recovery)) => json_response(StatusCode::OK, channel_poll_answer(&recovery)),
-        Some(Err(error)) => error_code_response(error.code, &error.message),
-        None => error_code_response(ErrorCode::Internal, "the core gave no answer"),
-    }
-}
-
-struct Leaving<'a> {
-    worker: &'a Worker,
-    channel: &'a ChannelName,
-    key: usize,
-}
-
-impl Drop for Leaving<'_> {
-    fn drop(&mut self) {
-        self.worker.unsubscribe(self.channel, self.key);
     }
 }
 

@@ -20,12 +20,13 @@ use crate::worker::{Admitted, Worker};
 #[derive(Default)]
 pub(crate) struct Listeners {
     pub(super) quic: Option<Rc<QuicEndpoint>>,
+    pub(super) http3: Option<Rc<QuicEndpoint>>,
 }
 
 impl Listeners {
     /// Ends what is left, and waits until the last packets are out.
     pub(crate) async fn close(self) {
-        if let Some(endpoint) = self.quic {
+        for endpoint in [self.quic, self.http3].into_iter().flatten() {
             endpoint.close(CloseCode::Shutdown, "the server is going away");
             endpoint.wait_idle().await;
         }

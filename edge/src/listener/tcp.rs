@@ -55,8 +55,13 @@ fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) 
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "no TCP_NODELAY");
     }
+    // A client that acknowledges nothing for so long is gone: a stream of events has no pong that would tell.
+    let patience = 2 * (worker.limits().ping + worker.limits().pong);
+    if let Err(error) = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(patience)) {
+        debug!(%error, "no TCP_USER_TIMEOUT");
+    }
     match acceptor {
-        None => http::serve(worker, stream, admitted),
+        None => http::serve(worker, stream, admitted, false),
         Some(acceptor) => {
             let handshaking = Rc::clone(worker);
             worker.spawn(async move { handshake(handshaking, stream, acceptor, admitted).await });
@@ -73,7 +78,7 @@ async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor,
         () = worker.shared().farewell() => return,
     };
     match shaken {
-        Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted),
+        Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted, true),
         Ok(Err(error)) => {
             debug!(%error, "TLS handshake failed");
             failed(&worker, "tls");

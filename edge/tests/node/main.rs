@@ -202,8 +202,10 @@ fn config(workers: usize, limits: Limits) -> Config {
         quic: None,
         tls: None,
         plain: Some(LOOPBACK),
+        http3: None,
         namespaces: Namespaces::new(open, BTreeMap::new(), false),
         anonymous: true,
+        resume: None,
         limits,
     }
 }
@@ -221,6 +223,7 @@ fn parts(links: Vec<EdgeLink>) -> Parts {
     Parts {
         tls: None,
         authenticator: Arc::new(Authenticator::new(auth).expect("no keys to be wrong")),
+        tickets: None,
         origins: OriginPolicy::default(),
         routes: None,
         links,
@@ -254,7 +257,9 @@ async fn play_core(mut core: CoreLink) {
                     }
                     answers
                 }
-                EdgeFrame::Unsubscribe { .. } | EdgeFrame::History { .. } => Vec::new(),
+                EdgeFrame::Unsubscribe { .. } | EdgeFrame::History { .. } | EdgeFrame::Spend { .. } => {
+                    Vec::new()
+                }
             };
             for answer in answers {
                 // The edge may be gone by now.

@@ -13,7 +13,7 @@ use tidegate_protocol::frame::codec::{DecodeError, MAX_FRAMES_PER_MESSAGE, decod
 use tidegate_protocol::frame::{ClientBody, ClientFrame, CloseCode, ServerBody, ServerFrame};
 
 use super::mailbox::{AckError, Batch};
-use crate::http::json_response;
+use crate::http::{json_response, retry_after};
 
 /// How long a poll waits where it does not say.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(25);
@@ -170,23 +170,44 @@ pub struct PollResponse {
     pub status: StatusCode,
     /// `{"session"?, "batch", "frames":[..]}`.
     pub body: Bytes,
+    /// When to come back, where the server says so.
+    pub retry_after: Option<Duration>,
 }
 
 impl PollResponse {
     /// No session, or none any more: a `close` frame, and the status that goes with it.
     pub fn refused(code: CloseCode, reason: &str) -> Self {
         let close = ServerFrame::new(0, ServerBody::Close(code.frame(reason)));
-        Self { status: status_of(code), body: body(None, 0, &[encode_text(&close)]) }
+        Self { status: status_of(code), body: body(None, 0, &[encode_text(&close)]), retry_after: None }
+    }
+
+    /// Refused for the time being: come back after `after`.
+    pub fn deferred(code: CloseCode, reason: &str, after: Duration) -> Self {
+        let mut close = code.frame(reason);
+        if let Some(reconnect) = &mut close.reconnect {
+            reconnect.after_ms = Some(after.as_millis().try_into().unwrap_or_default());
+        }
+        let close = ServerFrame::new(0, ServerBody::Close(close));
+        let body = body(None, 0, &[encode_text(&close)]);
+        Self { status: status_of(code), body, retry_after: Some(after) }
     }
 
     /// A batch, or the lack of one.
     pub(super) fn batch(session: SessionId, batch: Batch<'_>) -> Self {
-        Self { status: StatusCode::OK, body: body(Some(session), batch.number, batch.frames) }
+        Self {
+            status: StatusCode::OK,
+            body: body(Some(session), batch.number, batch.frames),
+            retry_after: None,
+        }
     }
 
     /// As an HTTP response that no cache keeps.
     pub fn into_http(self) -> Response<Bytes> {
-        json_response(self.status, self.body)
+        let mut response = json_response(self.status, self.body);
+        if let Some(after) = self.retry_after {
+            retry_after(response.headers_mut(), after);
+        }
+        response
     }
 }
 

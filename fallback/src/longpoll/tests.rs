@@ -29,7 +29,8 @@ fn pong() -> Vec<ClientFrame> {
 
 /// A frame that can be told from others.
 fn frame(number: u64) -> Bytes {
-    Framing::Text.encode(&ServerFrame::new(number, ServerBody::Ping(tidegate_protocol::frame::Ping::default())))
+    Framing::Text
+        .encode(&ServerFrame::new(number, ServerBody::Ping(tidegate_protocol::frame::Ping::default())))
 }
 
 fn close_frame(code: CloseCode) -> Bytes {

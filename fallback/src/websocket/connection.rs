@@ -328,7 +328,7 @@ impl Connection for WebSocketConnection {
         Poll::Pending
     }
 
-    fn open_lane(&mut self, _subscription: u32, _channel: &ChannelName) {}
+    fn open_lane(&mut self, _subscription: u32, _channel: &ChannelName, _rank: i8) {}
 
     fn close_lane(&mut self, _subscription: u32) {}
 

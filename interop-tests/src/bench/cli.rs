@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::loss::{Carrier, Lossy};
 use super::shape::TransportChoice;
 
 /// Measures Tidegate beside the physical limit of the machine
@@ -19,6 +20,7 @@ pub(super) struct Cli {
 pub(super) enum Command {
     Fanout(FanoutArgs),
     Idle(IdleArgs),
+    Loss(LossArgs),
     #[command(hide = true)]
     Limit(LimitArgs),
 }
@@ -28,7 +30,9 @@ Examples:
   cargo xtask bench fanout --quick
   cargo xtask bench fanout --transport ws,wss --rounds 3
   cargo xtask bench fanout --transport quic --subscribers 1000 --window 1 --seconds 4
-  cargo xtask bench idle --transport all --connections 5000";
+  cargo xtask bench idle --transport all --connections 5000
+  cargo xtask bench loss --quick
+  cargo xtask bench loss --loss 2x3 --rtt 350 --channels 8 --seconds 60 --seed 7";
 
 /// One publication to many subscriptions: deliveries per second, CPU per delivery, latency
 ///
@@ -89,6 +93,68 @@ pub(super) struct IdleArgs {
     pub(super) workers: u16,
 }
 
+/// Latency over links that lose packets: QUIC, WebTransport in real Chromium, WebSocket
+///
+/// Each measurement runs in a laboratory of its own (two network namespaces and a seeded link, docs/LAB.md; needs root), with
+/// the gateway at one end and one subscriber at the other. Every transport meets the same link. Writes loss.json and
+/// loss.svg.
+#[derive(Debug, Args)]
+pub(super) struct LossArgs {
+    /// What to measure, separated by commas [default: all]
+    #[arg(long, value_name = "TRANSPORT", value_delimiter = ',')]
+    pub(super) transport: Vec<Carrier>,
+    /// Per cent of packets lost, each way; `2x3`: 2 % in bursts of 3 on average
+    #[arg(long, value_name = "PERCENT", value_delimiter = ',', default_value = "0,1,2,5,10,2x3", value_parser = lossy)]
+    pub(super) loss: Vec<Lossy>,
+    /// Round-trip times, milliseconds
+    #[arg(long, value_name = "MS", value_delimiter = ',', default_value = "50,150,350", value_parser = clap::value_parser!(u64).range(1..=5_000))]
+    pub(super) rtt: Vec<u64>,
+    /// Numbers of channels that the publications are shared out to
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1,8,64", value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(super) channels: Vec<u32>,
+    /// Publications per second, over all channels
+    #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(super) per_second: u32,
+    /// Bytes of each payload, beside some 40 of bookkeeping
+    #[arg(long, value_name = "BYTES", default_value_t = 200)]
+    pub(super) payload: usize,
+    /// Length of each measurement, after 3 seconds of warming up
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub(super) seconds: u32,
+    /// Rate of the link, Mbit/s
+    #[arg(long, value_name = "MBIT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) rate: u32,
+    /// Bytes per second on a further channel, at 64 channels and 50 ms, measured beside the run without; 0: not measured
+    #[arg(long, value_name = "BYTES", default_value_t = 1_000_000)]
+    pub(super) flood: u64,
+    /// Decides which packets are lost
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Measurements at a time
+    #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(super) parallel: u8,
+    /// Folder for loss.json and loss.svg [default: docs; with --quick target/bench]
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) out: Option<PathBuf>,
+    /// A smoke test: one condition, a few seconds
+    #[arg(long, conflicts_with_all = ["loss", "rtt", "channels", "seconds"])]
+    pub(super) quick: bool,
+    /// The program that is measured
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
+    pub(super) tidegate: PathBuf,
+}
+
+/// `2` or `2x3`.
+fn lossy(text: &str) -> Result<Lossy, String> {
+    let (mean, burst) = text.split_once('x').unwrap_or((text, "1"));
+    let number = |text: &str| text.parse::<f64>().map_err(|_| format!("`{text}` is no number"));
+    let (mean, burst) = (number(mean)? / 100.0, number(burst)?);
+    if !(0.0..=0.9).contains(&mean) || !(1.0..=1000.0).contains(&burst) {
+        return Err("from 0 to 90 per cent, in bursts of 1 to 1000".to_owned());
+    }
+    Ok(Lossy { mean, burst })
+}
+
 /// What all benchmarks take.
 #[derive(Debug, Args)]
 pub(super) struct CommonArgs {
@@ -126,6 +192,7 @@ mod tests {
             "fanout --transport ws,quic --subscribers 10 --channels 5 --window 2 --workers 1,2",
             "fanout --subscribers 10 --rate 15",
             "idle --transport all --connections 5000",
+            "loss --loss 0,2x3 --rtt 350 --transport quic,websocket",
         ] {
             assert!(parse(flags).is_ok(), "{flags}");
         }
@@ -137,6 +204,9 @@ mod tests {
             "fanout --payload 30",
             "fanout --transport sse",
             "idle --connections 15001",
+            "loss --loss 2x",
+            "loss --loss 95",
+            "loss --quick --rtt 50",
         ] {
             assert!(parse(flags).is_err(), "{flags}");
         }

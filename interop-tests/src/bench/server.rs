@@ -42,7 +42,9 @@ impl Gateway {
         let log = folder.join("tidegate.log");
         let mut command = Command::new(program);
         // Settings of the tests, which it would refuse.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TIDEGATE_")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("TIDEGATE_"))
+        {
             command.env_remove(name);
         }
         let mut process = Process(
@@ -159,6 +161,7 @@ const CONFIG: &str = "\
 [listen]
 quic = \"127.0.0.1:0\"
 tls = \"127.0.0.1:0\"
+http3 = \"127.0.0.1:0\"
 plain = \"127.0.0.1:0\"
 api = \"127.0.0.1:0\"
 

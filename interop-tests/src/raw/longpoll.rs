@@ -6,12 +6,16 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use http::Request;
+use http_body_util::Full;
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use serde_json::Value;
+use tokio_util::task::TaskTracker;
 
-use super::{Greeting, Received};
+use super::{Greeting, Pace, Received, paced};
 use crate::gateway::Gateway;
-use crate::http::{post, send};
+use crate::http::{Answer, answer, post, send};
 
 #[derive(Debug)]
 pub(super) struct Polls {
@@ -71,7 +75,10 @@ impl Polls {
         if let Some((name, value)) = &self.greeting.header {
             headers.insert(name.parse::<http::HeaderName>()?, value.parse()?);
         }
-        let answer = send(self.address, Some(Arc::clone(&self.tls)), request).await?;
+        let answer = match &self.greeting.pace {
+            Some(pace) => send_paced(self.address, Arc::clone(&self.tls), pace.clone(), request).await?,
+            None => send(self.address, Some(Arc::clone(&self.tls)), request).await?,
+        };
         let status = answer.status;
         let answer: Value =
             serde_json::from_slice(&answer.body).with_context(|| format!("{status}: {}", answer.text()))?;
@@ -91,4 +98,20 @@ impl Polls {
         }
         Ok(())
     }
+}
+
+/// Takes as long as the pace makes it take.
+async fn send_paced(
+    address: SocketAddr,
+    tls: Arc<ClientConfig>,
+    pace: Pace,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Answer> {
+    let stream = paced::dial(address, tls, pace).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Moves the bytes until the sender is dropped.
+    TaskTracker::new().spawn(connection);
+    let host = http::HeaderValue::from_str(&address.to_string())?;
+    request.headers_mut().entry(http::header::HOST).or_insert(host);
+    answer(sender.send_request(request).await?).await
 }

@@ -17,7 +17,7 @@ use web_transport_quinn::proto::{ConnectError, ConnectRequest};
 use web_transport_quinn::{ClientError, ConnectError as Connecting, RecvStream, SendStream, Session};
 use web_transport_quinn::{SessionError, WebTransportError};
 
-use super::{Greeting, Received, Refused, spelled};
+use super::{Greeting, Pace, Received, Refused, spelled};
 use crate::gateway::Gateway;
 
 /// The control stream, and datagrams. A native connection is seen as a session without HTTP.
@@ -39,11 +39,12 @@ impl Sender {
 
 pub(super) async fn dial(
     gateway: &Gateway,
+    greeting: &Greeting,
     received: mpsc::Sender<Received>,
     stop: CancellationToken,
 ) -> Result<Sender> {
     let session = Session::raw(connect(gateway, b"tidegate/1").await?);
-    run(session, received, stop).await
+    run(session, greeting.pace.clone(), received, stop).await
 }
 
 pub(super) async fn dial_web_transport(
@@ -70,7 +71,7 @@ pub(super) async fn dial_web_transport(
         }
         error => anyhow!(error),
     })?;
-    run(session, received, stop).await
+    run(session, greeting.pace.clone(), received, stop).await
 }
 
 async fn connect(gateway: &Gateway, alpn: &[u8]) -> Result<quinn::Connection> {
@@ -89,13 +90,18 @@ async fn connect(gateway: &Gateway, alpn: &[u8]) -> Result<quinn::Connection> {
 }
 
 /// Opens the control stream, and reads everything.
-async fn run(session: Session, received: mpsc::Sender<Received>, stop: CancellationToken) -> Result<Sender> {
+async fn run(
+    session: Session,
+    pace: Option<Pace>,
+    received: mpsc::Sender<Received>,
+    stop: CancellationToken,
+) -> Result<Sender> {
     let (control, answers) = session.open_bi().await?;
     let tasks = TaskTracker::new();
     let (reading, sender, stopped) = (session.clone(), received.clone(), stop.clone());
     tasks.spawn(async move {
         let all = async {
-            read(answers, Decoder::new(MAX_FRAME), &sender).await;
+            read(answers, Decoder::new(MAX_FRAME), None, &sender).await;
             let (code, reason) = closed(&reading.closed().await);
             // A test that has seen enough has dropped its end.
             let _ = sender.send(Received::Closed { code, reason }).await;
@@ -108,8 +114,8 @@ async fn run(session: Session, received: mpsc::Sender<Received>, stop: Cancellat
     tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
         let lanes = TaskTracker::new();
         while let Ok(stream) = accepting.accept_uni().await {
-            let (sender, stopped) = (sender.clone(), stopped.clone());
-            lanes.spawn(stopped.run_until_cancelled_owned(async move { lane(stream, &sender).await }));
+            let (sender, stopped, pace) = (sender.clone(), stopped.clone(), pace.clone());
+            lanes.spawn(stopped.run_until_cancelled_owned(async move { lane(stream, pace, &sender).await }));
         }
     }));
     let datagrams = session.clone();
@@ -125,12 +131,15 @@ async fn run(session: Session, received: mpsc::Sender<Received>, stop: Cancellat
 }
 
 /// A stream that the server opened: a header, then frames.
-async fn lane(mut stream: RecvStream, received: &mpsc::Sender<Received>) {
+async fn lane(mut stream: RecvStream, pace: Option<Pace>, received: &mpsc::Sender<Received>) {
     let mut decoder = Decoder::new(MAX_FRAME);
     let mut chunk = [0; 4096];
     loop {
         match decoder.next_message::<StreamHeader>() {
-            Ok(Some(_)) => return read(stream, decoder, received).await,
+            Ok(Some(header)) => {
+                let pace = pace.filter(|pace| pace.channel == header.channel);
+                return read(stream, decoder, pace, received).await;
+            }
             Ok(None) => {}
             Err(_) => return,
         }
@@ -139,7 +148,12 @@ async fn lane(mut stream: RecvStream, received: &mpsc::Sender<Received>) {
     }
 }
 
-async fn read(mut stream: RecvStream, mut decoder: Decoder, received: &mpsc::Sender<Received>) {
+async fn read(
+    mut stream: RecvStream,
+    mut decoder: Decoder,
+    pace: Option<Pace>,
+    received: &mpsc::Sender<Received>,
+) {
     let mut chunk = vec![0; 16 << 10];
     loop {
         while let Ok(Some(frame)) = decoder.next::<ServerFrame>() {
@@ -147,8 +161,12 @@ async fn read(mut stream: RecvStream, mut decoder: Decoder, received: &mpsc::Sen
                 return;
             }
         }
-        let Ok(Some(length)) = stream.read(&mut chunk).await else { return };
+        let portion = pace.as_ref().map_or(chunk.len(), |pace| pace.portion(chunk.len()));
+        let Ok(Some(length)) = stream.read(&mut chunk[..portion]).await else { return };
         decoder.push(&chunk[..length]);
+        if let Some(pause) = pace.as_ref().and_then(|pace| pace.pause(length)) {
+            tokio::time::sleep(pause).await;
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use tungstenite::protocol::Role;
 use tungstenite::protocol::frame::Frame;
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use super::{Carrier, Greeting, Received, Refused, spelled};
+use super::{Carrier, Greeting, Pace, Received, Refused, paced, spelled};
 use crate::gateway::Gateway;
 use crate::http::{Stream, dial as dial_stream};
 
@@ -63,7 +63,7 @@ pub(super) async fn dial(
     let stream = if carrier == Carrier::WebSocketH2 {
         over_http2(gateway, request, &path).await?
     } else {
-        over_http1(gateway, request, &path).await?
+        over_http1(gateway, request, &path, greeting.pace.clone()).await?
     };
     let (sink, source) = WebSocketStream::from_raw_socket(stream, Role::Client, None).await.split();
     TaskTracker::new().spawn(stop.run_until_cancelled_owned(read(source, received)));
@@ -74,8 +74,13 @@ async fn over_http1(
     gateway: &Gateway,
     request: http::request::Builder,
     path: &str,
+    pace: Option<Pace>,
 ) -> Result<Box<dyn Stream>> {
-    let stream = dial_stream(gateway.addresses.tls, Some(gateway.tls(&[b"http/1.1"]))).await?;
+    let (address, tls) = (gateway.addresses.tls, gateway.tls(&[b"http/1.1"]));
+    let stream = match pace {
+        Some(pace) => paced::dial(address, tls, pace).await?,
+        None => dial_stream(address, Some(tls)).await?,
+    };
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     TaskTracker::new().spawn(connection.with_upgrades());
     let request = request

@@ -39,6 +39,22 @@ async fn dev_prints_addresses_and_commands_that_work_when_pasted() -> Result<()>
     let polled = shell(poll).await?;
     ensure!(polled["publications"][0]["data"] == json!({ "text": "hello" }), "{poll}: {polled}");
     ensure!(polled["position"] == published["position"], "{poll}: {polled}");
+    // Following does not end by itself.
+    let follow =
+        text.lines().map(str::trim).find(|line| line.ends_with("/events")).context("a line that follows")?;
+    let mut follow = Command::new("sh")
+        .arg("-c")
+        .arg(format!("exec {follow} -s"))
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut lines = BufReader::new(follow.stdout.take().context("stdout")?).lines();
+    loop {
+        let line = within(PATIENCE, "the stream's position", lines.next_line()).await??;
+        if line.context("the stream ended")?.starts_with("event: position") {
+            break;
+        }
+    }
     // Over TLS with the CA that it names.
     let tls = format!(
         "curl -s --cacert {} 'https://{}/v1/channels/room:1/poll?offset=0'",

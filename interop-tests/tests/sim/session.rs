@@ -16,7 +16,7 @@ use tidegate_protocol::link::{self, Recovery};
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
 use tidegate_protocol::session::client::{self, Event as ClientEvent, RequestId};
 use tidegate_protocol::session::server::{self, Due, Event as ServerEvent};
-use tidegate_protocol::{ChannelName, Epoch, NodeId, Offset, Position, Region, SessionId};
+use tidegate_protocol::{ChannelName, ConnectionId, Epoch, NodeId, Offset, Position, Region, SessionId};
 
 const CHANNELS: [&str; 3] = ["room:a", "room:b", "room:c"];
 const SEEDS: u64 = 400;
@@ -186,6 +186,9 @@ impl World {
             max_requests: rng.random_range(2..64),
             max_payload: 1 << 16,
             max_token: 8 << 10,
+            tickets: None,
+            grace: Duration::from_secs(30),
+            resume_wait: Duration::from_secs(2),
         };
         let channels = CHANNELS.into_iter().map(|name| (name, Channel::default())).collect();
         Self {
@@ -211,7 +214,7 @@ impl World {
             if let Some(position) = &position {
                 self.app.at.insert(name.to_owned(), position.clone());
             }
-            self.client.subscribe(self.now, channel, position).expect("taken");
+            self.client.subscribe(self.now, channel, position, 0).expect("taken");
         }
         for _ in 0..STEPS {
             self.step();
@@ -308,7 +311,7 @@ impl World {
             return;
         };
         match event {
-            ServerEvent::Subscribe { slot, ask, begins, channel, position } => {
+            ServerEvent::Subscribe { slot, ask, begins, channel, position, .. } => {
                 let name = known(&channel);
                 if begins {
                     wire.slots.insert(slot, name);
@@ -349,16 +352,18 @@ impl World {
     fn client_reads(&mut self) {
         let Some(wire) = &mut self.wire else { return };
         if let Some(frame) = wire.to_client.pop_front() {
-            self.client.handle_frame(self.now, frame).expect("our server keeps the rules");
+            self.client
+                .handle_frame(self.now, ConnectionId(self.sessions), frame)
+                .expect("our server keeps the rules");
         } else if wire.over {
             self.wire = None;
-            self.client.connection_lost(self.now, None, "the server closed");
+            self.client.connection_lost(self.now, ConnectionId(self.sessions), None, "the server closed");
         }
     }
 
     fn lose_connection(&mut self) {
         if self.wire.take().is_some() {
-            self.client.connection_lost(self.now, None, "lost");
+            self.client.connection_lost(self.now, ConnectionId(self.sessions), None, "lost");
         }
     }
 
@@ -422,8 +427,9 @@ impl World {
         self.settle_events();
         if self.dialing {
             self.dialing = false;
+            self.sessions += 1;
             if self.rng.random_bool(0.2) {
-                self.client.connection_lost(self.now, None, "nobody there");
+                self.client.connection_lost(self.now, ConnectionId(self.sessions), None, "nobody there");
             } else {
                 self.open();
             }
@@ -431,7 +437,6 @@ impl World {
     }
 
     fn open(&mut self) {
-        self.sessions += 1;
         let id = SessionId::generate(&mut self.rng, 0);
         let server = server::Session::new(self.now, Arc::clone(&self.settings), id, None, true);
         self.wire = Some(Wire {
@@ -442,7 +447,7 @@ impl World {
             slots: BTreeMap::new(),
             over: false,
         });
-        self.client.connection_opened(self.now);
+        self.client.connection_opened(self.now, ConnectionId(self.sessions));
     }
 
     /// Both machines say all that they have to say.

@@ -12,17 +12,21 @@ use super::{ServerBody, ServerFrame};
 pub enum Framing {
     /// Length and Protobuf: QUIC and WebTransport streams; datagrams.
     Delimited,
-    /// JSON: long poll and Server-Sent Events.
+    /// JSON: long poll.
     Text,
     /// A binary WebSocket message of one delimited frame.
     WebSocketBinary,
     /// A text WebSocket message of one JSON frame.
     WebSocketText,
+    /// The `event` and `data` lines of a Server-Sent Event, without its `id` and the empty line that ends it: the id
+    /// holds the epoch, which a frame does not know.
+    Event,
 }
 
 impl Framing {
     /// Every framing.
-    pub const ALL: [Self; 4] = [Self::Delimited, Self::Text, Self::WebSocketBinary, Self::WebSocketText];
+    pub const ALL: [Self; 5] =
+        [Self::Delimited, Self::Text, Self::WebSocketBinary, Self::WebSocketText, Self::Event];
 
     /// Encodes one frame.
     pub fn encode(self, frame: &ServerFrame) -> Bytes {
@@ -31,6 +35,7 @@ impl Framing {
             Self::Text => encode_text(frame),
             Self::WebSocketBinary => websocket_message(OPCODE_BINARY, &encode_delimited(frame)),
             Self::WebSocketText => websocket_message(OPCODE_TEXT, &encode_text(frame)),
+            Self::Event => event_lines(frame),
         }
     }
 
@@ -40,6 +45,7 @@ impl Framing {
             Self::Text => 1,
             Self::WebSocketBinary => 2,
             Self::WebSocketText => 3,
+            Self::Event => 4,
         }
     }
 }
@@ -48,7 +54,7 @@ impl Framing {
 #[derive(Debug)]
 pub struct SharedFrame {
     frame: ServerFrame,
-    encodings: [OnceLock<Bytes>; 4],
+    encodings: [OnceLock<Bytes>; Framing::ALL.len()],
 }
 
 impl SharedFrame {
@@ -66,6 +72,38 @@ impl SharedFrame {
     pub fn encoded(&self, framing: Framing) -> &Bytes {
         self.encodings[framing.index()].get_or_init(|| framing.encode(&self.frame))
     }
+}
+
+/// The body of a frame as an event: publications have the default type, so that `onmessage` gets them; other bodies have
+/// a name. What has none is sent as a whole frame.
+fn event_lines(frame: &ServerFrame) -> Bytes {
+    let json = |body: serde_json::Result<Vec<u8>>| {
+        body.expect("structs of text, numbers and checked JSON serialize")
+    };
+    let (name, data) = match &frame.body {
+        Some(ServerBody::Publication(publication)) => (None, json(serde_json::to_vec(publication))),
+        Some(ServerBody::Ephemeral(ephemeral)) => (Some("ephemeral"), json(serde_json::to_vec(ephemeral))),
+        Some(ServerBody::Close(close)) => (Some("close"), json(serde_json::to_vec(close))),
+        _ => (Some("frame"), encode_text(frame).to_vec()),
+    };
+    let mut lines = BytesMut::with_capacity(data.len() + 32);
+    if let Some(name) = name {
+        lines.put_slice(b"event: ");
+        lines.put_slice(name.as_bytes());
+        lines.put_u8(b'\n');
+    }
+    lines.put_slice(b"data: ");
+    let start = lines.len();
+    lines.put_slice(&data);
+    // Payloads are carried as they came. Between the tokens of JSON a line break is as good as a space; inside its text
+    // there is none. An event's line would end there.
+    for byte in &mut lines[start..] {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+    lines.put_u8(b'\n');
+    lines.freeze()
 }
 
 /// A server's WebSocket message in one unmasked frame (RFC 6455 §5.2).
@@ -122,6 +160,15 @@ mod tests {
                         prop_assert_eq!(opcode, 1);
                         decode_text(payload, LIMIT)
                     }
+                    Framing::Event => {
+                        // Line breaks between the tokens of a payload became spaces.
+                        let expected: Vec<u8> = encode_text(&expected)
+                            .iter()
+                            .map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte })
+                            .collect();
+                        prop_assert_eq!(parse_event(shared.encoded(framing)), expected);
+                        continue;
+                    }
                 };
                 prop_assert_eq!(&frames.expect("our own bytes")[..], std::slice::from_ref(&expected));
             }
@@ -174,7 +221,7 @@ mod tests {
         let shared = SharedFrame::new(publication(100));
         shared.encoded(Framing::Text);
         let made: Vec<bool> = shared.encodings.iter().map(|encoding| encoding.get().is_some()).collect();
-        assert_eq!(made, [false, true, false, false]);
+        assert_eq!(made, [false, true, false, false, false]);
     }
 
     /// An unmasked, unfragmented message in one frame without extensions, and nothing after it (RFC 6455 §5.2).
@@ -188,6 +235,34 @@ mod tests {
         };
         assert_eq!(payload.len() as u64, length);
         (message[0] & 0x0f, payload)
+    }
+
+    /// The frame again: its body by the event's name (WHATWG HTML §9.2.6).
+    fn parse_event(lines: &[u8]) -> Vec<u8> {
+        let text = std::str::from_utf8(lines).expect("UTF-8");
+        assert!(!text.contains('\r') && text.ends_with('\n'), "{text:?}");
+        let lines: Vec<&str> = text[..text.len() - 1].split('\n').collect();
+        let (name, data) = match lines.as_slice() {
+            [data] => ("publication", *data),
+            [name, data] => (name.strip_prefix("event: ").expect("a name"), *data),
+            other => panic!("{other:?}"),
+        };
+        let data = data.strip_prefix("data: ").expect("data");
+        if name == "frame" { data.into() } else { format!("{{\"{name}\":{data}}}").into_bytes() }
+    }
+
+    #[test]
+    fn line_breaks_of_a_payload_do_not_end_an_event() {
+        let data = Bytes::from_static(b"{\r\n  \"text\":\n\r\"a\\nb\"\n}");
+        let body = ServerBody::Publication(Publication {
+            channel: "room:1".to_owned(),
+            offset: 1,
+            data: Some(data),
+            ..Publication::default()
+        });
+        let event = SharedFrame::new(body).encoded(Framing::Event).clone();
+        let value: serde_json::Value = serde_json::from_slice(&parse_event(&event)).expect("JSON");
+        assert_eq!(value["publication"]["data"]["text"], "a\nb");
     }
 
     fn publication(bytes: usize) -> ServerBody {

@@ -90,8 +90,9 @@ fn zeros_and_absent_fields_are_left_out_of_text() {
 
 pub(crate) fn client_frame() -> impl Strategy<Value = ClientFrame> {
     let body = prop_oneof![
-        (option::of(text()), option::of(text()), option::of(text()))
-            .prop_map(|(token, resume, key)| ClientBody::Connect(Connect { token, resume, key })),
+        (option::of(text()), option::of(text()), option::of(text()), any::<bool>()).prop_map(
+            |(token, resume, key, repeats)| ClientBody::Connect(Connect { token, resume, key, repeats })
+        ),
         (text(), option::of(position()), any::<i32>()).prop_map(|(channel, position, rank)| {
             ClientBody::Subscribe(Subscribe { channel, position, rank })
         }),

@@ -1,30 +1,37 @@
-//! Sans-io: the client's half of a session. It outlives connections: on each new one it connects again, takes up every
-//! subscription from its last position, and asks again what was not answered.
+//! Sans-io: the client's half of a session. It outlives connections: on each new one it resumes or connects again, takes
+//! up every subscription from its last position, and asks again what was not answered.
 //!
-//! The driver makes connections when told ([`Event::Dial`]), feeds whatever comes over whichever lane to
-//! [`Session::handle_frame`], and drains [`Session::poll_transmit`] and [`Session::poll_event`] after every input.
+//! The driver makes connections when told ([`Event::Dial`]), and another beside the present one where that is suspect
+//! ([`Event::Suspect`]) or it knows a better one: the session moves to it without a break. It feeds whatever comes over
+//! whichever lane to [`Session::handle_frame`], and drains [`Session::poll_transmit_on`] and [`Session::poll_event`] after
+//! every input.
 
 mod commands;
+mod connections;
 mod event;
 mod frames;
+mod moving;
+mod probe;
 mod requests;
 mod subscription;
+mod ticket;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use rand::SeedableRng;
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::ChannelName;
 use crate::backoff::Backoff;
 use crate::frame::{
-    self, ClientBody, ClientFrame, CloseCode, Connect, Empty, ErrorReply, Publication, ReconnectPolicy,
-    ServerBody, ServerFrame, Subscribe,
+    self, ClientFrame, CloseCode, ErrorReply, ReconnectPolicy, ServerBody, ServerFrame, Subscribe,
 };
+use crate::{ChannelName, ConnectionId};
 
+use connections::{Connection, Side, Stage};
 use requests::{Request, Requests};
 use subscription::{HoldBounds, Need, Phase, Subscription};
+use ticket::Tickets;
 
 pub use event::{CommandError, Event, History, RequestError, RequestId, SessionError, TokenNeed};
 
@@ -49,8 +56,20 @@ pub struct Config {
     pub max_payload: usize,
     /// Publications held per subscription until a gap is filled; then it subscribes again from its last position.
     pub max_held: usize,
-    /// Bytes of them.
+    /// Bytes of them. Both bounds are of each connection's own, of which there are two during a move.
     pub max_held_bytes: usize,
+    /// Silence, after publications that had been flowing, until the client asks whether the path still works..
+    pub probe_silence: Duration,
+    /// ..or so many times the usual time between them, where that is longer.
+    pub probe_gaps: u32,
+    /// From a request to asking why it is not answered.
+    pub request_patience: Duration,
+    /// From asking to suspicion, where nothing at all is heard; longer where the round trip is.
+    pub suspect_after: Duration,
+    /// The same, after a change of network.
+    pub suspect_after_change: Duration,
+    /// From `connected` on the next connection to leaving the present one, whatever is still missing.
+    pub move_timeout: Duration,
 }
 
 impl Default for Config {
@@ -67,6 +86,12 @@ impl Default for Config {
             max_payload: 64 << 10,
             max_held: 1024,
             max_held_bytes: 1 << 20,
+            probe_silence: Duration::from_secs(2),
+            probe_gaps: 4,
+            request_patience: Duration::from_secs(2),
+            suspect_after: Duration::from_secs(3),
+            suspect_after_change: Duration::from_secs(1),
+            move_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -74,6 +99,8 @@ impl Default for Config {
 /// A frame to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Transmit {
+    /// Over which connection.
+    pub connection: ConnectionId,
     /// The frame.
     pub frame: ClientFrame,
     /// At-most-once: by datagram where the transport has them and it fits.
@@ -83,41 +110,32 @@ pub struct Transmit {
 /// Where the session stands.
 ///
 /// ```text
-///        connect            connection_opened           connected
-/// Idle ──────────► Dialing ──────────────────► Opening ───────────► Open
-///                    ▲ │                          │                   │
-///                    │ └──────────────┬───────────┴───────────────────┘ lost, silent, closed by the server
+///        connect            connection_opened
+/// Idle ──────────► Dialing ──────────────────► Up ──┐ connection_opened (another): moves, stays Up
+///                    ▲ │                       │ ▲  │
+///                    │ │                       │ └──┘ one of two lost: stays Up
+///                    │ └──────────────┬────────┘ the last one lost, silent, closed by the server
 ///                    │                ├─ backoff, now ──► Waiting ──┐
 ///                    │                └─ fresh token ───► Tokenless │
 ///                    └── delay over, token there ──────────┴────────┘
-/// Open ── close ──► Closing ── closed, timeout ──► Ended     every state ── policy `never`, close ──► Ended
+/// Up ── close ──► Closing ── closed, timeout ──► Ended      every state ── policy `never`, close ──► Ended
 /// ```
 #[derive(Debug)]
 enum State {
     Idle,
     Dialing,
-    Opening {
-        until: Instant,
-        request: u64,
-        /// Until it was sent.
-        connect: Option<Connect>,
-        /// Publications of subscriptions that only `connected` will name.
-        early: Vec<Publication>,
-    },
-    Open {
-        heard: Instant,
-        /// Silence for so long means that the connection is dead; zero where the server does not ping.
-        silence: Duration,
-        /// When to ask for a new token.
-        token_due: Option<Instant>,
-    },
+    /// `current` is there, and `next` while the session moves.
+    Up,
     Waiting {
         until: Instant,
+        /// The server's word.
+        not_before: Instant,
     },
     Tokenless {
         not_before: Instant,
         ask_again: Option<Instant>,
     },
+    /// On `current`.
     Closing {
         until: Instant,
         done_sent: bool,
@@ -133,13 +151,20 @@ pub struct Session {
     backoff: Backoff,
     rng: ChaCha8Rng,
     token: Option<String>,
-    ticket: Option<String>,
+    tickets: Tickets,
     /// Ends without a stable connection since that asked to come back at once: only the first one is followed.
     hasty: u32,
+    current: Option<Connection>,
+    next: Option<Connection>,
+    /// When to be done with moving, once the next connection is open.
+    move_until: Option<Instant>,
+    /// Left, and not yet told so.
+    leaving: VecDeque<ConnectionId>,
+    /// The last ones whose end would say nothing new.
+    released: VecDeque<ConnectionId>,
     subscriptions: BTreeMap<ChannelName, Subscription>,
     requests: Requests,
     ephemeral: VecDeque<ClientFrame>,
-    pong_owed: bool,
     events: VecDeque<Event>,
 }
 
@@ -152,50 +177,18 @@ impl Session {
             backoff: Backoff::new(ChaCha8Rng::from_rng(&mut rng)),
             rng,
             token: None,
-            ticket: None,
+            tickets: Tickets::default(),
             hasty: 0,
+            current: None,
+            next: None,
+            move_until: None,
+            leaving: VecDeque::new(),
+            released: VecDeque::new(),
             subscriptions: BTreeMap::new(),
-            requests: Requests::new(config.max_in_flight),
+            requests: Requests::new(),
             ephemeral: VecDeque::new(),
-            pong_owed: false,
             events: VecDeque::new(),
             config,
-        }
-    }
-
-    // What the driver tells.
-
-    /// The connection that was asked for is there.
-    pub fn connection_opened(&mut self, now: Instant) {
-        if !matches!(self.state, State::Dialing) {
-            return;
-        }
-        self.state = State::Opening {
-            until: now + self.config.connect_timeout,
-            request: self.requests.new_id(),
-            // A ticket serves once.
-            connect: Some(Connect { token: self.token.clone(), resume: self.ticket.take(), key: None }),
-            early: Vec::new(),
-        };
-        self.ask_waiting(now);
-        self.requests.send_again();
-    }
-
-    /// The connection ended, or could not be made; `code` where the transport's own close named one.
-    pub fn connection_lost(&mut self, now: Instant, code: Option<u32>, reason: &str) {
-        if matches!(
-            self.state,
-            State::Dialing | State::Opening { .. } | State::Open { .. } | State::Closing { .. }
-        ) {
-            let code = code.unwrap_or_else(|| CloseCode::ConnectionLost.number());
-            self.end_connection(now, code, reason.to_owned(), CloseCode::policy_of(code), Duration::ZERO);
-        }
-    }
-
-    /// Something came that holds no frame, such as an empty poll: the connection is alive.
-    pub fn handle_activity(&mut self, now: Instant) {
-        if let State::Open { heard, .. } = &mut self.state {
-            *heard = now;
         }
     }
 
@@ -205,53 +198,51 @@ impl Session {
             && self.requests.bytes() < self.config.max_request_bytes
     }
 
-    // The five verbs.
+    // The five verbs; `poll_transmit` is with the connections.
 
-    /// Takes a frame, from whichever lane. After an error the connection is lost: tell with `connection_lost`.
-    pub fn handle_frame(&mut self, now: Instant, frame: ServerFrame) -> Result<(), SessionError> {
-        if !self.has_connection() {
-            return Ok(());
-        }
-        self.handle_activity(now);
+    /// Takes a frame, from whichever lane of a connection. After an error the connection is lost: tell with
+    /// `connection_lost`.
+    pub fn handle_frame(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        frame: ServerFrame,
+    ) -> Result<(), SessionError> {
+        let Some(side) = self.side(connection) else { return Ok(()) };
+        self.handle_activity(now, connection);
         let ServerFrame { id, body: Some(body) } = frame else { return Ok(()) };
         if let ServerBody::Close(close) = body {
-            self.handle_close(now, close);
+            self.handle_close(now, side, close);
             return Ok(());
         }
         if matches!(self.state, State::Closing { .. }) {
             return Ok(());
         }
         match body {
-            ServerBody::Connected(connected) => self.handle_connected(now, connected)?,
-            ServerBody::Publication(publication) => self.handle_publication(now, publication),
-            ServerBody::Ephemeral(ephemeral) => self.handle_ephemeral(ephemeral),
-            ServerBody::Ping(_) => self.pong_owed = true,
-            ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, subscribed)?,
-            ServerBody::Unsubscribed(unsubscribed) if id == 0 => self.handle_unsubscribed(unsubscribed),
+            ServerBody::Connected(connected) => self.handle_connected(now, side, connected)?,
+            ServerBody::Publication(publication) => self.handle_publication(now, side, publication),
+            ServerBody::Ephemeral(ephemeral) => self.handle_ephemeral(now, side, ephemeral),
+            ServerBody::Ping(ping) => self.handle_ping(side, ping),
+            ServerBody::Pong(_) => self.handle_pong(now, side, id),
+            ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, side, subscribed)?,
+            ServerBody::Unsubscribed(unsubscribed) if id == 0 => self.handle_unsubscribed(side, unsubscribed),
             ServerBody::Error(error) if id == 0 => self.events.push_back(Event::Error(error)),
-            ServerBody::Error(error) if self.is_connect(id) => {
-                self.connection_lost(now, None, &format!("connect was refused: {}", error.message));
+            ServerBody::Error(error)
+                if self.connection(side).is_some_and(|connection| connection.is_connect(id)) =>
+            {
+                let reason = format!("connect was refused: {}", error.message);
+                self.connection_lost(now, connection, None, &reason);
             }
-            body => self.handle_answer(now, id, body)?,
+            body => self.handle_answer(now, side, id, body)?,
         }
+        self.move_when_ready(now);
         Ok(())
     }
 
     /// What time alone does.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.state {
-            State::Opening { until, .. } if now >= *until => {
-                self.connection_lost(now, None, "the server did not answer `connect` in time");
-            }
-            State::Open { heard, silence, .. } if !silence.is_zero() && now >= *heard + *silence => {
-                let reason = format!("nothing was heard for {} s", silence.as_secs());
-                self.connection_lost(now, None, &reason);
-            }
-            State::Open { token_due, .. } if token_due.is_some_and(|due| now >= due) => {
-                *token_due = None;
-                self.events.push_back(Event::NeedToken(TokenNeed::Expiring));
-            }
-            State::Waiting { until } if now >= *until => self.dial(),
+            State::Waiting { until, .. } if now >= *until => self.dial(),
             State::Tokenless { ask_again, .. } if ask_again.is_some_and(|at| now >= at) => {
                 *ask_again = None;
                 self.events.push_back(Event::NeedToken(TokenNeed::Refused));
@@ -259,84 +250,42 @@ impl Session {
             State::Closing { until, .. } if now >= *until => {
                 self.end(CloseCode::Done.number(), "closed by the app; the server did not answer".to_owned());
             }
+            State::Up => {
+                self.time_out(now, Side::Next);
+                self.time_out(now, Side::Current);
+                self.probe(now);
+            }
             _ => {}
         }
-        if self.is_usable() {
+        for side in [Side::Current, Side::Next] {
+            if !self.is_usable(side) {
+                continue;
+            }
             let stalled: Vec<ChannelName> = self
                 .subscriptions
                 .iter()
-                .filter(|(_, subscription)| subscription.gap_deadline().is_some_and(|at| now >= at))
+                .filter(|(_, subscription)| subscription.gap_deadline(side).is_some_and(|at| now >= at))
                 .map(|(channel, _)| channel.clone())
                 .collect();
             for channel in stalled {
-                self.meet(&channel, Need::Resync);
+                self.meet(side, &channel, Need::Resync);
             }
-            self.ask_waiting(now);
+            self.ask_waiting(now, side);
         }
+        self.move_when_ready(now);
     }
 
     /// When to call [`Session::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let own = match &self.state {
-            State::Opening { until, .. } | State::Waiting { until } | State::Closing { until, .. } => {
-                Some(*until)
-            }
-            State::Open { heard, silence, token_due } => {
-                let dead = if silence.is_zero() { None } else { Some(*heard + *silence) };
-                dead.into_iter().chain(*token_due).min()
-            }
+        match &self.state {
+            State::Waiting { until, .. } | State::Closing { until, .. } => Some(*until),
             State::Tokenless { ask_again, .. } => *ask_again,
             State::Idle | State::Dialing | State::Ended => None,
-        };
-        if !self.is_usable() {
-            return own;
-        }
-        let of_subscriptions =
-            self.subscriptions.values().filter_map(|subscription| match subscription.phase {
-                Phase::Waiting { retry_at } => retry_at,
-                _ => subscription.gap_deadline(),
-            });
-        of_subscriptions.chain(own).min()
-    }
-
-    /// True where [`Session::poll_transmit`] has something.
-    pub fn wants_transmit(&self) -> bool {
-        match &self.state {
-            State::Opening { connect, .. } => {
-                connect.is_some() || self.pong_owed || self.requests.wants_transmit()
+            State::Up => {
+                let of_sides = [Side::Current, Side::Next].into_iter().filter_map(|side| self.due(side));
+                of_sides.chain(self.move_until).min()
             }
-            State::Open { .. } => {
-                self.pong_owed || !self.ephemeral.is_empty() || self.requests.wants_transmit()
-            }
-            State::Closing { done_sent, .. } => !done_sent,
-            _ => false,
         }
-    }
-
-    /// The next frame to send.
-    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit> {
-        let control = |frame| Some(Transmit { frame, datagram: false });
-        match &mut self.state {
-            State::Opening { connect, request, .. } => {
-                if let Some(connect) = connect.take() {
-                    return control(ClientFrame::new(*request, ClientBody::Connect(connect)));
-                }
-            }
-            State::Open { .. } => {}
-            State::Closing { done_sent, .. } => {
-                let first = !std::mem::replace(done_sent, true);
-                return if first { control(ClientFrame::new(0, ClientBody::Done(Empty {}))) } else { None };
-            }
-            _ => return None,
-        }
-        if std::mem::take(&mut self.pong_owed) {
-            return control(ClientFrame::new(0, ClientBody::Pong(Empty {})));
-        }
-        if let Some(frame) = self.requests.poll_transmit(now) {
-            return control(frame);
-        }
-        // Not behind `connect`: a datagram could overtake it.
-        self.ephemeral.pop_front().map(|frame| Transmit { frame, datagram: true })
     }
 
     /// What the driver must do or pass on.
@@ -344,37 +293,95 @@ impl Session {
         self.events.pop_front()
     }
 
+    // Time.
+
+    /// What one connection waits for.
+    fn due(&self, side: Side) -> Option<Instant> {
+        let connection = self.connection(side)?;
+        let own = match connection.stage {
+            Stage::Opening { until, .. } => Some(until),
+            Stage::Open { token_due, .. } => token_due.filter(|_| side == Side::Current),
+        };
+        let probe = match side {
+            Side::Current => connection.probe.suspect_at().or_else(|| connection.ping_due(&self.config)),
+            Side::Next => None,
+        };
+        let of_subscriptions =
+            self.subscriptions.values().filter_map(|subscription| match subscription.line(side)?.phase {
+                Phase::Waiting { retry_at } if !subscription.left => retry_at,
+                _ => subscription.gap_deadline(side),
+            });
+        of_subscriptions.chain(own).chain(probe).chain(connection.dead_at()).min()
+    }
+
+    fn time_out(&mut self, now: Instant, side: Side) {
+        let Some(connection) = self.connection_mut(side) else { return };
+        let (id, dead_at) = (connection.id, connection.dead_at());
+        match &mut connection.stage {
+            Stage::Opening { until, .. } if now >= *until => {
+                self.connection_lost(now, id, None, "the server did not answer `connect` in time");
+            }
+            Stage::Open { silence, .. } if dead_at.is_some_and(|at| now >= at) => {
+                let reason = format!("nothing was heard for {} s", silence.as_secs());
+                self.connection_lost(now, id, None, &reason);
+            }
+            Stage::Open { token_due, .. }
+                if side == Side::Current && token_due.is_some_and(|due| now >= due) =>
+            {
+                *token_due = None;
+                self.events.push_back(Event::NeedToken(TokenNeed::Expiring));
+            }
+            _ => {}
+        }
+    }
+
+    /// Asks whether the present connection still works, or suspects that it does not.
+    fn probe(&mut self, now: Instant) {
+        let moves = self.next.is_some();
+        let Some(current) = &mut self.current else { return };
+        if current.ping_due(&self.config).is_some_and(|at| now >= at) {
+            current.lane.stop_watching();
+            current.probe.start(now, self.requests.new_id(), self.config.suspect_after);
+        }
+        if current.probe.suspect_at().is_some_and(|at| now >= at) {
+            current.probe.suspect();
+            if !moves {
+                self.events.push_back(Event::Suspect { connection: current.id });
+            }
+        }
+    }
+
     // The ends of a connection and of the session.
 
-    fn end_connection(
+    /// The only connection is gone, or could not be made.
+    fn lose_all(
         &mut self,
         now: Instant,
         code: u32,
         reason: String,
         policy: ReconnectPolicy,
         after: Duration,
+        refused: bool,
     ) {
         let closing = matches!(self.state, State::Closing { .. });
         if self.backoff.handle_lost(now) {
             self.hasty = 0;
         }
-        self.pong_owed = false;
         self.ephemeral.clear();
-        let left: Vec<ChannelName> = self
-            .subscriptions
-            .iter()
-            .filter(|(_, one)| matches!(one.phase, Phase::Leaving { again: false, .. }))
-            .map(|(channel, _)| channel.clone())
-            .collect();
-        for channel in left {
-            self.remove_subscription(&channel, None);
+        if let Some(connection) = self.current.take() {
+            self.forget(connection.id);
+            self.requests.drop_lane(&connection.lane);
         }
         self.subscriptions.values_mut().for_each(Subscription::reset);
-        for (id, request) in self.requests.handle_lost(now) {
+        self.remove_left();
+        for (id, request) in self.requests.take_refreshes() {
             if let Request::Refresh(token) = &request {
                 // Whether the server has it or not, it is the newest.
                 self.token = Some(token.clone());
             }
+            self.fail(id, request, RequestError::Unanswered);
+        }
+        for (id, request) in self.requests.take_unrepeatable(now, None) {
             self.fail(id, request, RequestError::Unanswered);
         }
         self.events.push_back(Event::Closed { code, reason: reason.clone(), policy });
@@ -383,27 +390,30 @@ impl Session {
             return;
         }
         let delay = match policy {
-            ReconnectPolicy::Now | ReconnectPolicy::FreshToken if self.hasty == 0 => Duration::ZERO,
+            // A ticket is refused once: that is no loop.
+            ReconnectPolicy::Now | ReconnectPolicy::FreshToken if self.hasty == 0 || refused => {
+                Duration::ZERO
+            }
             _ => self.backoff.next_delay(),
         };
-        let delay = delay.max(after);
+        let (delay, not_before) = (delay.max(after), now + after);
         match policy {
             ReconnectPolicy::FreshToken => {
-                self.hasty += 1;
+                self.hasty += u32::from(!refused);
                 self.state = State::Tokenless { not_before: now + delay, ask_again: None };
                 self.events.push_back(Event::NeedToken(TokenNeed::Refused));
             }
             ReconnectPolicy::Now => {
-                self.hasty += 1;
-                self.wait(now, delay);
+                self.hasty += u32::from(!refused);
+                self.wait(now, delay, not_before);
             }
-            ReconnectPolicy::Backoff | ReconnectPolicy::Never => self.wait(now, delay),
+            ReconnectPolicy::Backoff | ReconnectPolicy::Never => self.wait(now, delay, not_before),
         }
     }
 
-    fn wait(&mut self, now: Instant, delay: Duration) {
+    fn wait(&mut self, now: Instant, delay: Duration, not_before: Instant) {
         self.events.push_back(Event::Reconnect { delay });
-        self.state = State::Waiting { until: now + delay };
+        self.state = State::Waiting { until: now + delay, not_before };
         if delay.is_zero() {
             self.dial();
         }
@@ -416,6 +426,8 @@ impl Session {
 
     fn end(&mut self, code: u32, reason: String) {
         self.state = State::Ended;
+        self.current = None;
+        self.next = None;
         self.fail_requests();
         self.subscriptions.clear();
         self.events.push_back(Event::Ended { code, reason });
@@ -440,32 +452,64 @@ impl Session {
 
     // Subscriptions and requests.
 
-    /// Leaves a live subscription, to take it up again from its last position.
-    fn meet(&mut self, channel: &ChannelName, need: Need) {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        if need == Need::Nothing || subscription.phase != Phase::Live {
+    /// Leaves a live subscription on one side, to take it up again from its last position.
+    fn meet(&mut self, side: Side, channel: &ChannelName, need: Need) {
+        let subscription = self.subscriptions.get_mut(channel);
+        let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) else { return };
+        if need == Need::Nothing || line.phase != Phase::Live {
             return;
         }
-        subscription.clear_held();
-        let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-        subscription.phase = match need {
-            Need::Restart => Phase::Leaving { request, again: true },
-            _ => Phase::Resyncing { request },
-        };
+        line.clear_held();
+        let Some(request) = self.ask(side, Request::Unsubscribe(channel.clone())) else { return };
+        let subscription = self.subscriptions.get_mut(channel);
+        if let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) {
+            line.phase = match need {
+                Need::Restart => Phase::Leaving { request },
+                _ => Phase::Resyncing { request },
+            };
+        }
+    }
+
+    /// Asks something on one side alone; `None` where there is no connection.
+    fn ask(&mut self, side: Side, request: Request) -> Option<u64> {
+        if !self.is_usable(side) {
+            return None;
+        }
+        let id = self.requests.add(request);
+        if let Some(connection) = self.connection_mut(side) {
+            connection.lane.push(id);
+        }
+        Some(id)
     }
 
     /// Asks for every subscription that waits, where there is a connection.
-    fn ask_waiting(&mut self, now: Instant) {
-        if !self.is_usable() {
+    fn ask_waiting(&mut self, now: Instant, side: Side) {
+        if !self.is_usable(side) {
             return;
         }
+        let connection = match side {
+            Side::Current => self.current.as_mut(),
+            Side::Next => self.next.as_mut(),
+        };
+        let Some(connection) = connection else { return };
         for (channel, subscription) in &mut self.subscriptions {
-            let Phase::Waiting { retry_at } = subscription.phase else { continue };
-            if retry_at.is_none_or(|at| now >= at) {
-                let position = subscription.position.clone().map(frame::Position::from);
-                let subscribe = Subscribe { channel: channel.as_str().to_owned(), position, rank: 0 };
-                let request = self.requests.add(Request::Subscribe(channel.clone(), subscribe), true);
-                subscription.phase = Phase::Asked { request };
+            let Some(Phase::Waiting { retry_at }) = subscription.line(side).map(|line| line.phase) else {
+                continue;
+            };
+            if subscription.left || retry_at.is_some_and(|at| now < at) {
+                continue;
+            }
+            let position = subscription.position.clone().map(frame::Position::from);
+            let rank = subscription.rank.into();
+            let subscribe = Subscribe { channel: channel.as_str().to_owned(), position, rank };
+            let request = self.requests.add(Request::Subscribe(channel.clone(), subscribe));
+            if connection.is_open() {
+                connection.lane.push(request);
+            } else {
+                connection.lane.push_in_flight_of_connect(request);
+            }
+            if let Some(line) = subscription.line_mut(side) {
+                line.phase = Phase::Asked { request };
             }
         }
     }
@@ -476,22 +520,34 @@ impl Session {
         }
     }
 
+    /// Subscriptions that the app has left go when no connection has them any more.
+    fn remove_left(&mut self) {
+        let is_leaving = |subscription: &Subscription, side| {
+            subscription.line(side).is_some_and(|line| matches!(line.phase, Phase::Leaving { .. }))
+        };
+        let gone: Vec<ChannelName> = self
+            .subscriptions
+            .iter()
+            .filter(|(_, one)| one.left && !is_leaving(one, Side::Current) && !is_leaving(one, Side::Next))
+            .map(|(channel, _)| channel.clone())
+            .collect();
+        for channel in gone {
+            self.remove_subscription(&channel, None);
+        }
+    }
+
     fn hold_bounds(&self) -> HoldBounds {
         HoldBounds { items: self.config.max_held, bytes: self.config.max_held_bytes }
     }
 
-    fn is_connect(&self, id: u64) -> bool {
-        matches!(self.state, State::Opening { request, .. } if request == id)
+    /// Something between nothing and `bound`.
+    fn spread(&mut self, bound: Duration) -> Duration {
+        bound.mul_f64(self.rng.random_range(0.0..1.0))
     }
 
-    /// Frames may come.
-    fn has_connection(&self) -> bool {
-        self.is_usable() || matches!(self.state, State::Closing { .. })
-    }
-
-    /// Requests may be sent.
-    fn is_usable(&self) -> bool {
-        matches!(self.state, State::Opening { .. } | State::Open { .. })
+    /// Requests may be sent there.
+    fn is_usable(&self, side: Side) -> bool {
+        matches!(self.state, State::Up) && self.connection(side).is_some()
     }
 }
 

@@ -5,6 +5,7 @@
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
 mod border;
+mod resume;
 mod sizes;
 mod subscriptions;
 
@@ -22,13 +23,16 @@ use crate::link::{self, LinkError, Recovery};
 use crate::namespace::Namespace;
 use crate::{ChannelName, Epoch, Offset, Position, SessionId};
 
+use resume::Tickets;
 use subscriptions::{Origin, State as SubscriptionState, Subscriptions};
 
 pub use border::{Event, SessionError, Settings};
+pub use resume::Resumption;
 pub use subscriptions::Due;
 
 /// ```text
-///             connect              admit          last server-side subscription begun
+///             connect              admit,         last server-side subscription begun
+///                                  resume         and ticket issued
 /// Awaiting ───────────► Checking ─────────► Opening ─────────────► Open
 ///     │ timeout            │ refuse            │                     │ done, expiry, no pong, error
 ///     └────────────────────┴───────────────────┴─────────► Ended ◄──┘
@@ -37,9 +41,9 @@ pub use subscriptions::Due;
 enum State {
     /// No `connect` yet. A token that came before it (header, query) was already checked.
     Awaiting { until: Instant, identity: Option<Box<Identity>> },
-    /// The driver is checking the token.
-    Checking { id: u64 },
-    /// Server-side subscriptions begin; `connected` waits for them.
+    /// The driver is checking the token, or the core whether the ticket is spent: that should not take longer.
+    Checking { id: u64, answer_by: Option<Instant> },
+    /// Server-side subscriptions begin and the ticket is sealed; `connected` waits for them.
     Opening { identity: Box<Identity>, connected: Box<(u64, Connected)>, waiting: usize },
     /// Serving.
     Open { identity: Box<Identity>, heartbeat: Heartbeat },
@@ -62,8 +66,13 @@ enum Heartbeat {
 pub struct Session {
     settings: Arc<Settings>,
     id: SessionId,
+    /// Which of the session's connections this is: grows with every resume.
+    generation: u32,
+    tickets: Tickets,
     state: State,
     heartbeats: bool,
+    /// The client takes publications from datagrams.
+    repeats: bool,
     /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
     /// what a client can pile up there is bounded, whatever it does.
     in_flight: usize,
@@ -87,8 +96,11 @@ impl Session {
         Self {
             settings,
             id,
+            generation: 0,
+            tickets: Tickets::Off,
             state: State::Awaiting { until, identity: identity.map(Box::new) },
             heartbeats,
+            repeats: false,
             in_flight: 0,
             asks: 0,
             subscriptions: Subscriptions::default(),
@@ -97,7 +109,7 @@ impl Session {
         }
     }
 
-    /// Its id.
+    /// Its id; another one once it resumed an earlier session.
     pub fn id(&self) -> SessionId {
         self.id
     }
@@ -105,6 +117,11 @@ impl Session {
     /// True once over.
     pub fn is_ended(&self) -> bool {
         matches!(self.state, State::Ended)
+    }
+
+    /// True where the client said that it takes publications from datagrams too.
+    pub fn takes_repeats(&self) -> bool {
+        self.repeats
     }
 
     /// True between admission and `connected`: publications wait too, since `connected` comes first.
@@ -115,7 +132,12 @@ impl Session {
     /// False while as many questions wait for the core as may: read nothing more from the client then.
     pub fn wants_input(&self) -> bool {
         self.in_flight < self.settings.max_requests
-            && !matches!(self.state, State::Checking { .. } | State::Ended)
+            && match &self.state {
+                State::Checking { .. } | State::Ended => false,
+                // What comes behind a resume may take over what the token lists, once that has begun.
+                State::Opening { connected, .. } => !connected.1.resumed,
+                State::Awaiting { .. } | State::Open { .. } => true,
+            }
     }
 
     /// Takes a frame of the control lane.
@@ -176,6 +198,10 @@ impl Session {
 
     /// The next instant at which [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        self.own_timeout().into_iter().chain(self.tickets_timeout()).min()
+    }
+
+    fn own_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Awaiting { until, .. } => Some(*until),
             State::Checking { .. } | State::Ended => None,
@@ -194,6 +220,7 @@ impl Session {
     pub fn handle_timeout(&mut self, now: Instant) {
         let expired = |identity: &Identity| identity.expires.is_some_and(|at| at <= now);
         let reads = self.wants_input();
+        self.tend_tickets(now);
         match &mut self.state {
             State::Awaiting { until, .. } if *until <= now => {
                 self.end(CloseCode::ConnectTimeout, "no connect frame in time");
@@ -244,7 +271,11 @@ impl Session {
 
     /// The token was found valid, or anonymous sessions are allowed.
     pub fn admit(&mut self, now: Instant, identity: Identity) {
-        let State::Checking { id } = self.state else { return };
+        let State::Checking { id, .. } = self.state else { return };
+        self.open(now, id, identity, false);
+    }
+
+    fn open(&mut self, now: Instant, id: u64, identity: Identity, resumed: bool) {
         let connected = Connected {
             session: self.id.to_string(),
             resume: None,
@@ -254,7 +285,7 @@ impl Session {
             region: self.settings.region.as_str().to_owned(),
             expires_ms: expires_ms(now, &identity),
             subscriptions: Vec::new(),
-            resumed: false,
+            resumed,
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {
@@ -263,12 +294,14 @@ impl Session {
                 continue;
             }
             let ask = self.next_ask();
-            let slot = self.subscriptions.insert(channel.clone(), Origin::Token, ask);
+            let slot = self.subscriptions.insert(channel.clone(), Origin::Token, ask, 0);
             let channel = channel.clone();
-            self.events.push_back(Event::Subscribe { slot, ask, begins: true, channel, position: None });
+            let asking = Event::Subscribe { slot, ask, begins: true, channel, position: None, rank: 0 };
+            self.events.push_back(asking);
             waiting += 1;
         }
         self.in_flight += waiting;
+        waiting += self.begin_tickets();
         self.state =
             State::Opening { identity: Box::new(identity), connected: Box::new((id, connected)), waiting };
         self.open_when_ready(now);
@@ -423,6 +456,7 @@ impl Session {
             self.drop_subscription(now, slot, Some(error));
         }
         self.reply(id, ServerBody::Refreshed(Refreshed { expires_ms }));
+        self.renew_ticket(now);
     }
 
     /// Which of a channel's publications `first..=last` the subscription is due now; the driver sends or queues
@@ -458,8 +492,8 @@ impl Session {
         self.in_flight += 1;
         subscription.state = SubscriptionState::Refilling { ask };
         let position = Some(Position::new(subscription.epoch.clone(), last));
-        let channel = subscription.channel.clone();
-        self.events.push_back(Event::Subscribe { slot, ask, begins: false, channel, position });
+        let (channel, rank) = (subscription.channel.clone(), subscription.rank);
+        self.events.push_back(Event::Subscribe { slot, ask, begins: false, channel, position, rank });
         true
     }
 
@@ -493,8 +527,18 @@ impl Session {
         Some((&subscription.channel, conflated))
     }
 
+    /// The rank of a subscription.
+    pub fn rank(&self, slot: u32) -> i8 {
+        self.subscriptions.get(slot).map_or(0, |subscription| subscription.rank)
+    }
+
     fn connect(&mut self, now: Instant, id: u64, identity: Option<Box<Identity>>, connect: Connect) {
-        self.state = State::Checking { id };
+        self.repeats = connect.repeats;
+        if let Some(ticket) = connect.resume {
+            // What a token beside it says does not count.
+            return self.resume_with(now, id, ticket, connect.key);
+        }
+        self.state = State::Checking { id, answer_by: None };
         match (identity, connect.token) {
             (_, Some(token)) if token.len() > self.settings.max_token => {
                 self.end(CloseCode::Unauthorized, "the token is over the limit");
@@ -562,6 +606,9 @@ impl Session {
         else {
             return;
         };
+        let Ok(rank) = i8::try_from(subscribe.rank) else {
+            return self.fail(id, ErrorCode::BadRequest, "a rank is from -128 to 127");
+        };
         let Some(position) = self.position(id, subscribe.position) else { return };
         let ask = self.next_ask();
         let mut begins = true;
@@ -575,6 +622,7 @@ impl Session {
                     return self.fail(id, ErrorCode::Conflict, "already subscribed to this channel");
                 }
                 existing.server_side = false;
+                existing.rank = rank;
                 existing.state = SubscriptionState::Starting { origin: Origin::Client { id }, ask };
                 begins = false;
                 slot
@@ -587,10 +635,10 @@ impl Session {
                     format!("a session has at most {limit} subscriptions"),
                 );
             }
-            None => self.subscriptions.insert(channel.clone(), Origin::Client { id }, ask),
+            None => self.subscriptions.insert(channel.clone(), Origin::Client { id }, ask, rank),
         };
         self.in_flight += 1;
-        self.events.push_back(Event::Subscribe { slot, ask, begins, channel, position });
+        self.events.push_back(Event::Subscribe { slot, ask, begins, channel, position, rank });
     }
 
     fn unsubscribe(&mut self, now: Instant, id: u64, unsubscribe: Unsubscribe) {

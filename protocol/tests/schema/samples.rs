@@ -294,6 +294,7 @@ fn full_connect() -> Connect {
         token: Some("header.payload.signature".to_owned()),
         resume: Some("ticket".to_owned()),
         key: Some("attempt-1".to_owned()),
+        repeats: true,
     }
 }
 

@@ -1,7 +1,7 @@
 /**
  * What the app gives and gets, to what the session machine takes and says. What no frame can carry is refused here.
  *
- * @import { Payload, Position } from './session.js'
+ * @import { Payload, Position } from './session/types.js'
  * @import { Publication } from './subscription.js'
  * @import { TransportName } from './transport.js'
  */
@@ -77,6 +77,12 @@ export function checkedPosition(position) {
   const { epoch, offset } = position;
   if (!Number.isSafeInteger(offset) || offset < 0) throw new RangeError(`${offset} is no offset`);
   return { epoch: text(epoch), offset };
+}
+
+/** @param {number | undefined} rank @returns {number} */
+export function checkedRank(rank = 0) {
+  if (!Number.isInteger(rank) || rank < -128 || rank > 127) throw new RangeError(`${rank} is no rank: -128 to 127`);
+  return rank;
 }
 
 /** Text that UTF-8 can hold. @param {unknown} value @returns {string} */

@@ -1,10 +1,12 @@
 /**
- * The public client: a driver around the session machine. It owns the clock, the timer, the transport and the token.
+ * The public client: what apps call, and what they are told.
  *
- * @import { Frame } from './codec.js'
- * @import { Event, Position } from './session.js'
+ * @import { Told } from './driver.js'
+ * @import { Store } from './ladder/memory.js'
+ * @import { PARAMETERS } from './ladder/parameters.js'
+ * @import { Position } from './session/types.js'
  * @import { Publication, SubscribedEvent, EphemeralItem } from './subscription.js'
- * @import { Handlers, Open, Transport, TransportName } from './transport.js'
+ * @import { TransportName } from './transport.js'
  * @import { ReconnectPolicy } from './close-codes.js'
  *
  * @typedef {'idle' | 'connecting' | 'connected' | 'waiting' | 'closing' | 'closed'} ClientState
@@ -14,7 +16,10 @@
  * @property {string} [token] JWT of the first connection
  * @property {(why: { fresh: boolean }) => string | Promise<string>} [getToken] where a token is needed; `fresh`: the
  *   last one was refused or ends soon
- * @property {TransportName[]} [transports] which to try, in order
+ * @property {TransportName[]} [transports] which to try, best first; it climbs back to better ones
+ * @property {Partial<typeof PARAMETERS>} [ladder] times of the choice between transports
+ * @property {Store | null} [storage] where it is kept which transports get through; `localStorage` unless told
+ * @property {() => string} [networkKey] which network this is; `navigator.connection.type` unless told
  * @property {string[]} [certificateHashes] base64 of SHA-256 hashes of certificates that WebTransport accepts
  * @property {'json' | 'proto'} [encoding] of WebSocket; JSON unless told
  * @property {number} [pollMs] how long a long poll waits at the server
@@ -29,6 +34,15 @@
  * @property {string | null} user
  * @property {string} node
  * @property {string} region
+ * @property {boolean} resumed it is the session of before
+ *
+ * @typedef {object} MovedEvent the session went on, without a gap, on another connection
+ * @property {TransportName} from
+ * @property {TransportName} to
+ * @property {string} session
+ * @property {string} node
+ * @property {string} region
+ * @property {boolean} resumed it is the session of before; false where the server gives no tickets
  *
  * @typedef {object} DisconnectedEvent
  * @property {number} code see `CloseCode`
@@ -40,22 +54,23 @@
  * @property {ClientState} state
  * @property {ConnectedEvent} connected
  * @property {DisconnectedEvent} disconnected
+ * @property {MovedEvent} moved
+ * @property {TransportName | null} transport what it is connected by now
+ * @property {boolean} suspect the connection carries nothing; false: it does again, or it was left
  * @property {Subscription} subscription one that the server began by itself; listen to it here and now
  * @property {number} rtt milliseconds
  * @property {Error} error what the app may want to log; the session goes on
  */
 
-import { addresses, checkedPosition, dataOf, payloadOf, publicationOf, text } from "./arguments.js";
-import { CloseCode } from "./close-codes.js";
+import { addresses, checkedPosition, checkedRank, dataOf, payloadOf, publicationOf, text } from "./arguments.js";
 import { fromBase64 } from "./codec.js";
+import { Driver, now, randomHex } from "./driver.js";
+import { networkKey, pageStore } from "./environment.js";
 import { TidegateError } from "./error.js";
 import { Emitter } from "./events.js";
-import { SESSION_ENDED, Session } from "./session.js";
+import { SESSION_ENDED } from "./session/types.js";
 import { Subscription } from "./subscription.js";
-import { UnavailableError, deadline, toError } from "./transport.js";
-import { openLongPoll } from "./transport/longpoll.js";
-import { openWebSocket } from "./transport/websocket.js";
-import { openWebTransport } from "./transport/webtransport.js";
+import { toError } from "./transport.js";
 
 /**
  * A session with Tidegate that outlives its connections.
@@ -63,39 +78,26 @@ import { openWebTransport } from "./transport/webtransport.js";
  * @extends {Emitter<ClientEvents>}
  */
 export class Client extends Emitter {
+  #driver;
   #session;
-  #urls;
   #options;
-  /** @type {TransportName[]} */
   #transports;
-  #transportOptions;
-  /** @type {string | null} */
-  #token;
   /** @type {Map<string, Subscription>} */
   #subscriptions = new Map();
   /** @type {Map<number, { resolve: (body: Record<string, any>) => void, reject: (error: Error) => void }>} */
   #replies = new Map();
+  /** @type {Map<number, (ms: number | null) => void>} */
+  #pings = new Map();
+  /** Whom to tell when a move is over, one way or the other. @type {(() => void)[]} */
+  #arrivals = [];
   #keyPrefix = randomHex();
   #keys = 0;
-  /** @type {{ name: TransportName, transport: Transport } | null} */
-  #connection = null;
-  /** @type {AbortController | null} */
-  #dialing = null;
-  /** Got through last, or was chosen by hand: tried first. @type {TransportName | null} */
-  #preferred = null;
-  /** Is open, but not yet a session. @type {TransportName | null} */
-  #opened = null;
-  /** Opened, but never got as far as a session: tried last, once. @type {TransportName | null} */
-  #suspect = null;
   /** @type {ConnectedEvent | null} */
   #connected = null;
   /** @type {number | null} */
   #rtt = null;
   /** @type {ClientState} */
   #state = "idle";
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  #timer;
-  #isPumping = false;
 
   /**
    * @param {string | URL | Partial<Record<TransportName, string>>} url `https://host:4433`, or the address for each
@@ -105,12 +107,11 @@ export class Client extends Emitter {
   constructor(url, options = {}) {
     super();
     const { transports = ["webtransport", "websocket", "longpoll"], random = Math.random } = options;
-    this.#urls = addresses(url);
+    const urls = addresses(url);
     this.#options = options;
-    this.#transports = transports.filter((name) => this.#urls[name] !== undefined);
+    this.#transports = transports.filter((name) => urls[name] !== undefined);
     if (this.#transports.length === 0) throw new TypeError("no transport has an address");
-    this.#token = options.token ?? null;
-    this.#transportOptions = {
+    const transportOptions = {
       certificateHashes: (options.certificateHashes ?? []).map(fromBase64),
       encoding: options.encoding ?? "json",
       WebSocket: options.WebSocket,
@@ -119,7 +120,21 @@ export class Client extends Emitter {
       random,
       pollMs: options.pollMs ?? 25_000,
     };
-    this.#session = new Session({ random });
+    this.#driver = new Driver(
+      {
+        urls,
+        transports: this.#transports,
+        transportOptions,
+        token: options.token ?? null,
+        getToken: options.getToken,
+        ladder: options.ladder,
+        store: options.storage === undefined ? pageStore() : options.storage,
+        networkKey: options.networkKey ?? networkKey,
+        random,
+      },
+      (told) => this.#handle(told),
+    );
+    this.#session = this.#driver.session;
   }
 
   /** @returns {ClientState} */
@@ -129,7 +144,7 @@ export class Client extends Emitter {
 
   /** What is connected by; null while nothing is. */
   get transport() {
-    return this.#connected && (this.#connection?.name ?? null);
+    return this.#connected && this.#driver.transport;
   }
 
   /** The last round trip, milliseconds; null before the first. */
@@ -159,8 +174,7 @@ export class Client extends Emitter {
    */
   connect() {
     const connected = this.#nextConnected();
-    this.#session.open(now());
-    this.#pump();
+    this.#driver.open();
     return connected.then(() => {});
   }
 
@@ -170,19 +184,22 @@ export class Client extends Emitter {
    * @param {string} channel
    * @param {object} [options]
    * @param {Position} [options.position] the last publication that the app has; absent to begin at the head
+   * @param {number} [options.rank] -128 to 127: where much waits to be sent, channels of a higher one go first
    * @param {(publication: Publication) => void} [options.onPublication]
    * @param {(item: EphemeralItem) => void} [options.onEphemeral]
    * @param {(event: SubscribedEvent) => void} [options.onSubscribed]
    * @returns {Subscription}
    */
-  subscribe(channel, { position, onPublication, onEphemeral, onSubscribed } = {}) {
+  subscribe(channel, { position, rank, onPublication, onEphemeral, onSubscribed } = {}) {
     if (this.#subscriptions.has(channel)) throw new TidegateError(409, `already subscribed to ${channel}`, false);
-    const subscription = this.#addSubscription(text(channel), checkedPosition(position));
+    const from = checkedPosition(position);
+    const checked = checkedRank(rank);
+    const subscription = this.#addSubscription(text(channel), from);
     if (onPublication) subscription.on("publication", onPublication);
     if (onEphemeral) subscription.on("ephemeral", onEphemeral);
     if (onSubscribed) subscription.on("subscribed", onSubscribed);
-    this.#session.subscribe(channel, checkedPosition(position));
-    this.#pump();
+    this.#session.subscribe(channel, from, checked);
+    this.#driver.pump();
     return subscription;
   }
 
@@ -210,7 +227,7 @@ export class Client extends Emitter {
    */
   publishEphemeral(channel, data) {
     const isSent = this.#session.publishEphemeral(text(channel), payloadOf(data));
-    this.#pump();
+    this.#driver.pump();
     return isSent;
   }
 
@@ -234,22 +251,23 @@ export class Client extends Emitter {
    * @param {string} [token] from `getToken` unless given
    */
   async refresh(token) {
-    const next = token ?? (await this.#freshToken());
-    if (next === null) throw new TypeError("neither a token nor getToken");
+    const next = token ?? (await this.#options.getToken?.({ fresh: true }));
+    if (next === undefined) throw new TypeError("neither a token nor getToken");
     await this.#request("refresh", { token: next });
-    this.#token = next;
+    this.#driver.setToken(next);
   }
 
   /**
-   * Makes a round trip now, through to where a subscribed channel lives. Without a subscription: the last one's figure.
+   * Makes a round trip to the edge now.
    *
-   * @returns {Promise<number | null>} milliseconds
+   * @returns {Promise<number | null>} milliseconds; null where there is no connection, or it ends first
    */
-  async measureRtt() {
-    const live = [...this.#subscriptions.values()].find(({ state }) => state === "live");
-    // A refusal takes as long as an answer.
-    if (live?.position) await this.history(live.channel, { since: live.position, limit: 1 }).catch(() => {});
-    return this.#rtt;
+  measureRtt() {
+    const id = this.#session.ping(now());
+    if (id === null) return Promise.resolve(null);
+    const measured = new Promise((/** @type {(ms: number | null) => void} */ resolve) => this.#pings.set(id, resolve));
+    this.#driver.pump();
+    return measured;
   }
 
   /** Ends the session in order. What was not acknowledged is rejected. @returns {Promise<void>} */
@@ -262,8 +280,7 @@ export class Client extends Emitter {
         resolve();
       });
     });
-    this.#session.close(now());
-    this.#pump();
+    this.#driver.close();
     return closed;
   }
 
@@ -273,94 +290,62 @@ export class Client extends Emitter {
    * @param {{ holdMs?: number }} [options] for how long there is no network
    */
   disconnect({ holdMs = 0 } = {}) {
-    this.#session.drop(now(), holdMs, "dropped by the app");
-    this.#pump();
+    this.#driver.drop(holdMs, "dropped by the app");
   }
 
   /**
-   * Moves to another transport; the others remain what is fallen back to.
+   * The device has another network: what is known of transports is forgotten, and the connection is probed. Browsers that
+   * tell so by themselves need not be told.
+   */
+  networkChanged() {
+    this.#driver.networkChanged();
+  }
+
+  /**
+   * Moves to another transport, which is the best one from now on; the others remain what is fallen back to. Publications
+   * go on meanwhile, and where it does not get through the client stays where it is.
    *
    * @param {TransportName} name
    * @returns {Promise<TransportName>} what the client is connected by then
    */
   async useTransport(name) {
     if (!this.#transports.includes(name)) throw new TypeError(`${name} is not one of this client's transports`);
-    this.#preferred = name;
-    this.#suspect = null;
-    if (this.transport === name || this.state === "idle" || this.state === "closed") return name;
-    const connected = this.#nextConnected();
-    this.#session.drop(now(), 0, `moving to ${name}`);
-    this.#pump();
-    return (await connected).transport;
+    const isUnderWay = this.#driver.use(name);
+    if (isUnderWay) await new Promise((/** @type {(value: void) => void} */ resolve) => this.#arrivals.push(resolve));
+    return this.transport ?? name;
   }
 
-  // --- driver -------------------------------------------------------------------------------------------------------
+  // --- what the driver tells ----------------------------------------------------------------------------------------
 
-  /** Acts upon what the machine says until it says nothing more. Handlers may call the client: that comes here again. */
-  #pump() {
-    if (this.#isPumping) return;
-    this.#isPumping = true;
-    try {
-      let isBusy = true;
-      while (isBusy) {
-        isBusy = false;
-        for (let event = this.#session.pollEvent(); event; event = this.#session.pollEvent()) {
-          isBusy = true;
-          this.#handleEvent(event);
-        }
-        isBusy = this.#transmit() || isBusy;
-      }
-    } finally {
-      this.#isPumping = false;
-    }
-    clearTimeout(this.#timer);
-    const at = this.#session.pollTimeout();
-    if (at === null) return;
-    const delay = Math.min(Math.max(0, Math.ceil(at - now())), MAX_DELAY_MS);
-    this.#timer = setTimeout(() => {
-      this.#session.handleTimeout(now());
-      this.#pump();
-    }, delay);
-  }
-
-  #transmit() {
-    /** @type {Frame[]} */
-    const control = [];
-    /** @type {Frame[]} */
-    const ephemeral = [];
-    for (let next = this.#session.pollTransmit(now()); next; next = this.#session.pollTransmit(now())) {
-      (next.lane === "control" ? control : ephemeral).push(next.frame);
-    }
-    const transport = this.#connection?.transport;
-    if (transport && control.length > 0) transport.send(control);
-    for (const frame of ephemeral) transport?.sendEphemeral(frame);
-    return control.length + ephemeral.length > 0;
-  }
-
-  /** @param {Event} event */
-  #handleEvent(event) {
-    switch (event.type) {
-      case "dial":
-        void this.#dial(event.freshToken);
-        return;
-      case "hangup":
-        return this.#hangUp(event.orderly);
+  /** @param {Told} told */
+  #handle(told) {
+    switch (told.type) {
       case "state":
         return this.#handleState();
       case "connected":
-        return this.#handleConnected(event.body);
+        return this.#handleConnected(told.body);
+      case "moved_from":
+        return this.#handleMoved(told.from, told.to, told.body);
       case "disconnected": {
-        const { code, reason, policy, retryInMs } = event;
-        // It opened, and then led nowhere.
-        if (this.#opened && code === CloseCode.connectionLost) this.#suspect = this.#opened;
-        this.#opened = null;
-        this.#hangUp(true);
+        const { code, reason, policy, retryInMs } = told;
         for (const subscription of this.#subscriptions.values()) subscription.suspend();
         this.emit("disconnected", { code, reason, policy, retryInMs });
         return;
       }
+      case "move_failed":
+        return this.#arrive();
+      case "suspect":
+        this.emit("suspect", told.isSuspect);
+        return;
+      case "error":
+        this.emit("error", told.error);
+        return;
+      case "pong":
+        this.#pings.get(told.id)?.(told.ms);
+        this.#pings.delete(told.id);
+        return;
       case "subscribed": {
-        const { channel, position, how, missed, conflated } = event;
+        const { channel, position, how, missed, conflated } = told;
         const known = this.#subscriptions.get(channel);
         const subscription = known ?? this.#addSubscription(channel, null);
         if (!known) this.emit("subscription", subscription);
@@ -368,164 +353,81 @@ export class Client extends Emitter {
         return;
       }
       case "unsubscribed": {
-        const subscription = this.#subscriptions.get(event.channel);
-        this.#subscriptions.delete(event.channel);
-        subscription?.end(event.error);
+        const subscription = this.#subscriptions.get(told.channel);
+        this.#subscriptions.delete(told.channel);
+        subscription?.end(told.error);
         return;
       }
       case "publication": {
-        const { publication: body, epoch, recovered } = event;
+        const { publication: body, epoch, recovered } = told;
         this.#subscriptions.get(body.channel)?.deliver(publicationOf(body, epoch, recovered));
         return;
       }
       case "ephemeral": {
-        const { channel, user = null, time_ms: timeMs } = event.ephemeral;
-        const data = dataOf(event.ephemeral);
+        const { channel, user = null, time_ms: timeMs } = told.ephemeral;
+        const data = dataOf(told.ephemeral);
         this.#subscriptions.get(channel)?.emit("ephemeral", { channel, data, user, timeMs });
         return;
       }
       case "reply":
-        this.#takeReply(event.id)?.resolve(event.body);
+        this.#takeReply(told.id)?.resolve(told.body);
         return;
       case "failure":
-        this.#takeReply(event.id)?.reject(TidegateError.from(event.error));
+        this.#takeReply(told.id)?.reject(TidegateError.from(told.error));
         return;
       case "token_wanted":
         if (this.#options.getToken) this.refresh().catch((error) => this.emit("error", toError(error)));
         return;
       case "rtt":
-        this.#rtt = event.ms;
-        this.emit("rtt", event.ms);
+        this.#rtt = told.ms;
+        this.emit("rtt", told.ms);
     }
   }
 
   #handleState() {
     const { state } = this;
-    if (state !== "connecting" && state !== "connected") this.#dialing?.abort(new Error("given up"));
-    if (state !== "connected") this.#connected = null;
-    if (state === "closed") this.#hangUp(true);
+    if (state !== "connected") this.#forgetConnection();
     if (state === this.#state) return;
     this.#state = state;
     // `connected` is told together with what is known of it, right after this.
     if (state !== "connected") this.emit("state", state);
+    if (state === "closed") this.#arrive();
+  }
+
+  #arrive() {
+    for (const resolve of this.#arrivals.splice(0)) resolve();
+  }
+
+  #forgetConnection() {
+    for (const resolve of this.#pings.values()) resolve(null);
+    this.#pings.clear();
+    if (!this.#connected) return;
+    this.#connected = null;
+    this.emit("transport", null);
   }
 
   /** @param {Record<string, any>} body */
   #handleConnected(body) {
-    const { session, user = null, node, region } = body;
-    if (!this.#connection) return;
-    const { name } = this.#connection;
-    this.#opened = null;
-    this.#preferred = name;
-    this.#connected = { transport: name, session, user, node, region };
+    const transport = this.#driver.transport;
+    if (!transport) return;
+    this.#connected = connectedEvent(transport, body);
+    this.#state = "connected";
     this.emit("state", "connected");
+    this.emit("transport", transport);
     this.emit("connected", this.#connected);
+    this.#arrive();
   }
 
-  /** @param {boolean} freshToken */
-  async #dial(freshToken) {
-    this.#dialing?.abort(new Error("given up"));
-    const dialing = new AbortController();
-    this.#dialing = dialing;
-    const { signal } = dialing;
-    try {
-      const token = await this.#tokenToDialWith(freshToken);
-      if (signal.aborted) return;
-      const connection = await this.#openFirst(signal);
-      if (signal.aborted) return connection.transport.close(false);
-      this.#connection = connection;
-      this.#opened = connection.name;
-      this.#session.handleOpened(now(), { token, heartbeat: connection.transport.heartbeat });
-    } catch (error) {
-      if (signal.aborted) return;
-      this.#session.handleDialFailed(now(), toError(error).message, error instanceof NoTokenError);
-    }
-    if (this.#dialing === dialing) this.#dialing = null;
-    this.#pump();
-  }
-
-  /** @param {boolean} fresh @returns {Promise<string | null>} */
-  async #tokenToDialWith(fresh) {
-    if (this.#token !== null && !fresh) return this.#token;
-    const token = this.#options.getToken ? await this.#options.getToken({ fresh }) : null;
-    if (token === null && fresh) throw new NoTokenError("the server wants a new token, and there is no getToken");
-    this.#token = token;
-    return token;
-  }
-
-  async #freshToken() {
-    return this.#options.getToken ? await this.#options.getToken({ fresh: true }) : null;
-  }
-
-  /**
-   * Opens the first transport that gets through.
-   *
-   * @param {AbortSignal} signal
-   * @returns {Promise<{ name: TransportName, transport: Transport }>}
-   */
-  async #openFirst(signal) {
-    const failures = [];
-    for (const name of this.#order()) {
-      signal.throwIfAborted();
-      try {
-        return { name, transport: await this.#open(name, signal) };
-      } catch (error) {
-        const { message } = toError(error);
-        failures.push(`${name}: ${message}`);
-        if (!(error instanceof UnavailableError)) this.emit("error", new Error(`${name}: ${message}`));
-      }
-    }
-    throw new Error(`no transport gets through (${failures.join("; ")})`);
-  }
-
-  /** The transports, beginning with the one that is preferred. @returns {TransportName[]} */
-  #order() {
-    const first = this.#transports.filter((name) => name === this.#preferred && name !== this.#suspect);
-    const last = this.#transports.filter((name) => name === this.#suspect);
-    const others = this.#transports.filter((name) => name !== this.#preferred && name !== this.#suspect);
-    this.#suspect = null;
-    return [...first, ...others, ...last];
-  }
-
-  /** @param {TransportName} name @param {AbortSignal} signal @returns {Promise<Transport>} */
-  async #open(name, signal) {
-    /** @type {{ code: number, reason: string } | null} */
-    let closed = null;
-    /** @type {Transport | null} */
-    let transport = null;
-    const isCurrent = () => transport !== null && this.#connection?.transport === transport;
-    /** @type {Handlers} */
-    const handlers = {
-      onFrames: (frames) => {
-        if (!isCurrent()) return;
-        this.#session.handleActivity(now());
-        for (const frame of frames) this.#session.handleFrame(now(), frame);
-        this.#pump();
-      },
-      onClosed: (why) => {
-        closed = why;
-        if (!isCurrent()) return;
-        this.#session.handleClosed(now(), why);
-        this.#pump();
-      },
-      onError: (error) => this.emit("error", error),
-    };
-    const url = /** @type {string} */ (this.#urls[name]);
-    const opening = deadline(signal, OPEN_MS[name]);
-    try {
-      transport = await OPENERS[name](url, handlers, this.#transportOptions, opening.signal);
-    } finally {
-      opening.clear();
-    }
-    if (closed) throw new Error("closed as soon as it was open");
-    return transport;
-  }
-
-  /** @param {boolean} orderly */
-  #hangUp(orderly) {
-    this.#dialing?.abort(new Error("given up"));
-    this.#connection?.transport.close(orderly);
-    this.#connection = null;
+  /** @param {TransportName} from @param {TransportName} to @param {Record<string, any>} body */
+  #handleMoved(from, to, body) {
+    // What was asked of the connection that was left is not answered any more.
+    for (const resolve of this.#pings.values()) resolve(null);
+    this.#pings.clear();
+    this.#connected = connectedEvent(to, body);
+    const { session, node, region, resumed } = this.#connected;
+    if (from !== to) this.emit("transport", to);
+    this.emit("moved", { from, to, session, node, region, resumed });
+    this.#arrive();
   }
 
   /** @param {string} name @param {Record<string, any>} body @returns {Promise<Record<string, any>>} */
@@ -533,7 +435,7 @@ export class Client extends Emitter {
     return new Promise((resolve, reject) => {
       const id = this.#session.request(now(), name, body);
       this.#replies.set(id, { resolve, reject });
-      this.#pump();
+      this.#driver.pump();
     });
   }
 
@@ -546,9 +448,7 @@ export class Client extends Emitter {
 
   /** @returns {Promise<ConnectedEvent>} */
   #nextConnected() {
-    if (this.#connected && this.state === "connected" && this.#preferred === this.transport) {
-      return Promise.resolve(this.#connected);
-    }
+    if (this.#connected && this.state === "connected") return Promise.resolve(this.#connected);
     return new Promise((resolve, reject) => {
       /** @type {DisconnectedEvent | null} */
       let last = null;
@@ -570,7 +470,7 @@ export class Client extends Emitter {
     const subscription = new Subscription(channel, position, () => {
       if (this.#subscriptions.get(channel) !== subscription) return;
       this.#session.unsubscribe(channel);
-      this.#pump();
+      this.#driver.pump();
     });
     this.#subscriptions.set(channel, subscription);
     return subscription;
@@ -582,17 +482,12 @@ export class Client extends Emitter {
   }
 }
 
-class NoTokenError extends Error {}
-
-function randomHex() {
-  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+/** @param {TransportName} transport @param {Record<string, any>} body @returns {ConnectedEvent} */
+function connectedEvent(transport, { session, user = null, node, region, resumed }) {
+  return { transport, session, user, node, region, resumed: resumed === true };
 }
 
-function now() {
-  return performance.now();
-}
-
-/** @type {Record<Session['state'], ClientState>} */
+/** @type {Record<import('./session.js').Session['state'], ClientState>} */
 const STATES = {
   idle: "idle",
   dialing: "connecting",
@@ -602,12 +497,3 @@ const STATES = {
   closing: "closing",
   ended: "closed",
 };
-
-/** @type {Record<TransportName, Open>} */
-const OPENERS = { webtransport: openWebTransport, websocket: openWebSocket, longpoll: openLongPoll };
-
-/** How long each may take to open before the next is tried. */
-const OPEN_MS = { webtransport: 3_000, websocket: 5_000, longpoll: 10_000 };
-
-/** Longer timers than this fire at once. */
-const MAX_DELAY_MS = 2 ** 31 - 1;

@@ -16,6 +16,7 @@ export const CloseCode = Object.freeze({
   badOrigin: 4006,
   unsupported: 4007,
   badResume: 4008,
+  superseded: 4009,
   shutdown: 4100,
   overloaded: 4101,
   connectTimeout: 4102,
@@ -26,6 +27,8 @@ export const CloseCode = Object.freeze({
   coreUnavailable: 4107,
   connectionLost: 4108,
   unknownSession: 4200,
+  resumeExpired: 4201,
+  resumeForeign: 4202,
 });
 
 /**

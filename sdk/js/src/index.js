@@ -11,8 +11,9 @@ export { Subscription } from "./subscription.js";
  * @typedef {import('./client.js').ClientState} ClientState
  * @typedef {import('./client.js').ClientEvents} ClientEvents
  * @typedef {import('./client.js').ConnectedEvent} ConnectedEvent
+ * @typedef {import('./client.js').MovedEvent} MovedEvent
  * @typedef {import('./client.js').DisconnectedEvent} DisconnectedEvent
- * @typedef {import('./session.js').Position} Position
+ * @typedef {import('./session/types.js').Position} Position
  * @typedef {import('./subscription.js').Publication} Publication
  * @typedef {import('./subscription.js').EphemeralItem} EphemeralItem
  * @typedef {import('./subscription.js').SubscribedEvent} SubscribedEvent

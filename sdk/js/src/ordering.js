@@ -2,7 +2,7 @@
  * Sans-io: one subscription's order. Publications come in, however they overtook one another; out they go by offset,
  * none twice, none missing.
  *
- * @import { Position } from './session.js'
+ * @import { Position } from './session/types.js'
  *
  * @typedef {object} Begun what the app is told when a subscription begins, again or for the first time
  * @property {'begun' | 'recovered' | 'rebased'} how `begun`: at the head; `recovered`: everything after the position
@@ -51,12 +51,6 @@ export class Ordering {
   /** True where `position` is behind what was delivered already. @param {Position | undefined} position */
   isBefore(position) {
     return !!position && position.epoch === this.position?.epoch && position.offset < this.position.offset;
-  }
-
-  /** The subscription is being asked for (again): nothing of an earlier connection counts. */
-  restart() {
-    this.#pending = true;
-    this.#drop();
   }
 
   /**
@@ -112,6 +106,17 @@ export class Ordering {
     }
     this.#hold(publication);
     return [];
+  }
+
+  /**
+   * The app has everything up to `position` already, by another way.
+   *
+   * @param {Position} position of the same epoch
+   * @returns {Record<string, any>[]} what follows
+   */
+  advance(position) {
+    if (this.position && position.offset > this.position.offset) this.position = position;
+    return this.#pending ? [] : this.#flush();
   }
 
   /** @param {Record<string, any>} publication */

@@ -1,5 +1,5 @@
 /**
- * @import { Position, RequestError } from './session.js'
+ * @import { Position, RequestError } from './session/types.js'
  *
  * @typedef {object} Publication
  * @property {string} channel

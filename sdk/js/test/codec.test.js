@@ -129,6 +129,8 @@ function randomValue(field, random) {
       return ["backoff", "never", "now", "fresh_token"][Math.floor(random() * 4)];
     case "uint32":
       return Math.floor(random() * 2 ** 32);
+    case "sint32":
+      return Math.floor((random() - 0.5) * 2 ** 32);
     case "uint64":
       return Math.floor(random() * 2 ** Math.floor(random() * 54));
     case "bytes":

@@ -20,6 +20,11 @@ export class Gateway {
   tokens = [];
   /** Asked for each long-poll answer: true loses it. */
   loses = () => false;
+  /** Whether it gives tickets; and the sessions that they stand for. */
+  hasTickets = false;
+  #tickets = new Map();
+  /** While true, WebSockets carry nothing, and say nothing of it: a black hole. */
+  isSilent = false;
   /** Asked for each token; what it answers closes the connection. */
   refuses = () => null;
 
@@ -48,6 +53,12 @@ export class Gateway {
     return { epoch: "e", offset: publication.offset };
   }
 
+  #ticket({ identity }) {
+    const ticket = `ticket-${this.#tickets.size}-${Math.random()}`;
+    this.#tickets.set(ticket, identity);
+    return ticket;
+  }
+
   #channel(name) {
     if (!this.channels.has(name)) this.channels.set(name, []);
     return this.channels.get(name);
@@ -59,7 +70,8 @@ export class Gateway {
 
   #open(send) {
     this.#lastSession += 1;
-    const session = { id: `session-${this.#lastSession}`, send, subscriptions: new Set() };
+    const id = `session-${this.#lastSession}`;
+    const session = { id, identity: id, send, subscriptions: new Set() };
     this.sessions.add(session);
     return session;
   }
@@ -71,8 +83,11 @@ export class Gateway {
       this.tokens.push(body.token ?? null);
       const close = this.refuses(body.token);
       if (close) return reply("close", close);
-      const { id: key } = session;
-      return reply("connected", { session: key, ping_ms: 25_000, node: "gateway", region: "test", subscriptions: [] });
+      const resumed = this.#tickets.has(body.resume);
+      session.identity = this.#tickets.get(body.resume) ?? session.id;
+      this.#tickets.delete(body.resume);
+      const connected = { session: session.identity, ping_ms: 25_000, node: "gateway", region: "test", subscriptions: [] };
+      return reply("connected", { ...connected, resumed, ...(this.hasTickets && { resume: this.#ticket(session) }) });
     }
     if (name === "subscribe") {
       if (session.subscriptions.has(channel)) return reply("error", { code: 409, message: "already", retry: false });
@@ -88,6 +103,8 @@ export class Gateway {
       const position = { epoch: "e", offset: log.length };
       return reply("history", { channel, position, recovered: true, publications: log.slice(body.since?.offset ?? 0) });
     }
+    if (name === "ping") return reply("pong", {});
+    if (name === "done") this.sessions.delete(session);
     if (name === "done") return session.send({ id: 0, name: "close", body: { code: 4000, reason: "done" } });
     if (name !== "publish") return undefined;
     const { data, data_base64: bytes, key, ephemeral } = body;
@@ -102,10 +119,12 @@ export class Gateway {
 
   #accept(socket) {
     const isText = socket.protocol === "tidegate.v1.json";
-    const session = this.#open((frame) =>
-      socket.send(isText ? JSON.stringify(toJson(ServerFrame, frame)) : encodeDelimited(ServerFrame, frame)),
-    );
+    const session = this.#open((frame) => {
+      if (this.isSilent) return;
+      socket.send(isText ? JSON.stringify(toJson(ServerFrame, frame)) : encodeDelimited(ServerFrame, frame));
+    });
     socket.on("message", (message) => {
+      if (this.isSilent) return;
       const frames = isText ? decodeText(ClientFrame, String(message)) : decodeDelimited(ClientFrame, message);
       for (const frame of frames) this.#handle(session, frame);
     });

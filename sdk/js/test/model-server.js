@@ -1,23 +1,35 @@
 /**
- * A small server for the session machine: channels with history, sessions whose frames travel in lanes that overtake
- * one another, as QUIC's streams do. No timers: the test delivers frame by frame.
+ * A small server for the session machine: channels with history, connections whose frames travel in lanes that overtake
+ * one another, as QUIC's streams do, sessions that tickets resume. No timers: the test delivers frame by frame.
  */
 
 export class ModelServer {
   #random;
   #historyLimit;
-  channels = new Map();
+  #hasTickets;
+  #lastTicket = 0;
   #keys = new Map();
-  connection = null;
+  #sessions = new Map();
+  channels = new Map();
+  connections = new Map();
+  /** Tickets that came again with another key. */
+  thefts = 0;
+  resumed = 0;
 
-  constructor(random, { historyLimit = 40 } = {}) {
+  constructor(random, { historyLimit = 40, hasTickets = false } = {}) {
     this.#random = random;
     this.#historyLimit = historyLimit;
+    this.#hasTickets = hasTickets;
   }
 
   channel(name) {
     if (!this.channels.has(name)) this.channels.set(name, { epoch: "e1", head: 0, log: [] });
     return this.channels.get(name);
+  }
+
+  /** The newest connection. */
+  get connection() {
+    return [...this.connections.values()].at(-1) ?? null;
   }
 
   publish(name, data) {
@@ -26,7 +38,9 @@ export class ModelServer {
     const publication = { channel: name, offset: channel.head, data, time_ms: 0 };
     channel.log.push(publication);
     if (channel.log.length > this.#historyLimit) channel.log.shift();
-    if (this.connection?.subscriptions.has(name)) this.#send(name, 0, "publication", publication);
+    for (const each of this.connections.values()) {
+      if (each.subscriptions.has(name)) send(each, name, 0, "publication", publication);
+    }
     return { epoch: channel.epoch, offset: channel.head };
   }
 
@@ -36,54 +50,64 @@ export class ModelServer {
     channel.epoch = `e${Number(channel.epoch.slice(1)) + 1}`;
     channel.head = Math.floor(this.#random() * 5);
     channel.log = [];
-    if (this.connection?.subscriptions.has(name)) this.#rebase(name);
+    for (const each of this.connections.values()) if (each.subscriptions.has(name)) this.#rebase(each, name);
   }
 
   /** A slow consumer loses some publications, and is told. */
   skip(name) {
-    if (!this.connection?.subscriptions.has(name)) return;
-    this.connection.subscriptions.delete(name);
+    const { connection } = this;
+    if (!connection?.subscriptions.has(name)) return;
+    connection.subscriptions.delete(name);
     for (let count = 1 + this.#random() * 3; count > 0; count -= 1) this.publish(name, { skipped: true });
-    this.connection.subscriptions.add(name);
-    this.#rebase(name);
+    connection.subscriptions.add(name);
+    this.#rebase(connection, name);
   }
 
-  accept() {
-    this.connection = { lanes: new Map([["control", []]]), subscriptions: new Set() };
+  accept(id) {
+    this.connections.set(id, { id, lanes: new Map([["control", []]]), subscriptions: new Set(), session: null });
   }
 
-  drop() {
-    this.connection = null;
+  drop(id) {
+    this.connections.delete(id);
+  }
+
+  /** A fresher ticket. */
+  ping(id) {
+    const connection = this.connections.get(id);
+    if (!connection?.session) return;
+    const { session, generation } = connection;
+    send(connection, "control", 0, "ping", this.#hasTickets ? { resume: this.#ticket(session, generation) } : {});
   }
 
   /** Delivers one frame of a random lane to the client; false where there is none. */
   deliverOne(deliver) {
-    const lanes = [...(this.connection?.lanes.values() ?? [])].filter((lane) => lane.length > 0);
+    const lanes = [];
+    for (const { id, lanes: own } of this.connections.values()) {
+      for (const lane of own.values()) if (lane.length > 0) lanes.push([id, lane]);
+    }
     if (lanes.length === 0) return false;
-    const lane = lanes[Math.floor(this.#random() * lanes.length)];
+    const [id, lane] = lanes[Math.floor(this.#random() * lanes.length)];
     const frame = lane.shift();
-    deliver(frame);
+    deliver(id, frame);
     // A frame that comes again, as after a repeated batch.
-    if (frame.name === "publication" && this.#random() < 0.1) deliver(frame);
+    if (frame.name === "publication" && this.#random() < 0.1) deliver(id, frame);
     return true;
   }
 
-  handleFrame({ id, name, body }) {
-    const { connection } = this;
+  handleFrame(from, { id, name, body }) {
+    const connection = this.connections.get(from);
     switch (name) {
       case "connect":
-        return this.#send("control", id, "connected", {
-          session: "s",
-          ping_ms: 25_000,
-          node: "model",
-          region: "test",
-          subscriptions: [],
-        });
+        return this.#connect(connection, id, body);
       case "subscribe":
-        return this.#subscribe(id, body);
+        return this.#subscribe(connection, id, body);
       case "unsubscribe":
         connection.subscriptions.delete(body.channel);
         return;
+      case "ping":
+        return send(connection, "control", id, "pong", {});
+      case "done":
+        return send(connection, "control", 0, "close", { code: 4000, reason: "done" });
       case "publish": {
         if (body.ephemeral) return;
         const known = this.#keys.get(body.key);
@@ -92,15 +116,60 @@ export class ModelServer {
         // Busy now and then, once it was kept or before: the client may not tell.
         const isBusy = this.#random() < 0.1;
         const busy = { code: 503, message: "busy", retry: true };
-        return this.#send("control", id, ...(isBusy ? ["error", busy] : ["published", { channel: body.channel, position }]));
+        const answer = isBusy ? ["error", busy] : ["published", { channel: body.channel, position }];
+        return send(connection, "control", id, ...answer);
       }
     }
   }
 
-  #subscribe(id, { channel: name, position }) {
-    const { connection } = this;
+  /** Sessions that nobody resumed meanwhile lose a connection that was overtaken: `superseded`. */
+  supersede() {
+    for (const connection of this.connections.values()) {
+      const newest = this.#sessions.get(connection.session)?.generation;
+      if (connection.session && connection.generation < newest) {
+        send(connection, "control", 0, "close", { code: 4009, reason: "superseded" });
+      }
+    }
+  }
+
+  #connect(connection, id, { resume, key }) {
+    const [session = "", text] = resume?.split(".") ?? [];
+    const generation = Number(text);
+    const known = this.#sessions.get(session);
+    if (resume !== undefined && this.#hasTickets) {
+      const spentBy = known?.spent.get(generation);
+      if (!known || known.isRevoked || (spentBy !== undefined && spentBy !== key)) {
+        if (known && !known.isRevoked) this.thefts += 1;
+        if (known) known.isRevoked = true;
+        return send(connection, "control", 0, "close", { code: 4008, reason: "spent" });
+      }
+      known.spent.set(generation, key);
+      known.generation = Math.max(known.generation, generation + 1);
+      Object.assign(connection, { session, generation: generation + 1 });
+      this.resumed += 1;
+    } else {
+      Object.assign(connection, { session: `s${this.#sessions.size + 1}`, generation: 1 });
+      this.#sessions.set(connection.session, { generation: 1, spent: new Map(), isRevoked: false });
+    }
+    send(connection, "control", id, "connected", {
+      session: connection.session,
+      ...(this.#hasTickets && { resume: this.#ticket(connection.session, connection.generation) }),
+      resumed: resume !== undefined && this.#hasTickets,
+      ping_ms: 25_000,
+      node: "model",
+      region: "test",
+      subscriptions: [],
+    });
+  }
+
+  #ticket(session, generation) {
+    this.#lastTicket += 1;
+    return `${session}.${generation}.${this.#lastTicket}`;
+  }
+
+  #subscribe(connection, id, { channel: name, position }) {
     if (connection.subscriptions.has(name)) {
-      return this.#send("control", id, "error", { code: 409, message: "already subscribed", retry: false });
+      return send(connection, "control", id, "error", { code: 409, message: "already subscribed", retry: false });
     }
     const { epoch, head, log } = this.channel(name);
     connection.subscriptions.add(name);
@@ -110,25 +179,27 @@ export class ModelServer {
     const missed = recovered ? log.filter(({ offset }) => offset > position.offset) : [];
     // Some in the reply, the rest by a lane of their own, which live ones may overtake.
     const inReply = missed.splice(0, Math.floor(this.#random() * 6));
-    this.#send("control", id, "subscribed", {
+    send(connection, "control", id, "subscribed", {
       channel: name,
       position: { epoch, offset: head },
       recovered,
       publications: inReply,
       conflated: false,
     });
-    for (const publication of missed) this.#send(`${name} catch-up`, 0, "publication", publication);
+    for (const publication of missed) send(connection, `${name} catch-up`, 0, "publication", publication);
   }
 
-  #rebase(name) {
+  #rebase(connection, name) {
     const { epoch, head } = this.channel(name);
     const position = { epoch, offset: head };
-    this.#send(name, 0, "subscribed", { channel: name, position, recovered: false, publications: [], conflated: false });
+    // What was to be caught up with is of before: its stream is reset.
+    connection.lanes.delete(`${name} catch-up`);
+    const body = { channel: name, position, recovered: false, publications: [], conflated: false };
+    send(connection, name, 0, "subscribed", body);
   }
+}
 
-  #send(lane, id, name, body) {
-    const { lanes } = this.connection;
-    if (!lanes.has(lane)) lanes.set(lane, []);
-    lanes.get(lane).push({ id, name, body });
-  }
+function send({ lanes }, lane, id, name, body) {
+  if (!lanes.has(lane)) lanes.set(lane, []);
+  lanes.get(lane).push({ id, name, body });
 }

@@ -3,98 +3,10 @@ import { test } from "node:test";
 
 import { Backoff, seededRandom } from "../src/backoff.js";
 import { CloseCode } from "../src/close-codes.js";
-import { Session, UNKNOWN_OUTCOME } from "../src/session.js";
-import { ModelServer } from "./model-server.js";
+import { UNKNOWN_OUTCOME } from "../src/session.js";
+import { World, connected } from "./world.js";
 
 const SEEDS = 400;
-
-/** Checks every event against what the channel's numbering allows. */
-class Reader {
-  positions = new Map();
-  delivered = 0;
-  recovered = 0;
-  rebased = 0;
-
-  handle(event) {
-    if (event.type === "subscribed") {
-      const before = this.positions.get(event.channel);
-      if (event.how === "rebased") this.rebased += 1;
-      if (event.how === "begun") assert.equal(before, undefined, "begun once");
-      if (event.how === "recovered") assert.equal(event.position.epoch, before.epoch, "recovered within its epoch");
-      else this.positions.set(event.channel, event.position);
-    } else if (event.type === "publication") {
-      const { channel, offset } = event.publication;
-      const before = this.positions.get(channel);
-      assert.equal(offset, before.offset + 1, `${channel}: no gap, no duplicate`);
-      assert.equal(event.epoch, before.epoch);
-      this.positions.set(channel, { epoch: event.epoch, offset });
-      this.delivered += 1;
-      if (event.recovered) this.recovered += 1;
-    }
-  }
-}
-
-/** A machine, a model server and a clock of their own. */
-class World {
-  now = 0;
-  reader = new Reader();
-  events = [];
-  outcomes = new Map();
-
-  constructor(seed, { limits, historyLimit } = {}) {
-    this.random = seededRandom(seed);
-    this.session = new Session({ random: seededRandom(seed + 1), limits });
-    this.server = new ModelServer(this.random, { historyLimit });
-  }
-
-  /** Exchanges what waits on both sides, at most `frames` from the server. */
-  run(frames = Infinity) {
-    this.settle();
-    for (let left = frames; left > 0; left -= 1) {
-      if (!this.server.deliverOne((frame) => this.session.handleFrame(this.now, frame))) break;
-      this.settle();
-    }
-  }
-
-  settle() {
-    for (let isBusy = true; isBusy; ) {
-      isBusy = false;
-      for (let event = this.session.pollEvent(); event; event = this.session.pollEvent()) {
-        isBusy = true;
-        this.events.push(event);
-        this.reader.handle(event);
-        if (event.type === "dial") this.dial();
-        if (event.type === "hangup") this.server.drop();
-        if (event.type === "reply" || event.type === "failure") this.outcomes.set(event.id, event);
-      }
-      for (let next = this.session.pollTransmit(this.now); next; next = this.session.pollTransmit(this.now)) {
-        isBusy = true;
-        if (this.server.connection) this.server.handleFrame(next.frame);
-      }
-    }
-  }
-
-  dial() {
-    this.server.accept();
-    this.session.handleOpened(this.now, { token: null, heartbeat: true });
-  }
-
-  lose(code = 1006) {
-    this.server.drop();
-    this.session.handleClosed(this.now, { code, reason: "" });
-  }
-
-  /** Lets time pass until the machine wants to be woken, at most `ms`. */
-  wait(ms) {
-    const at = this.session.pollTimeout();
-    this.now = at === null ? this.now + ms : Math.min(this.now + ms, Math.max(at, this.now));
-    this.session.handleTimeout(this.now);
-  }
-
-  last(type) {
-    return this.events.findLast((event) => event.type === type);
-  }
-}
 
 test("in order, none twice, none missing or told, over hundreds of seeds of loss", () => {
   const total = { delivered: 0, recovered: 0, rebased: 0, published: 0 };
@@ -135,7 +47,7 @@ function simulate(seed, total) {
     if (session.state === "live" && session.pollTimeout() > world.now + 20_000) break;
     world.wait(10_000);
     // The server's own pings, which the model leaves out.
-    if (session.state === "live") session.handleActivity(world.now);
+    if (session.state === "live") session.handleActivity(world.now, world.connection);
   }
   for (const name of names) {
     const { epoch, head } = server.channel(name);
@@ -179,7 +91,7 @@ test("no more requests are in flight than the window", () => {
   let sent = 0;
   while (world.session.pollTransmit(world.now)) sent += 1;
   assert.equal(sent, 3);
-  world.session.handleFrame(world.now, { id: ids[0], name: "published", body: { channel: "a" } });
+  world.session.handleFrame(world.now, world.connection, { id: ids[0], name: "published", body: { channel: "a" } });
   assert.equal(world.session.pollTransmit(world.now).frame.id, ids[3]);
 });
 
@@ -219,9 +131,9 @@ test("on a conflated channel offsets skip, and only newer ones count", () => {
   const id = world.server.connection.lanes.get("control").shift().id;
   const position = { epoch: "e", offset: 5 };
   const body = { channel: "ticker:1", position, recovered: false, publications: [], conflated: true };
-  session.handleFrame(0, { id, name: "subscribed", body });
+  session.handleFrame(0, world.connection, { id, name: "subscribed", body });
   for (const offset of [9, 7, 9, 12]) {
-    session.handleFrame(0, { id: 0, name: "publication", body: { channel: "ticker:1", offset, data: 1, time_ms: 0 } });
+    session.handleFrame(0, world.connection, { id: 0, name: "publication", body: { channel: "ticker:1", offset, data: 1, time_ms: 0 } });
   }
   const offsets = [];
   for (let event = session.pollEvent(); event; event = session.pollEvent()) {
@@ -252,7 +164,7 @@ test("`already subscribed` is answered by leaving and asking again, once", () =>
     const frames = [];
     for (let next = session.pollTransmit(0); next; next = session.pollTransmit(0)) frames.push(next.frame);
     const { id } = frames.at(-1);
-    session.handleFrame(0, { id, name: "error", body: { code: 409, message: "already subscribed", retry: false } });
+    session.handleFrame(0, world.connection, { id, name: "error", body: { code: 409, message: "already subscribed", retry: false } });
     return frames.map(({ name }) => name);
   };
   assert.deepEqual(refuse(), ["subscribe"]);
@@ -265,7 +177,7 @@ test("`already subscribed` is answered by leaving and asking again, once", () =>
 test("silence for two ping intervals is a dead connection; pings are answered", () => {
   const world = connected();
   const { session } = world;
-  session.handleFrame(world.now, { id: 0, name: "ping", body: {} });
+  session.handleFrame(world.now, world.connection, { id: 0, name: "ping", body: {} });
   assert.equal(session.pollTransmit(world.now).frame.name, "pong");
   assert.equal(session.pollTimeout(), world.now + 50_000);
   session.handleTimeout(world.now + 49_999);
@@ -278,18 +190,18 @@ test("close policies: never, now, backoff, fresh token", () => {
   const close = (code, reconnect) => {
     const world = connected();
     const body = { code, reason: "because", ...(reconnect && { reconnect }) };
-    world.session.handleFrame(world.now, { id: 0, name: "close", body });
+    world.session.handleFrame(world.now, world.connection, { id: 0, name: "close", body });
     const events = [];
     for (let event = world.session.pollEvent(); event; event = world.session.pollEvent()) events.push(event);
     const { policy, retryInMs } = events.find(({ type }) => type === "disconnected");
     world.session.handleTimeout(world.now + (retryInMs ?? 0));
     const dial = world.session.pollEvent() && world.session.pollEvent();
-    return { policy, retryInMs, state: world.session.state, freshToken: dial?.freshToken };
+    return { policy, retryInMs, state: world.session.state, token: dial?.token };
   };
-  const ended = { policy: "never", retryInMs: null, state: "ended", freshToken: undefined };
+  const ended = { policy: "never", retryInMs: null, state: "ended", token: undefined };
   assert.deepEqual(close(CloseCode.badFrame), ended);
-  assert.deepEqual(close(CloseCode.unknownSession), { policy: "now", retryInMs: 0, state: "dialing", freshToken: false });
-  const fresh = { policy: "fresh_token", retryInMs: 0, state: "dialing", freshToken: true };
+  assert.deepEqual(close(CloseCode.unknownSession), { policy: "now", retryInMs: 0, state: "dialing", token: "known" });
+  const fresh = { policy: "fresh_token", retryInMs: 0, state: "dialing", token: "fresh" };
   assert.deepEqual(close(CloseCode.tokenExpired), fresh);
   const later = close(CloseCode.shutdown, { policy: "backoff", after_ms: 7_000 });
   assert.ok(later.retryInMs >= 7_000 && later.retryInMs <= 8_000);
@@ -313,7 +225,7 @@ test("a server that says `now` for ever is not dialled in a hot loop", () => {
   const world = connected();
   let waited = 0;
   for (let round = 0; round < 8; round += 1) {
-    world.session.handleFrame(world.now, { id: 0, name: "close", body: { code: 4200, reason: "" } });
+    world.session.handleFrame(world.now, world.connection, { id: 0, name: "close", body: { code: 4200, reason: "" } });
     world.settle();
     const before = world.now;
     world.wait(120_000);
@@ -325,7 +237,7 @@ test("a server that says `now` for ever is not dialled in a hot loop", () => {
 
 test("a token is asked for before it expires", () => {
   const world = connected({ expiresMs: 100_000 });
-  world.session.handleActivity(world.now + 60_000);
+  world.session.handleActivity(world.now + 60_000, world.connection);
   world.session.handleTimeout(world.now + 74_000);
   assert.equal(world.session.pollEvent(), null);
   assert.equal(world.session.pollTimeout(), world.now + 75_000);
@@ -342,7 +254,7 @@ test("closing says `done` last, and ends with the server's close or without it",
     assert.equal(world.session.pollTransmit(world.now).frame.name, "done");
     assert.equal(world.session.pollTransmit(world.now), null);
     const body = { code: CloseCode.done, reason: "" };
-    if (answers) world.session.handleFrame(world.now, { id: 0, name: "close", body });
+    if (answers) world.session.handleFrame(world.now, world.connection, { id: 0, name: "close", body });
     else world.session.handleTimeout(world.session.pollTimeout());
     world.settle();
     assert.equal(world.session.state, "ended");
@@ -356,7 +268,7 @@ test("subscriptions of the server's own begin with `connected`", () => {
   const { channel, byServer, how } = world.last("subscribed");
   assert.deepEqual({ channel, byServer, how }, { channel: "user:1", byServer: true, how: "begun" });
   const body = { channel: "user:1", error: { code: 403, message: "no more", retry: false } };
-  world.session.handleFrame(world.now, { id: 0, name: "unsubscribed", body });
+  world.session.handleFrame(world.now, world.connection, { id: 0, name: "unsubscribed", body });
   world.settle();
   assert.equal(world.last("unsubscribed").error.code, 403);
 });
@@ -366,7 +278,7 @@ test("one that the server begins again is taken over from the position that the 
   const listed = [begun(3)];
   const world = connected({ subscriptions: listed });
   listed[0] = begun(5);
-  world.server.handleFrame = ({ id, name, body }) => {
+  world.server.handleFrame = (_, { id, name, body }) => {
     const lane = world.server.connection.lanes.get("control");
     if (name === "connect") {
       lane.push({ id, name: "connected", body: { session: "s", ping_ms: 25_000, node: "", region: "", subscriptions: listed } });
@@ -414,7 +326,7 @@ test("any frame at any time is no crash", () => {
       };
       const names = Object.keys(bodies);
       const name = names[Math.floor(random() * names.length)];
-      session.handleFrame(world.now, { id: Math.floor(random() * 6), name, body: bodies[name] });
+      session.handleFrame(world.now, world.connection, { id: Math.floor(random() * 6), name, body: bodies[name] });
       if (random() < 0.2) world.wait(1_000);
       world.settle();
     }
@@ -428,21 +340,3 @@ test("backoff: full jitter, doubled, capped, repeatable", () => {
   const [one, two] = [new Backoff(seededRandom(7)), new Backoff(seededRandom(7))];
   for (let count = 0; count < 20; count += 1) assert.equal(one.next(), two.next());
 });
-
-/** A world whose session is live. */
-function connected({ limits, historyLimit, expiresMs, subscriptions = [] } = {}) {
-  const world = new World(1, { limits, historyLimit });
-  const { server } = world;
-  const handleFrame = server.handleFrame.bind(server);
-  server.handleFrame = (frame) => {
-    handleFrame(frame);
-    if (frame.name !== "connect") return;
-    const reply = server.connection.lanes.get("control").at(-1);
-    reply.body.subscriptions = subscriptions;
-    if (expiresMs !== undefined) reply.body.expires_ms = expiresMs;
-  };
-  world.session.open(0);
-  world.run();
-  assert.equal(world.session.state, "live");
-  return world;
-}

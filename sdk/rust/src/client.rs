@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tidegate_fallback::ladder::LadderMemory;
 use tidegate_protocol::frame::{self, Payload};
 use tidegate_protocol::{ChannelName, Position};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -18,6 +19,7 @@ use crate::{ClientError, Transport};
 pub struct Client {
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) state: watch::Receiver<State>,
+    pub(crate) session: watch::Receiver<Option<String>>,
     pub(crate) events: Arc<Mutex<Option<Events>>>,
     pub(crate) tracker: TaskTracker,
 }
@@ -35,7 +37,7 @@ impl Client {
     /// When the name is no channel name, the channel is subscribed already, or the session is over. That the server
     /// refuses comes as [`SubscriptionEvent::Unsubscribed`].
     pub async fn subscribe(&self, channel: &str) -> Result<Subscription, ClientError> {
-        self.join(channel, None).await
+        self.subscribe_with(channel, SubscribeOptions::default()).await
     }
 
     /// Joins a channel after `position`: everything after it comes, or [`SubscriptionEvent::Rebased`] says that it cannot.
@@ -47,7 +49,27 @@ impl Client {
         channel: &str,
         position: Position,
     ) -> Result<Subscription, ClientError> {
-        self.join(channel, Some(position)).await
+        self.subscribe_with(
+            channel,
+            SubscribeOptions { position: Some(position), ..SubscribeOptions::default() },
+        )
+        .await
+    }
+
+    /// Joins a channel as the options say.
+    ///
+    /// # Errors
+    /// As [`Client::subscribe`].
+    pub async fn subscribe_with(
+        &self,
+        channel: &str,
+        options: SubscribeOptions,
+    ) -> Result<Subscription, ClientError> {
+        let channel = name(channel)?;
+        let SubscribeOptions { position, rank } = options;
+        let events =
+            self.ask(|reply| Command::Subscribe { channel: channel.clone(), position, rank, reply }).await?;
+        Ok(Subscription { channel, events, commands: self.commands.clone() })
     }
 
     /// Publishes, and waits until it is kept; also across a reconnect, where it is stored once.
@@ -108,6 +130,48 @@ impl Client {
         self.state.borrow().clone()
     }
 
+    /// By what the client is connected now.
+    pub fn transport(&self) -> Option<Transport> {
+        match &*self.state.borrow() {
+            State::Connected { transport } => Some(*transport),
+            _ => None,
+        }
+    }
+
+    /// The session's id: stays the same while the session is resumed. A secret where the session began on long poll.
+    pub fn session(&self) -> Option<String> {
+        self.session.borrow().clone()
+    }
+
+    /// Says that the network may have changed: Wi-Fi instead of the mobile network, another address. A QUIC connection
+    /// goes on from a new socket and shows the server the way; on another transport the connection is asked for a sign of
+    /// life, and replaced where none comes. Where the client waits to reconnect, it does so at once.
+    pub async fn network_changed(&self) {
+        drop(self.commands.send(Command::NetworkChanged { key: None }).await);
+    }
+
+    /// The same, with the new network's key ([`Builder::with_network_key`]).
+    pub async fn network_changed_to(&self, key: impl Into<String>) {
+        drop(self.commands.send(Command::NetworkChanged { key: Some(key.into()) }).await);
+    }
+
+    /// Moves the session to another transport without a break: the new connection is made beside the present one, which is
+    /// left when the new one brings everything. Later the ladder may climb from there.
+    ///
+    /// # Errors
+    /// When the transport is not among the client's, it does not open, or there is no connection to move from.
+    pub async fn move_to(&self, transport: Transport) -> Result<(), ClientError> {
+        self.ask(|reply| Command::MoveTo { transport, reply }).await
+    }
+
+    /// What the client learned of networks, for [`Builder::with_ladder_memory`] in the app's next run.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub async fn ladder_memory(&self) -> Result<LadderMemory, ClientError> {
+        self.ask(|reply| Command::Memory { reply }).await
+    }
+
     /// Waits until [`Client::state`] is another.
     pub async fn state_changed(&mut self) -> State {
         // Its sender lives as long as the driver; after that nothing changes.
@@ -129,13 +193,6 @@ impl Client {
         drop(commands.send(Command::Close).await);
         drop(commands);
         tracker.wait().await;
-    }
-
-    async fn join(&self, channel: &str, position: Option<Position>) -> Result<Subscription, ClientError> {
-        let channel = name(channel)?;
-        let events =
-            self.ask(|reply| Command::Subscribe { channel: channel.clone(), position, reply }).await?;
-        Ok(Subscription { channel, events, commands: self.commands.clone() })
     }
 
     async fn publish_inner(
@@ -183,12 +240,26 @@ pub enum ClientEvent {
     Connected {
         /// By what.
         transport: Transport,
+        /// The session of before goes on; else it is a new one.
+        resumed: bool,
+        /// It was resumed in the first flight, by 0-RTT.
+        early: bool,
         /// The token's subject.
         user: Option<String>,
         /// Name of the edge.
         node: String,
         /// Its region.
         region: String,
+    },
+    /// The session moved to another connection, without a break.
+    Moved {
+        /// By what it goes on.
+        transport: Transport,
+    },
+    /// Nothing comes over the connection although something should: another is looked for beside it.
+    Suspect {
+        /// The connection's.
+        transport: Transport,
     },
     /// The connection ended.
     Disconnected {
@@ -237,6 +308,16 @@ impl Events {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<ClientEvent>> {
         self.events.poll_recv(cx)
     }
+}
+
+/// How a channel is joined.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// Everything after it comes, or [`SubscriptionEvent::Rebased`] says that it cannot; without it the channel is joined
+    /// from its head.
+    pub position: Option<Position>,
+    /// Where much waits to be sent to this client, channels of a higher rank go first.
+    pub rank: i8,
 }
 
 /// One channel, joined. Dropping it leaves the channel.
@@ -360,6 +441,7 @@ pub(crate) enum Command {
     Subscribe {
         channel: ChannelName,
         position: Option<Position>,
+        rank: i8,
         reply: Reply<mpsc::Receiver<SubscriptionEvent>>,
     },
     Leave {
@@ -385,6 +467,16 @@ pub(crate) enum Command {
     Refresh {
         token: String,
         reply: Reply<()>,
+    },
+    MoveTo {
+        transport: Transport,
+        reply: Reply<()>,
+    },
+    NetworkChanged {
+        key: Option<String>,
+    },
+    Memory {
+        reply: Reply<LadderMemory>,
     },
     Close,
 }

@@ -1,35 +1,50 @@
-//! The driver: one task around one session machine, its connection, and the app's queues.
+//! The driver: one task around one session machine and one ladder, their connections, and the app's queues.
+
+mod commands;
+mod connections;
+mod events;
+mod moves;
+mod network;
+mod queues;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use tidegate_fallback::ladder::{AttemptId, Ladder, LadderConfig, LadderMemory};
 use tidegate_protocol::frame::ServerFrame;
-use tidegate_protocol::session::client::{Config, Event, RequestId, Session, TokenNeed, Transmit};
-use tidegate_protocol::{ChannelName, Offset, Position};
+use tidegate_protocol::session::client::{Config, RequestId, Session};
+use tidegate_protocol::{ChannelName, ConnectionId, Position};
 use tidegate_transport::clock;
-use tokio::sync::mpsc::error::TrySendError;
+use tidegate_transport::quic::{ALPN_NATIVE, DialConfig, QuicDialer};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::ClientError;
 use crate::builder::{TokenFuture, TokenProvider};
-use crate::client::{
-    Client, ClientEvent, Command, Events, History, Publication, Reply, State, Subscription, SubscriptionEvent,
-};
+use crate::client::{Client, ClientEvent, Command, Events, History, Reply, State};
 use crate::endpoint::Endpoint;
 use crate::tls::Trust;
-use crate::transport::{Connection, DialError, Dialer, Inbound};
+use crate::transport::{DialError, Dialer, Inbound, PathNews};
+use crate::{ClientError, QuicOptions, Transport};
+
+use connections::{Connections, Happening};
+use queues::{Queue, Undelivered};
 
 /// What the builder made of the app's wishes.
 pub(crate) struct Options {
     pub(crate) endpoints: Vec<Endpoint>,
+    /// Best first; each has an endpoint.
+    pub(crate) transports: Vec<Transport>,
     pub(crate) trust: Trust,
     pub(crate) token: Option<String>,
     pub(crate) provider: Option<TokenProvider>,
     pub(crate) queue: usize,
+    pub(crate) ladder: LadderConfig,
+    pub(crate) memory: LadderMemory,
+    pub(crate) network_key: Option<String>,
+    pub(crate) quic: QuicOptions,
 }
 
 /// Starts a client and waits for its first connection.
@@ -37,17 +52,29 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
     let tracker = TaskTracker::new();
     let (commands, receiver) = mpsc::channel(COMMANDS_BOUND);
     let (state, state_receiver) = watch::channel(State::Connecting);
+    let (session_id, session_id_receiver) = watch::channel(None);
     let (events, events_receiver) = mpsc::channel(EVENTS_BOUND);
+    let (heard_sender, heard) = mpsc::channel(HEARD_BOUND);
     let (first, connected) = oneshot::channel();
     let untaken = Arc::new(Mutex::new(Some(Events { events: events_receiver })));
     let mut session = Session::new(Config::default(), clock::rng());
+    let (ladder, dialer) = prepare(&options, &tracker).await?;
     session.connect(options.token);
     let driver = Driver {
         session,
-        dialer: Dialer { trust: options.trust, tracker: tracker.clone() },
+        ladder,
+        dialer,
         endpoints: options.endpoints,
-        connection: None,
-        dialing: None,
+        connections: Connections::default(),
+        last_attempt: AttemptId(0),
+        early: None,
+        accepted_early: None,
+        connected: None,
+        moving: None,
+        heard,
+        heard_sender,
+        network_key: options.network_key,
+        naming: None,
         provider: options.provider,
         fetching: None,
         commands: receiver,
@@ -58,6 +85,7 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
         undelivered: VecDeque::new(),
         waiting: BTreeMap::new(),
         state,
+        session_id,
         events,
         first: Some(first),
         dial_error: None,
@@ -69,20 +97,69 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
     tracker.spawn(driver.run());
     // Whoever closes waits for what runs; connections may still add to it until then.
     tracker.close();
-    let client = Client { commands, state: state_receiver, events: untaken, tracker };
+    let client =
+        Client { commands, state: state_receiver, session: session_id_receiver, events: untaken, tracker };
     connected.await.map_err(|_| ClientError::Ended)??;
     Ok(client)
 }
 
-type Dialing = Pin<Box<dyn Future<Output = Result<(Endpoint, Connection), DialError>> + Send>>;
+/// What dials, with what is remembered of the network.
+async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Dialer), ClientError> {
+    let Some(first) = options.endpoints.first() else {
+        return Err(ClientError::Url { url: String::new(), reason: "no URL was given".to_owned() });
+    };
+    let network = match &options.network_key {
+        Some(key) => key.clone(),
+        None => network::key(first.clone()).await,
+    };
+    let rungs = options.transports.iter().map(|transport| transport.kind()).collect();
+    let (origin, wall) = (first.authority(), (clock::now(), clock::unix_ms()));
+    let ladder = Ladder::new(
+        options.ladder.clone(),
+        rungs,
+        options.memory.clone(),
+        (&origin, &network),
+        wall,
+        clock::rng(),
+    );
+    let mut dialer =
+        Dialer { trust: options.trust.clone(), tracker: tracker.clone(), quic: None, early: false };
+    if options.transports.contains(&Transport::Quic) {
+        let tls = dialer.trust.config(&[ALPN_NATIVE])?;
+        let config = DialConfig {
+            keep_alive: options.quic.keep_alive,
+            idle_timeout: options.quic.idle_timeout,
+            initial_rtt: options.quic.initial_rtt(ladder.rtt()),
+            early_data: options.quic.early_data,
+            ..DialConfig::default()
+        };
+        let quic = QuicDialer::new(tls, config).map_err(|error| ClientError::Tls(error.to_string()))?;
+        dialer.quic = Some(quic);
+    }
+    Ok((ladder, dialer))
+}
 
 struct Driver {
     session: Session,
+    ladder: Ladder,
     dialer: Dialer,
-    /// One, after the first connection.
+    /// Of each transport, the one that opened last stands first.
     endpoints: Vec<Endpoint>,
-    connection: Option<Connection>,
-    dialing: Option<Dialing>,
+    connections: Connections,
+    last_attempt: AttemptId,
+    /// The session has it although its handshake is not complete: it is the session's until another takes its place, even
+    /// where nothing came of it.
+    early: Option<AttemptId>,
+    /// Its first flight was taken as early data.
+    accepted_early: Option<AttemptId>,
+    /// What the app was told to be connected by, since the last time that there was no connection at all.
+    connected: Option<AttemptId>,
+    /// The app asked to move.
+    moving: Option<Reply<()>>,
+    heard: mpsc::Receiver<AttemptId>,
+    heard_sender: mpsc::Sender<AttemptId>,
+    network_key: Option<String>,
+    naming: Option<Pin<Box<dyn Future<Output = String> + Send>>>,
     provider: Option<TokenProvider>,
     fetching: Option<TokenFuture>,
     commands: mpsc::Receiver<Command>,
@@ -94,6 +171,7 @@ struct Driver {
     /// Bounded by the session, which refuses requests over its limit.
     waiting: BTreeMap<RequestId, Waiting>,
     state: watch::Sender<State>,
+    session_id: watch::Sender<Option<String>>,
     events: mpsc::Sender<ClientEvent>,
     /// Until the first connection succeeded or failed.
     first: Option<Reply<()>>,
@@ -105,14 +183,6 @@ struct Driver {
     abandoned: bool,
     ended: bool,
 }
-
-/// Towards a subscription in the app's hands.
-struct Queue {
-    sender: mpsc::Sender<SubscriptionEvent>,
-    by_server: bool,
-}
-
-type Undelivered = (ChannelName, mpsc::Sender<SubscriptionEvent>, SubscriptionEvent);
 
 /// Who waits for the answer to a request.
 enum Waiting {
@@ -126,45 +196,47 @@ enum Waiting {
 /// What woke the driver.
 enum Woken {
     Timeout,
-    Dialed(Result<(Endpoint, Connection), DialError>),
+    Connection(Happening),
+    /// Something came back by UDP before the attempt opened.
+    Heard(AttemptId),
     Token(Result<String, String>),
-    Room,
+    Network(String),
     /// The first of the undelivered has a place, or nobody to go to.
     Place(bool),
-    Inbound(Inbound),
     Command(Option<Command>),
 }
 
 impl Driver {
     async fn run(mut self) {
         loop {
-            self.handle_events();
+            self.drain();
             if self.ended {
                 return;
             }
-            let no_room = self.transmit();
-            let woken = self.wait(no_room).await;
+            self.connections.transmit(&mut self.session);
+            // Sending brings events of its own: a connection that was left is let go.
+            self.drain();
+            let woken = self.wait().await;
             self.handle(woken);
         }
     }
 
-    async fn wait(&mut self, no_room: bool) -> Woken {
-        let deadline = self.session.poll_timeout().map(tokio::time::Instant::from_std);
+    async fn wait(&mut self) -> Woken {
+        let deadline = self.session.poll_timeout().into_iter().chain(self.ladder.poll_timeout()).min();
         let stalled = !self.undelivered.is_empty();
         // Beyond that not even control is read.
         let may_read = self.undelivered.len() < MAX_UNDELIVERED;
         let may_command = self.session.has_room() && !self.abandoned;
-        let Self { connection, dialing, fetching, undelivered, commands, .. } = self;
-        let outbound = connection.as_ref().filter(|_| no_room).map(|connection| connection.outbound.clone());
+        let Self { connections, fetching, undelivered, commands, heard, naming, .. } = self;
         // Not biased: neither a server that sends without end nor an app that does may starve the other. Every arm is
         // cancel-safe; nothing here is simulated.
         tokio::select! {
             () = sleep_until(deadline) => Woken::Timeout,
-            result = poll_optional(dialing) => Woken::Dialed(result),
+            happening = connections.next(may_read, stalled) => Woken::Connection(happening),
+            Some(attempt) = heard.recv() => Woken::Heard(attempt),
             token = poll_optional(fetching) => Woken::Token(token),
-            () = room(outbound) => Woken::Room,
-            place = place(undelivered) => Woken::Place(place),
-            inbound = recv(connection.as_mut(), stalled), if may_read => Woken::Inbound(inbound),
+            key = poll_optional(naming) => Woken::Network(key),
+            place = queues::place(undelivered) => Woken::Place(place),
             command = commands.recv(), if may_command => Woken::Command(command),
         }
     }
@@ -175,37 +247,28 @@ impl Driver {
             Woken::Timeout => {
                 if !self.undelivered.is_empty() {
                     // What is not read is no silence.
-                    self.session.handle_activity(now);
+                    for attempt in self.connections.used() {
+                        self.session.handle_activity(now, ConnectionId(attempt.0));
+                    }
                 }
                 self.session.handle_timeout(now);
+                self.ladder.handle_timeout(now);
             }
-            Woken::Dialed(result) => {
-                self.dialing = None;
-                match result {
-                    Ok((endpoint, connection)) => {
-                        self.endpoints = vec![endpoint];
-                        self.connection = Some(connection);
-                        self.session.connection_opened(now);
-                    }
-                    Err(error) => {
-                        let (code, reason) = (error.lost.code, error.lost.reason.clone());
-                        self.dial_error = Some(error);
-                        self.session.connection_lost(now, code, &reason);
-                    }
-                }
+            Woken::Connection(Happening::Dialed(attempt, result)) => self.handle_dialed(now, attempt, result),
+            Woken::Connection(Happening::Established(attempt, result, accepted)) => {
+                self.handle_established(now, attempt, result, accepted);
             }
+            Woken::Connection(Happening::Inbound(attempt, inbound)) => {
+                self.handle_inbound(now, attempt, inbound);
+            }
+            Woken::Connection(Happening::Room) => {}
+            Woken::Heard(attempt) => self.ladder.handle_udp_heard(now, attempt),
             Woken::Token(token) => self.handle_token(now, token),
-            Woken::Room => {}
-            Woken::Place(open) => {
-                if let Some((channel, queue, event)) = self.undelivered.pop_front()
-                    && (!open || queue.try_send(event).is_err())
-                {
-                    self.leave_if_dropped(&channel);
-                }
+            Woken::Network(key) => {
+                self.naming = None;
+                self.ladder.handle_network_changed(now, &key);
             }
-            Woken::Inbound(Inbound::Frames(frames)) => self.handle_frames(now, frames),
-            Woken::Inbound(Inbound::Alive) => self.session.handle_activity(now),
-            Woken::Inbound(Inbound::Lost(lost)) => self.session.connection_lost(now, lost.code, &lost.reason),
+            Woken::Place(open) => self.handle_place(open),
             Woken::Command(Some(command)) => self.handle_command(now, command),
             // Nobody holds the client any more.
             Woken::Command(None) => {
@@ -215,240 +278,48 @@ impl Driver {
         }
     }
 
-    fn handle_frames(&mut self, now: Instant, frames: Vec<ServerFrame>) {
+    fn handle_inbound(&mut self, now: Instant, attempt: AttemptId, inbound: Inbound) {
+        let id = ConnectionId(attempt.0);
+        match inbound {
+            Inbound::Frames(frames) => self.handle_frames(now, attempt, frames),
+            Inbound::Alive => self.session.handle_activity(now, id),
+            Inbound::Path(PathNews::RoundTrip { rtt, pto }) => {
+                self.session.set_round_trip(now, id, rtt, pto);
+                self.ladder.handle_round_trip(now, attempt, rtt);
+            }
+            Inbound::Path(PathNews::Suspect) => self.handle_suspect(now, attempt),
+            Inbound::Path(PathNews::Heard) => self.ladder.handle_heard(now, attempt),
+            Inbound::Lost(lost) => self.handle_lost(now, attempt, &lost),
+        }
+    }
+
+    fn handle_frames(&mut self, now: Instant, attempt: AttemptId, frames: Vec<ServerFrame>) {
         for frame in frames {
-            if let Err(error) = self.session.handle_frame(now, frame) {
+            if let Err(error) = self.session.handle_frame(now, ConnectionId(attempt.0), frame) {
                 // The close that the server gets is the transport's; ours to act on is that of a lost connection.
                 tracing::debug!(%error, "the server broke the protocol");
-                self.session.connection_lost(now, None, &error.to_string());
+                self.session.connection_lost(now, ConnectionId(attempt.0), None, &error.to_string());
+                self.ladder.handle_lost(now, attempt, true);
+                self.connections.remove(attempt);
             }
             // At once: the session holds no more than one frame brings.
-            self.handle_events();
-            if self.connection.is_none() {
+            self.drain();
+            if self.connections.get(attempt).is_none() {
                 return;
             }
         }
     }
 
-    fn handle_token(&mut self, now: Instant, token: Result<String, String>) {
-        self.fetching = None;
-        let taken =
-            token.map_err(ClientError::Token).and_then(|token| Ok(self.session.refresh(now, token)?));
-        match taken {
-            Ok(request) => {
-                self.waiting.insert(request, Waiting::Provider);
+    /// Does what session and ladder say.
+    fn drain(&mut self) {
+        loop {
+            if let Some(event) = self.session.poll_event() {
+                self.handle_event(event);
+            } else if let Some(event) = self.ladder.poll_event() {
+                self.obey(event);
+            } else {
+                return;
             }
-            Err(error) => {
-                tracing::debug!(%error, "no token");
-                self.session.token_unavailable(now);
-            }
-        }
-    }
-
-    fn handle_command(&mut self, now: Instant, command: Command) {
-        match command {
-            Command::Subscribe { channel, position, reply } => {
-                if self.subscriptions.get(&channel).is_some_and(|queue| queue.sender.is_closed()) {
-                    self.leave(&channel);
-                    // The old one's end must not be taken for the new one's.
-                    self.handle_events();
-                }
-                let result = self.session.subscribe(now, channel.clone(), position).map(|()| {
-                    let (queue, events) = mpsc::channel(self.queue);
-                    self.subscriptions.insert(channel.clone(), Queue { sender: queue, by_server: false });
-                    events
-                });
-                if reply.send(result.map_err(ClientError::from)).is_err() {
-                    self.leave(&channel);
-                }
-            }
-            Command::Leave { channel } => self.leave_if_dropped(&channel),
-            Command::Publish { channel, payload, key, reply } => {
-                let request = self.session.publish(&channel, payload, key);
-                match request {
-                    Ok(request) => drop(self.waiting.insert(request, Waiting::Publish(reply))),
-                    Err(error) => answer(reply, Err(error.into())),
-                }
-            }
-            Command::PublishEphemeral { channel, payload, reply } => {
-                answer(reply, self.session.publish_ephemeral(&channel, payload).map_err(ClientError::from));
-            }
-            Command::History { channel, since, limit, reply } => {
-                match self.session.history(&channel, since, limit) {
-                    Ok(request) => drop(self.waiting.insert(request, Waiting::History(reply))),
-                    Err(error) => answer(reply, Err(error.into())),
-                }
-            }
-            Command::Refresh { token, reply } => match self.session.refresh(now, token) {
-                Ok(request) => drop(self.waiting.insert(request, Waiting::Refresh(reply))),
-                Err(error) => answer(reply, Err(error.into())),
-            },
-            Command::Close => self.session.close(now),
-        }
-    }
-
-    /// Passes on what the session says.
-    fn handle_events(&mut self) {
-        while let Some(event) = self.session.poll_event() {
-            self.handle_event(event);
-        }
-    }
-
-    fn handle_event(&mut self, event: Event) {
-        match event {
-            Event::Dial => {
-                self.state.send_replace(State::Connecting);
-                self.dialing = Some(Box::pin(self.dialer.clone().dial_any(self.endpoints.clone())));
-            }
-            Event::Connected { user, node, region, .. } => {
-                let Some(transport) = self.connection.as_ref().map(|connection| connection.transport) else {
-                    return;
-                };
-                self.state.send_replace(State::Connected { transport });
-                self.last_close = None;
-                if let Some(first) = self.first.take() {
-                    answer(first, Ok(()));
-                }
-                self.tell(ClientEvent::Connected { transport, user, node, region });
-            }
-            Event::Subscribed { channel, position, recovered, was_recovering, server } => {
-                if server && !self.subscriptions.contains_key(&channel) {
-                    self.hand_over(&channel);
-                }
-                let event = if was_recovering && !recovered {
-                    SubscriptionEvent::Rebased { position }
-                } else {
-                    SubscriptionEvent::Subscribed { position, recovered }
-                };
-                self.deliver(channel, event);
-            }
-            Event::Publication { channel, position, publication } => {
-                let publication = Publication::new(position, publication);
-                self.deliver(channel, SubscriptionEvent::Publication(publication));
-            }
-            Event::Ephemeral { channel, ephemeral } => {
-                // At most once: dropped where the app does not keep up.
-                if let Some(queue) = self.subscriptions.get(&channel)
-                    && self.undelivered.is_empty()
-                {
-                    drop(queue.sender.try_send(SubscriptionEvent::Ephemeral(ephemeral.into())));
-                }
-            }
-            Event::Unsubscribed { channel, error } => {
-                let error = error.map(ClientError::from);
-                self.deliver(channel.clone(), SubscriptionEvent::Unsubscribed { error });
-                self.subscriptions.remove(&channel);
-            }
-            Event::Published { request, result } => {
-                if let Some(Waiting::Publish(reply)) = self.waiting.remove(&request) {
-                    answer(reply, result.map_err(ClientError::from));
-                }
-            }
-            Event::History { request, result } => {
-                if let Some(Waiting::History(reply)) = self.waiting.remove(&request) {
-                    answer(reply, result.map(history).map_err(ClientError::from));
-                }
-            }
-            Event::Refreshed { request, result } => {
-                self.handle_refreshed(request, result.map_err(ClientError::from))
-            }
-            Event::Error(error) => {
-                self.tell(ClientEvent::Refused { code: error.code, message: error.message });
-            }
-            Event::Closed { code, reason, .. } => self.handle_closed(code, reason),
-            Event::Reconnect { delay } => self.tell(ClientEvent::Reconnecting { delay }),
-            Event::NeedToken(need) => match &self.provider {
-                Some(provider) => self.fetching = Some(provider()),
-                // The app may still call `refresh` before it expires; once refused, there is nothing to wait for.
-                None if need == TokenNeed::Expiring => {}
-                None => self.session.close(clock::now()),
-            },
-            Event::Ended { code, reason } => {
-                self.ended = true;
-                // Where the end only says that no token was to be had, why is in what came before.
-                let (code, reason) = self.last_close.take().unwrap_or((code, reason));
-                self.state.send_replace(State::Closed { code, reason: reason.clone() });
-                if let Some(first) = self.first.take() {
-                    answer(first, Err(ClientError::Closed { code, reason: reason.clone() }));
-                }
-                self.tell(ClientEvent::Closed { code, reason });
-            }
-        }
-    }
-
-    fn handle_refreshed(&mut self, request: RequestId, result: Result<(), ClientError>) {
-        match (self.waiting.remove(&request), result) {
-            (Some(Waiting::Refresh(reply)), result) => answer(reply, result),
-            (Some(Waiting::Provider), Err(ClientError::Refused { code, message, .. })) => {
-                self.session.token_unavailable(clock::now());
-                self.tell(ClientEvent::Refused { code, message });
-            }
-            _ => {}
-        }
-    }
-
-    fn handle_closed(&mut self, code: u32, reason: String) {
-        self.connection = None;
-        self.dialing = None;
-        self.state.send_replace(State::Connecting);
-        tracing::debug!(code, reason, "the connection ended");
-        if let Some(first) = self.first.take() {
-            let error = self.dial_error.take().map(ClientError::from);
-            answer(first, Err(error.unwrap_or_else(|| ClientError::Closed { code, reason: reason.clone() })));
-            self.session.close(clock::now());
-        }
-        self.last_close = Some((code, reason.clone()));
-        self.tell(ClientEvent::Disconnected { code, reason });
-    }
-
-    /// Makes a handle for a subscription that the server began. Where nobody can take it, its events are discarded
-    /// until the app asks for the channel.
-    fn hand_over(&mut self, channel: &ChannelName) {
-        let Some(commands) = self.own_commands.upgrade() else { return };
-        let (sender, events) = mpsc::channel(self.queue);
-        let subscription = Subscription { channel: channel.clone(), events, commands };
-        if self.events.try_send(ClientEvent::Subscribed(subscription)).is_ok() {
-            self.subscriptions.insert(channel.clone(), Queue { sender, by_server: true });
-        }
-    }
-
-    /// Puts an event into its subscription's queue, or behind what waits for a place.
-    fn deliver(&mut self, channel: ChannelName, event: SubscriptionEvent) {
-        let Some(queue) = self.subscriptions.get(&channel) else { return };
-        let full = if self.undelivered.is_empty() {
-            match queue.sender.try_send(event) {
-                Ok(()) => return,
-                Err(TrySendError::Closed(_)) => return self.leave(&channel),
-                Err(TrySendError::Full(event)) => event,
-            }
-        } else {
-            event
-        };
-        if queue.by_server && self.nobody_listens() {
-            self.subscriptions.remove(&channel);
-            return;
-        }
-        self.undelivered.push_back((channel, queue.sender.clone(), full));
-    }
-
-    /// The app never took its events, and with them the subscriptions that the server began.
-    fn nobody_listens(&self) -> bool {
-        self.untaken
-            .upgrade()
-            .is_some_and(|events| events.lock().unwrap_or_else(PoisonError::into_inner).is_some())
-    }
-
-    /// The app dropped a subscription of this channel; it may have joined again meanwhile.
-    fn leave_if_dropped(&mut self, channel: &ChannelName) {
-        if self.subscriptions.get(channel).is_some_and(|queue| queue.sender.is_closed()) {
-            self.leave(channel);
-        }
-    }
-
-    fn leave(&mut self, channel: &ChannelName) {
-        if self.subscriptions.remove(channel).is_some() {
-            // Not subscribed any more: then there is nothing to leave.
-            let _not_subscribed = self.session.unsubscribe(channel);
         }
     }
 
@@ -456,32 +327,6 @@ impl Driver {
         // At the bound the newest is lost, as documented.
         drop(self.events.try_send(event));
     }
-
-    /// Hands frames to the connection; true where it has no room for the next.
-    fn transmit(&mut self) -> bool {
-        let Some(connection) = &self.connection else { return false };
-        while self.session.wants_transmit() {
-            match connection.outbound.try_reserve() {
-                Ok(permit) => match self.session.poll_transmit(clock::now()) {
-                    Some(transmit) => permit.send(transmit),
-                    None => return false,
-                },
-                Err(TrySendError::Full(())) => return true,
-                // Its end is on its way through the other queue.
-                Err(TrySendError::Closed(())) => return false,
-            }
-        }
-        false
-    }
-}
-
-fn history(history: tidegate_protocol::session::client::History) -> History {
-    let epoch = history.position.epoch.clone();
-    let publications = history.publications.into_iter().map(|publication| {
-        let position = Position::new(epoch.clone(), Offset(publication.offset));
-        Publication::new(position, publication)
-    });
-    History { publications: publications.collect(), position: history.position, recovered: history.recovered }
 }
 
 /// Whoever asked may have stopped waiting.
@@ -489,9 +334,9 @@ fn answer<T>(reply: Reply<T>, result: Result<T, ClientError>) {
     drop(reply.send(result));
 }
 
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
         None => std::future::pending().await,
     }
 }
@@ -503,35 +348,14 @@ async fn poll_optional<T>(future: &mut Option<Pin<Box<dyn Future<Output = T> + S
     }
 }
 
-async fn recv(connection: Option<&mut Connection>, control_only: bool) -> Inbound {
-    match connection {
-        Some(connection) => connection.recv(control_only).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until the connection takes another frame.
-async fn room(outbound: Option<mpsc::Sender<Transmit>>) {
-    match outbound {
-        // Closed: its end is on its way through the other queue.
-        Some(outbound) if outbound.reserve().await.is_ok() => {}
-        _ => std::future::pending().await,
-    }
-}
-
-/// Waits until the first of the undelivered has a place; false where its subscription is gone.
-async fn place(undelivered: &VecDeque<Undelivered>) -> bool {
-    match undelivered.front() {
-        Some((_, queue, _)) => queue.reserve().await.is_ok(),
-        None => std::future::pending().await,
-    }
-}
-
 /// Commands that wait for the driver; then callers wait.
 const COMMANDS_BOUND: usize = 64;
 
 /// Events of the client that wait for the app; then the newest are lost.
 const EVENTS_BOUND: usize = 64;
+
+/// Signs of life of dials; more are lost, and say nothing new.
+const HEARD_BOUND: usize = 8;
 
 /// Events that wait for a place before not even the control lane is read.
 const MAX_UNDELIVERED: usize = 256;

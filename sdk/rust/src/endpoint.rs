@@ -65,6 +65,19 @@ impl Endpoint {
         })
     }
 
+    /// The same server by another transport.
+    pub(crate) fn by(&self, transport: Transport) -> Result<Self, ClientError> {
+        let scheme = match (transport, self.tls) {
+            // Without TLS there is none; whoever has plain HTTP for tests names the port of QUIC too.
+            (Transport::Quic, _) => "quic",
+            (Transport::WebSocket, true) => "wss",
+            (Transport::WebSocket, false) => "ws",
+            (Transport::LongPoll, true) => "https",
+            (Transport::LongPoll, false) => "http",
+        };
+        Self::parse(&format!("{scheme}://{}", self.authority()))
+    }
+
     /// For `Host` headers and URLs.
     pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {

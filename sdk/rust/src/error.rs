@@ -53,6 +53,9 @@ pub enum ClientError {
     /// have been kept.
     #[error("the connection was lost before the answer came")]
     Unanswered,
+    /// [`crate::Client::move_to`] led nowhere: the client stays where it is, or has no connection.
+    #[error("not moved: {0}")]
+    NotMoved(String),
     /// The name is no channel name.
     #[error("{0}")]
     Channel(String),

@@ -1,5 +1,6 @@
 //! The client against tiny servers that live in the tests, one per transport.
 
+mod ladder;
 mod longpoll;
 mod quic;
 mod websocket;
@@ -75,6 +76,7 @@ impl Gateway {
                 let position = Some(self.position(offset));
                 (ServerBody::Published(Published { channel: publish.channel, position }), live)
             }
+            ClientBody::Ping(_) => (ServerBody::Pong(frame::Empty {}), None),
             ClientBody::Done(_) => (ServerBody::Close(frame::CloseCode::Done.frame("bye")), None),
             other => panic!("unexpected {other:?}"),
         };

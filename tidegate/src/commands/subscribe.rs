@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use base64::Engine as _;
@@ -10,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Map, Value, json, value::RawValue};
 use tidegate_client::{
-    Client, ClientError, Epoch, Offset, Payload, Position, Publication, Subscription, SubscriptionEvent,
+    Client, ClientError, Epoch, LadderConfig, Offset, Payload, Position, Publication, Subscription, SubscriptionEvent,
 };
 use tidegate_edge::auth::Secret;
 use tidegate_protocol::ChannelName;
@@ -85,7 +86,9 @@ async fn subscribe(command: Subscribe) -> anyhow::Result<()> {
 }
 
 async fn connect(command: &Subscribe) -> anyhow::Result<Client> {
-    let mut builder = Client::builder(command.url.clone());
+    // Somebody looks on: an answer that takes longer is none.
+    let ladder = LadderConfig { dial_timeout: Duration::from_secs(5), ..LadderConfig::default() };
+    let mut builder = Client::builder(command.url.clone()).with_ladder(ladder);
     let token = match (&command.token_file, std::env::var("TIDEGATE_TOKEN")) {
         (Some(path), _) => Some(String::from_utf8(Secret::read(path)?.expose().to_vec())?),
         (None, Ok(token)) => Some(token).filter(|token| !token.is_empty()),

@@ -1,6 +1,7 @@
 //! Whether values make sense together, and whether what they point at is there.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use tidegate_certs::load_certificate;
@@ -18,6 +19,7 @@ pub(crate) fn check(loaded: &Loaded, now: SystemTime) -> Vec<Problem> {
     check.listeners();
     check.certificates(now);
     check.keys();
+    check.resume();
     check.origins();
     check.api();
     check.namespaces();
@@ -45,16 +47,21 @@ impl Check<'_> {
                 "every listener for clients is off: set `listen.quic`, `listen.tls` or `listen.plain`",
             );
         }
+        if let (Some(quic), Some(http3)) = (listen.quic, listen.http3)
+            && http3.port() != 0
+            && overlap(quic, http3)
+        {
+            let text = format!(
+                "`listen.http3` and `listen.quic` both take UDP port {}: give one of them another",
+                http3.port()
+            );
+            self.report("listen.http3", text);
+        }
         let tcp = [("listen.tls", listen.tls), ("listen.plain", listen.plain), ("listen.api", listen.api)];
-        let mut seen: Vec<(&str, std::net::SocketAddr)> = Vec::new();
+        let mut seen: Vec<(&str, SocketAddr)> = Vec::new();
         for (path, address) in tcp {
             let Some(address) = address.filter(|address| address.port() != 0) else { continue };
-            let taken = seen.iter().find(|(_, other)| {
-                let same_ip = other.ip() == address.ip()
-                    || other.ip().is_unspecified()
-                    || address.ip().is_unspecified();
-                same_ip && other.port() == address.port()
-            });
+            let taken = seen.iter().find(|(_, other)| overlap(*other, address));
             if let Some((other, _)) = taken {
                 self.report(
                     path,
@@ -125,6 +132,19 @@ impl Check<'_> {
                 "auth.anonymous",
                 "nobody could connect: give a key in [[auth.keys]] or `auth.jwks_files`, or set `auth.anonymous = true`",
             );
+        }
+    }
+
+    fn resume(&mut self) {
+        let resume = &self.loaded.settings.resume;
+        if let Err(error) = self.loaded.settings.ticket_keys() {
+            self.report("resume.keys", error.to_string());
+        }
+        if !TICKET_LIFETIMES.contains(&resume.times.lifetime) {
+            self.report("resume.lifetime", "`resume.lifetime` can be from 1s to 1d");
+        }
+        if resume.times.grace > MAX_GRACE {
+            self.report("resume.grace", "`resume.grace` can be at most 1h");
         }
     }
 
@@ -219,6 +239,12 @@ impl Check<'_> {
     }
 }
 
+/// Whether two listeners of one kind would take the same port.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let same_ip = one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified();
+    same_ip && one.port() == other.port()
+}
+
 fn no_keys() -> AuthConfig {
     AuthConfig {
         keys: Vec::new(),
@@ -233,6 +259,9 @@ fn no_keys() -> AuthConfig {
 
 /// Room for the other fields of a frame: channel, key, user, position.
 const FRAME_OVERHEAD: usize = 1 << 10;
+const TICKET_LIFETIMES: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
+const MAX_GRACE: Duration = Duration::from_secs(60 * 60);
 const MIN_API_KEY_BYTES: usize = 16;
 /// At zero, shutdown does not wait.
 const MAY_BE_ZERO: &str = "limits.shutdown";

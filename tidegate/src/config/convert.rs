@@ -6,6 +6,7 @@ use tidegate_certs::CertificateFiles;
 use tidegate_core::CoreConfig;
 use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
 use tidegate_edge::config::Config as EdgeConfig;
+use tidegate_edge::resume::{TicketKeyError, TicketKeys};
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
 
@@ -21,8 +22,11 @@ impl Settings {
             quic: self.listen.quic,
             tls: self.listen.tls,
             plain: self.listen.plain,
+            // Nobody would be told of it.
+            http3: self.listen.http3.filter(|_| self.listen.tls.is_some()),
             namespaces: self.namespaces(),
             anonymous: self.auth.anonymous,
+            resume: self.resume.enabled.then_some(self.resume.times),
             limits: self.limits.edge.clone(),
         }
     }
@@ -52,6 +56,18 @@ impl Settings {
             max_token_bytes: self.limits.edge.token,
             max_subscriptions: self.limits.edge.subscriptions,
         })
+    }
+
+    /// Keys of tickets; `None` where the node makes its own.
+    ///
+    /// # Errors
+    /// When a file cannot be used: the first such problem.
+    pub(crate) fn ticket_keys(&self) -> Result<Option<TicketKeys>, TicketKeyError> {
+        if self.resume.enabled && !self.resume.keys.is_empty() {
+            TicketKeys::read(&self.resume.keys).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Keys of the backend API, those in files read now.

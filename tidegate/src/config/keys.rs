@@ -5,9 +5,9 @@ use std::path::Path;
 use tidegate_protocol::namespace::Namespace;
 
 use super::kind::{
-    ACCESS, ALGORITHM, COUNT, COUNT_U16, COUNT_U32, DURATION, FLAG, FORMAT, Kind, LEVEL, LISTENER,
-    OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U64, TEXT, TEXTS,
-    UNKNOWN,
+    ACCESS, ALGORITHM, CONGESTION, COUNT, COUNT_U16, COUNT_U32, DURATION, FLAG, FORMAT, Kind, LEVEL,
+    LISTENER, OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U32, SIZE_U64,
+    TEXT, TEXTS, UNKNOWN,
 };
 use super::node::Node;
 use super::{AuthKey, Certificate, Settings};
@@ -71,6 +71,7 @@ pub(super) fn settings() -> Vec<Key<Settings>> {
     keys.extend(node());
     keys.extend(access());
     keys.extend(limits());
+    keys.extend(quic());
     keys.extend(core());
     keys.extend(log());
     keys
@@ -98,9 +99,11 @@ fn node() -> Vec<Key<Settings>> {
         Key::new("listen.quic", &LISTENER, |s| &mut s.listen.quic, "",
             "UDP: native QUIC and WebTransport. false switches a listener off."),
         Key::new("listen.tls", &LISTENER, |s| &mut s.listen.tls, "",
-            "TCP with TLS: WebSocket, long poll and channel poll."),
+            "TCP with TLS: WebSocket, long poll, channel poll and events."),
         Key::new("listen.plain", &LISTENER, |s| &mut s.listen.plain, "",
             "TCP without TLS: the same, behind a balancer that terminates TLS. Never open it to the internet."),
+        Key::new("listen.http3", &LISTENER, |s| &mut s.listen.http3, "",
+            "UDP: long poll, channel poll and events over HTTP/3. Clients of `listen.tls` are told of it (`Alt-Svc`): without\nthat listener it is off."),
         Key::new("listen.api", &LISTENER, |s| &mut s.listen.api, "",
             "TCP: the backend API, /healthz, /readyz and /metrics. Beyond loopback the API needs a key in [api]; the others\nask for none."),
     ]
@@ -121,6 +124,16 @@ fn access() -> Vec<Key<Settings>> {
             "How far a token's `nbf` may be ahead of this node's clock."),
         Key::new("auth.jwks_files", &PATHS, |s| &mut s.auth.jwks_files, "",
             "Key sets (JWKS) in files. Read again when they change."),
+        Key::new("resume.enabled", &FLAG, |s| &mut s.resume.enabled, "",
+            "Whether clients are given tickets, with which they go on elsewhere without a token and a call to the app."),
+        Key::new("resume.keys", &PATHS, |s| &mut s.resume.keys, "",
+            "Files with keys that seal tickets, the same on every node: 32 bytes in base64 or hexadecimal a line, from
+`openssl rand -base64 32`. The first key seals, all open. Read again when they change. None: a random key, and tickets
+that are good in this process alone."),
+        Key::new("resume.lifetime", &DURATION, |s| &mut s.resume.times.lifetime, "",
+            "How long a ticket is valid, from 1s to 1d. Clients are given a fresher one when half of it is over."),
+        Key::new("resume.grace", &DURATION, |s| &mut s.resume.times.grace, "",
+            "After a resume, how long the session's older connection may go on."),
         Key::new("api.keys", &SECRETS, |s| &mut s.api.keys, "",
             "What backends send as `Authorization: Bearer ..` or `X-API-Key`: at least 16 characters each. Several, so that\nthey can be exchanged one after the other. None: the API is open, which is allowed on loopback only."),
         Key::new("api.key_files", &PATHS, |s| &mut s.api.key_files, "",
@@ -155,6 +168,10 @@ fn limits() -> Vec<Key<Settings>> {
             "Bytes queued for one session."),
         Key::new("limits.subscription_queue", &SIZE, |s| &mut s.limits.edge.subscription_queue, "",
             "Bytes queued for one subscription; beyond it the subscription catches up from history later."),
+        Key::new("limits.ephemeral_age", &DURATION, |s| &mut s.limits.edge.ephemeral_age, "",
+            "For an ephemeral item to wait for a client that is behind; then it is dropped."),
+        Key::new("limits.tcp_unsent", &SIZE, |s| &mut s.limits.edge.tcp_unsent, "",
+            "Bytes that the kernel takes of a TCP connection ahead of what it can send (TCP_NOTSENT_LOWAT)."),
         Key::new("limits.http_headers", &SIZE, |s| &mut s.limits.edge.http_headers, "",
             "The largest header block of a client's HTTP request."),
         Key::new("limits.http_body", &SIZE, |s| &mut s.limits.edge.http_body, "",
@@ -164,7 +181,7 @@ fn limits() -> Vec<Key<Settings>> {
         Key::new("limits.connect", &DURATION, |s| &mut s.limits.edge.connect, "",
             "From an open connection to its `connect` frame."),
         Key::new("limits.ping", &DURATION, |s| &mut s.limits.edge.ping, "",
-            "Between two pings."),
+            "Between two pings, and two comments on a silent stream of events."),
         Key::new("limits.pong", &DURATION, |s| &mut s.limits.edge.pong, "",
             "From a ping to its pong."),
         Key::new("limits.longpoll_idle", &DURATION, |s| &mut s.limits.edge.longpoll_idle, "",
@@ -173,6 +190,40 @@ fn limits() -> Vec<Key<Settings>> {
             "For a client to acknowledge a close."),
         Key::new("limits.shutdown", &DURATION, |s| &mut s.limits.shutdown, "",
             "For all sessions to end after SIGTERM; then the rest is cut."),
+    ]
+}
+
+#[rustfmt::skip]
+fn quic() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("quic.idle_timeout", &DURATION, |s| &mut s.limits.edge.quic.idle_timeout, "",
+            "After which a QUIC or WebTransport connection without a packet is dead."),
+        Key::new("quic.initial_rtt", &DURATION, |s| &mut s.limits.edge.quic.initial_rtt, "",
+            "What a round trip is taken for until one was measured."),
+        Key::new("quic.congestion", &CONGESTION, |s| &mut s.limits.edge.quic.congestion, "",
+            "How sending is paced: \"cubic_delay\", \"cubic\", \"new_reno\", or \"bbr\" for experiments."),
+        Key::new("quic.initial_window", &SIZE_U32, |s| &mut s.limits.edge.quic.initial_window, "",
+            "Bytes that may be in flight to a client before it acknowledged anything."),
+        Key::new("quic.stream_window", &SIZE_U32, |s| &mut s.limits.edge.quic.stream_window, "",
+            "Bytes that a client may send on one stream ahead of our reading."),
+        Key::new("quic.connection_window", &SIZE_U32, |s| &mut s.limits.edge.quic.connection_window, "",
+            "The same over all its streams."),
+        Key::new("quic.send_window", &SIZE_U32, |s| &mut s.limits.edge.quic.send_window, "",
+            "Bytes that QUIC holds for a client until it acknowledges them. Small, so that ranks count: what is in there goes\nout in its order."),
+        Key::new("quic.datagram_buffer", &SIZE_U32, |s| &mut s.limits.edge.quic.datagram_buffer, "",
+            "Bytes of datagrams held in each direction; the oldest make room."),
+        Key::new("quic.send_segments", &COUNT, |s| &mut s.limits.edge.quic.send_segments, "",
+            "Datagrams sent in one call, up to 10. Each beyond the first costs 1.2 KiB per connection that ever sent in bulk,\nand saves processor time then."),
+        Key::new("quic.ack_threshold", &COUNT_U32, |s| &mut s.limits.edge.quic.ack_threshold, "",
+            "Packets that a client is asked to acknowledge together, where it can."),
+        Key::new("quic.ack_delay", &DURATION, |s| &mut s.limits.edge.quic.ack_delay, "",
+            "How long a client may wait with an acknowledgement, where it can be asked."),
+        Key::new("quic.max_incoming", &COUNT, |s| &mut s.limits.edge.quic.max_incoming, "",
+            "Connections of one worker that wait to be accepted; further ones are refused."),
+        Key::new("quic.early_data", &FLAG, |s| &mut s.limits.edge.quic.early_data, "",
+            "Whether native clients that come back may resume in their first flight (0-RTT)."),
+        Key::new("quic.tickets", &COUNT, |s| &mut s.limits.edge.quic.tickets, "",
+            "Clients that are remembered for it, the newest ones; about 300 bytes each."),
     ]
 }
 
@@ -197,6 +248,8 @@ fn core() -> Vec<Key<Settings>> {
             "How long idempotency keys are remembered."),
         Key::new("core.keys_per_channel", &COUNT, |s| &mut s.core.keys_per_channel, "",
             "How many of them in each channel; the oldest go first."),
+        Key::new("core.max_resumed", &COUNT, |s| &mut s.core.max_resumed, "",
+            "Sessions in each partition of which spent tickets are remembered; beyond it, clients of further ones need their\ntokens."),
         Key::new("core.forget_after", &DURATION, |s| &mut s.core.forget_after, "",
             "After which a channel that nobody uses and that holds nothing is forgotten."),
         Key::new("core.backend_in_flight", &COUNT, |s| &mut s.core.backend_in_flight, "",

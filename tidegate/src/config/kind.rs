@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidegate_edge::auth::{KeyAlgorithm, Secret};
 use tidegate_protocol::namespace::Access;
+use tidegate_transport::quic::CongestionControl;
 
 use super::LogFormat;
 use super::node::{Node, Value};
@@ -79,6 +80,14 @@ pub(super) const SIZE: Kind<usize> = Kind {
     accepts: "a size, such as \"64KiB\", \"4MiB\" or a number of bytes",
     read: |node, _| size(node).and_then(|size| usize::try_from(size).ok()),
     show: |size| Some(show_size(*size as u64)),
+    plain_text: false,
+    secret: false,
+};
+
+pub(super) const SIZE_U32: Kind<u32> = Kind {
+    accepts: SIZE.accepts,
+    read: |node, _| size(node).and_then(|size| u32::try_from(size).ok()),
+    show: |size| Some(show_size(u64::from(*size))),
     plain_text: false,
     secret: false,
 };
@@ -178,6 +187,14 @@ pub(super) const ACCESS: Kind<Access> = Kind {
     secret: false,
 };
 
+pub(super) const CONGESTION: Kind<CongestionControl> = Kind {
+    accepts: "\"cubic\", \"new_reno\" or \"bbr\"",
+    read: |node, _| named(node, &CONGESTION_NAMES),
+    show: |congestion| show_named(*congestion, &CONGESTION_NAMES),
+    plain_text: true,
+    secret: false,
+};
+
 /// True for "refuse".
 pub(super) const UNKNOWN: Kind<bool> = Kind {
     accepts: "\"default\" or \"refuse\"",
@@ -270,6 +287,13 @@ pub(super) fn quoted(text: &str) -> String {
 fn list(items: impl Iterator<Item = String>) -> String {
     format!("[{}]", items.collect::<Vec<_>>().join(", "))
 }
+
+const CONGESTION_NAMES: [(&str, CongestionControl); 4] = [
+    ("cubic_delay", CongestionControl::CubicDelay),
+    ("cubic", CongestionControl::Cubic),
+    ("new_reno", CongestionControl::NewReno),
+    ("bbr", CongestionControl::Bbr),
+];
 
 const ACCESS_NAMES: [(&str, Access); 4] = [
     ("anyone", Access::Anyone),

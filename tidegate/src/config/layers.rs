@@ -389,7 +389,8 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// Sections with fixed keys, in the order of the default file.
-pub(super) const SECTIONS: [&str; 8] = ["node", "listen", "tls", "auth", "api", "limits", "core", "log"];
+pub(super) const SECTIONS: [&str; 10] =
+    ["node", "listen", "tls", "auth", "resume", "api", "limits", "quic", "core", "log"];
 pub(super) const NAMESPACES: &str = "namespaces";
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
 pub(super) const CERTIFICATES: &str = "tls.certificates";

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
+use tidegate_transport::quic::CongestionControl;
 
 use super::*;
 
@@ -116,6 +117,7 @@ fn environment_comes_before_file_and_flags_before_both() {
         .flag("listen.plain", "127.0.0.1:300");
     let loaded = given.load();
     let listen = &loaded.settings.listen;
+    assert_eq!(listen.http3.map(|address| address.port()), Some(4434));
     let ports = [listen.quic, listen.tls, listen.plain, listen.api].map(|address| address.map(|a| a.port()));
     assert_eq!(ports, [Some(1), Some(20), Some(300), Some(9090)]);
     let text = given.shorten(&explain(&loaded, Some("listen")).unwrap());
@@ -123,10 +125,23 @@ fn environment_comes_before_file_and_flags_before_both() {
         "listen.quic = \"127.0.0.1:1\"  # tidegate.toml:2:8",
         "listen.tls = \"127.0.0.1:20\"  # environment TIDEGATE_LISTEN__TLS",
         "listen.plain = \"127.0.0.1:300\"  # flag --set listen.plain",
+        "listen.http3 = \"0.0.0.0:4434\"  # default",
         "listen.api = \"127.0.0.1:9090\"  # default",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
+}
+
+#[test]
+fn quic_is_set_as_the_edge_takes_it() {
+    let given = Given::file("[quic]\nidle_timeout = '90s'\ncongestion = 'new_reno'\nsend_window = '32KiB'\n")
+        .environment("TIDEGATE_QUIC__EARLY_DATA", "false")
+        .flag("quic.ack_threshold", "4");
+    let quic = given.load().settings.edge().limits.quic;
+    assert_eq!((quic.idle_timeout, quic.send_window), (Duration::from_secs(90), 32 << 10));
+    assert_eq!((quic.congestion, quic.ack_threshold), (CongestionControl::NewReno, 4));
+    assert!(!quic.early_data);
+    assert_eq!(quic.stream_window, 64 << 10, "what is not set stays as it is");
 }
 
 #[test]
@@ -357,6 +372,10 @@ fn each_semantic_mistake_is_found() {
         ("", "nobody could connect: give a key in [[auth.keys]]"),
         ("listen.plain = false", "every listener for clients is off"),
         (
+            "listen.quic = '0.0.0.0:4434'\nlisten.http3 = '127.0.0.1:4434'",
+            "`listen.http3` and `listen.quic` both take UDP port 4434",
+        ),
+        (
             "listen.api = '127.0.0.1:8080'",
             "tidegate.toml:5:14: `listen.api` and `listen.plain` both take TCP port 8080",
         ),
@@ -365,6 +384,11 @@ fn each_semantic_mistake_is_found() {
             "listen.api = '0.0.0.0:9090'",
             "`listen.api` on 0.0.0.0:9090 would let everyone who reaches it publish",
         ),
+        ("resume.keys = ['missing']", "tidegate.toml:5:15: cannot read missing"),
+        ("resume.lifetime = '999ms'", "`resume.lifetime` can be from 1s to 1d"),
+        ("resume.lifetime = '25h'", "`resume.lifetime` can be from 1s to 1d"),
+        ("resume.grace = '2h'", "`resume.grace` can be at most 1h"),
+        ("core.max_resumed = 0", "`core.max_resumed` cannot be 0"),
         ("api.keys = ['short']", "a key in [api] has fewer than 16 characters"),
         ("api.keys = ['käse käse käse käse']", "characters other than ASCII letters"),
         ("api.key_files = ['missing']", "tidegate.toml:5:17: cannot read missing"),

@@ -32,10 +32,14 @@ pub(super) fn text(
         let plain = reachable(plain);
         line("WebSocket", format!("ws://{plain}/v1/connect"));
         line("Long poll", format!("http://{plain}/v1/poll"));
+        line("Events (SSE)", format!("http://{plain}/v1/channels/CHANNEL/events"));
     }
     if let Some(tls) = addresses.tls {
         let tls = reachable(tls);
         line("with TLS", format!("wss://{tls}/v1/connect, https://{tls}/v1/poll"));
+    }
+    if let Some(http3) = addresses.http3 {
+        line("with HTTP/3", format!("https://{}/v1/poll", reachable(http3)));
     }
     if let Some(api) = api {
         line("Backend API", format!("http://{}", reachable(api)));
@@ -59,6 +63,13 @@ pub(super) fn text(
         let _ = write!(
             out,
             "\nPoll what was published, then wait for more from the position in the answer:\n\n  curl -s 'http://{}/v1/channels/room:1/poll?offset=0'\n",
+            reachable(plain)
+        );
+    }
+    if let Some(plain) = addresses.plain {
+        let _ = write!(
+            out,
+            "\nFollow a channel:\n\n  curl -N http://{}/v1/channels/room:1/events\n",
             reachable(plain)
         );
     }

@@ -11,8 +11,10 @@ use tidegate_core::engine::MemoryEngine;
 use tidegate_core::node::Lifecycle;
 use tidegate_core::{BackendAccess, BackendApi, BackendConfig, CoreMetrics, CoreNode};
 use tidegate_edge::auth::{Authenticator, Secret};
+use tidegate_edge::resume::TicketKeys;
 use tidegate_edge::{Addresses, EdgeNode, ListenError, Routes};
 use tidegate_fallback::http::OriginPolicy;
+use tidegate_protocol::link::LinkName;
 use tidegate_transport::clock;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -25,6 +27,8 @@ pub(super) struct Parts {
     pub(super) certificates: Option<Arc<CertStore>>,
     /// Checks tokens.
     pub(super) authenticator: Arc<Authenticator>,
+    /// Seals and opens resume tickets; `None`: with a key of this process.
+    pub(super) tickets: Option<Arc<TicketKeys>>,
     /// Pages that may connect.
     pub(super) origins: OriginPolicy,
     /// What the plain listener serves beside the protocol.
@@ -69,10 +73,13 @@ pub(super) async fn start(
         let quic = server_config(store, &[b"tidegate/1", b"h3"]);
         (Arc::new(tcp), Arc::new(quic))
     });
-    let links = (0..edge_config.workers.get()).map(|_| core.connect()).collect();
+    let workers = (0..=u8::MAX).take(edge_config.workers.get());
+    let links =
+        workers.map(|worker| core.connect_as(LinkName { node: edge_config.node.clone(), worker })).collect();
     let parts_of_edge = tidegate_edge::Parts {
         tls,
         authenticator: parts.authenticator,
+        tickets: parts.tickets,
         origins: parts.origins,
         routes: parts.routes,
         links,
@@ -125,7 +132,7 @@ impl Node {
 fn with_remedy(error: ListenError) -> anyhow::Error {
     match error {
         ListenError::Bind { what, address, error } => {
-            let kind = if what == "quic" { "UDP" } else { "TCP" };
+            let kind = if matches!(what, "quic" | "http3") { "UDP" } else { "TCP" };
             anyhow!(
                 "cannot listen on {kind} {address}: {error}; choose another address with --{what} or `listen.{what}`"
             )

@@ -18,7 +18,8 @@ struct Gateway {
 
 impl Gateway {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let any = ["--quic", ANY, "--tls", ANY, "--plain", ANY, "--api", ANY, "--workers", "1"];
+        let any =
+            ["--quic", ANY, "--tls", ANY, "--plain", ANY, "--http3", ANY, "--api", ANY, "--workers", "1"];
         let mut process = tidegate(folder)
             .arg("dev")
             .args(any)
@@ -149,7 +150,7 @@ fn a_taken_port_names_the_flag_and_the_key_that_change_it() {
     let address = taken.local_addr().unwrap().to_string();
     for name in ["tls", "plain", "api"] {
         let mut arguments = vec!["dev", "--set", "node.workers=1", "--set", "log.level=error"];
-        let flags = [("--quic", ANY), ("--tls", ANY), ("--plain", ANY), ("--api", ANY)];
+        let flags = [("--quic", ANY), ("--tls", ANY), ("--plain", ANY), ("--http3", ANY), ("--api", ANY)];
         for (flag, any) in flags {
             arguments.extend([flag, if flag.trim_start_matches('-') == name { &address } else { any }]);
         }

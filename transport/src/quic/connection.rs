@@ -14,6 +14,9 @@ use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::frame::shared::Framing;
 use web_transport_quinn::Session;
 
+use super::QuicConfig;
+use super::datagrams::Datagrams;
+use super::early::Early;
 use super::inbound::{Carrier, Inbox};
 use super::lanes::{ControlStopped, Lanes};
 use super::webtransport::{DATAGRAM_HEADER, UNI_HEADER};
@@ -34,8 +37,11 @@ pub struct QuicConnection {
     carrier: Carrier,
     inbox: Inbox,
     lanes: Lanes,
+    datagrams: Datagrams,
     /// Of the task that polled last.
     waker: Waker,
+    /// While the handshake is not complete. Boxed: few have one, and not for long.
+    early: Option<Box<Early>>,
     /// Boxed: only a connection that ends has one.
     close: Option<Box<Close>>,
 }
@@ -70,26 +76,40 @@ impl fmt::Debug for QuicConnection {
 impl QuicConnection {
     pub(crate) fn native(
         connection: quinn::Connection,
+        early: Option<Box<Early>>,
         send: SendStream,
         recv: RecvStream,
-        frame_limit: usize,
+        config: &QuicConfig,
     ) -> Self {
-        Self::new(connection, Carrier::Native, Lanes::new(send, &[]), Inbox::new(recv, frame_limit))
+        let lanes = Lanes::new(send, &[], config.send_window);
+        let inbox = Inbox::new(recv, config.frame_limit);
+        let mut native = Self::new(connection, Carrier::Native, lanes, inbox, config);
+        native.early = early;
+        native
     }
 
     pub(crate) fn web_transport(
         session: Session,
         send: SendStream,
         recv: RecvStream,
-        frame_limit: usize,
+        config: &QuicConfig,
     ) -> Self {
         let connection = (*session).clone();
         let carrier = Carrier::WebTransport(Box::new(session));
-        Self::new(connection, carrier, Lanes::new(send, UNI_HEADER), Inbox::new(recv, frame_limit))
+        let lanes = Lanes::new(send, UNI_HEADER, config.send_window);
+        Self::new(connection, carrier, lanes, Inbox::new(recv, config.frame_limit), config)
     }
 
-    fn new(connection: quinn::Connection, carrier: Carrier, lanes: Lanes, inbox: Inbox) -> Self {
-        Self { connection, carrier, inbox, lanes, waker: Waker::noop().clone(), close: None }
+    fn new(
+        connection: quinn::Connection,
+        carrier: Carrier,
+        lanes: Lanes,
+        inbox: Inbox,
+        config: &QuicConfig,
+    ) -> Self {
+        let datagrams = Datagrams::new(config.datagram_buffer);
+        let waker = Waker::noop().clone();
+        Self { connection, carrier, inbox, lanes, datagrams, waker, early: None, close: None }
     }
 
     /// Where the client is now: it may move.
@@ -121,10 +141,19 @@ impl QuicConnection {
         }
     }
 
+    /// Ready when the handshake is complete, with an error when it never will be.
+    fn poll_complete(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ()>> {
+        if let Some(early) = &mut self.early {
+            ready!(early.poll(cx, &self.connection))?;
+            self.early = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn advance(&mut self, cx: &mut Context<'_>, close: &mut Close) -> Poll<()> {
         loop {
             close.phase = match &mut close.phase {
-                Phase::Flushing => match ready!(self.lanes.poll_control(cx)) {
+                Phase::Flushing => match ready!(self.lanes.poll_control(&self.connection, cx)) {
                     Ok(()) => Phase::Acknowledging(Box::pin(self.lanes.finish_control())),
                     // It will not be read: the code says the same.
                     Err(ControlStopped(_)) => self.close_transport(&close.closing),
@@ -186,12 +215,22 @@ impl Connection for QuicConnection {
 
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Inbound, RecvError>> {
         self.remember(cx);
-        self.lanes.push_all(cx).map_err(stopped)?;
-        self.inbox.poll(cx, &self.connection, &self.carrier)
+        // How it failed, the inbox tells.
+        let _later = self.poll_complete(cx);
+        self.lanes.push_all(&self.connection, cx).map_err(stopped)?;
+        let received = ready!(self.inbox.poll(cx, &self.connection, &self.carrier));
+        // Again: on a runtime of several threads the handshake may have ended meanwhile, and what a client says after it
+        // must not look early.
+        let _later = self.poll_complete(cx);
+        Poll::Ready(received)
     }
 
-    fn open_lane(&mut self, subscription: u32, channel: &ChannelName) {
-        self.lanes.open(subscription, channel);
+    fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8) {
+        self.lanes.open(subscription, channel, rank);
+    }
+
+    fn rank_lane(&mut self, subscription: u32, rank: i8) {
+        self.lanes.set_rank(subscription, rank);
     }
 
     fn close_lane(&mut self, subscription: u32) {
@@ -207,6 +246,9 @@ impl Connection for QuicConnection {
     }
 
     fn send_datagram(&mut self, bytes: &Bytes) -> bool {
+        if !self.datagrams.are_open(&self.connection) {
+            return false;
+        }
         let datagram = match &self.carrier {
             Carrier::Native => bytes.clone(),
             Carrier::WebTransport(_) => {
@@ -222,9 +264,9 @@ impl Connection for QuicConnection {
     fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>> {
         self.remember(cx);
         if lane == Lane::Control {
-            self.lanes.push_all(cx).map_err(stopped)?;
+            self.lanes.push_all(&self.connection, cx).map_err(stopped)?;
         }
-        self.lanes.poll_ready(cx, lane).map_err(stopped)
+        self.lanes.poll_ready(&self.connection, cx, lane).map_err(stopped)
     }
 
     fn poll_close(&mut self, cx: &mut Context<'_>, closing: &Closing) -> Poll<()> {
@@ -240,6 +282,15 @@ impl Connection for QuicConnection {
 
     fn buffered(&self) -> usize {
         self.lanes.unsent()
+    }
+
+    fn is_early(&self) -> bool {
+        self.early.is_some()
+    }
+
+    fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
+        self.remember(cx);
+        self.poll_complete(cx).map_err(|()| RecvError::Lost("the handshake was not completed".into()))
     }
 }
 

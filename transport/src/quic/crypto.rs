@@ -1,12 +1,15 @@
 //! The server's half of QUIC's cryptographic handshake (RFC 9001), made to cost little while a connection is idle.
 //!
 //! quinn's own session keeps rustls' whole connection for as long as a client stays, and every packet key as an expanded
-//! AEAD context. Neither is needed: once the handshake is confirmed, TLS has nothing more to say on a server
-//! that sends no tickets, and a context can be built from its key when a packet comes. [`ServerCrypto`] drops the
-//! former and [`keys`] keeps the latter only for connections that are busy. Figures: ADR 0008.
+//! AEAD context. Neither is needed: once the client's Finished was read and the ticket written, TLS has nothing more to
+//! say on a server, and a context can be built from its key when a packet comes. [`ServerCrypto`] drops the former and
+//! [`keys`] keeps the latter only for connections that are busy. Figures: ADR 0008.
+//!
+//! Native clients get a [`tickets`] entry and may send early data with it (ADR 0009).
 
 mod cache;
 mod keys;
+mod tickets;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -17,9 +20,10 @@ use quinn::crypto::{
 };
 use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
-use rustls::quic::{KeyChange, Secrets, ServerConnection, Version};
+use rustls::quic::{DirectionalKeys, KeyChange, Secrets, ServerConnection, Version};
 
-use super::QuicError;
+use self::tickets::Tickets;
+use super::{ALPN_NATIVE, QuicError};
 
 /// QUIC version 1 (RFC 9000): what we speak.
 pub(crate) const QUIC_V1: u32 = 1;
@@ -32,9 +36,10 @@ pub(crate) struct ServerCrypto {
 }
 
 impl ServerCrypto {
-    /// From `tls`: certificates, ALPNs, cipher suites and the like. Early data and tickets are off and client
-    /// certificates are not asked for, whatever it says: nothing would remain here to handle them.
-    pub(crate) fn new(tls: &rustls::ServerConfig) -> Result<Self, QuicError> {
+    /// From `tls`: certificates, ALPNs, cipher suites and the like. Client certificates are not asked for, whatever
+    /// it says: nothing would remain here to handle them. Native clients get one ticket each, good for early data, of which
+    /// `tickets` are remembered; with 0 none is sent and early data is refused.
+    pub(crate) fn new(tls: &rustls::ServerConfig, tickets: usize) -> Result<Self, QuicError> {
         let unfit = |error: &dyn std::fmt::Display| QuicError::Settings(error.to_string());
         let mut own = rustls::ServerConfig::builder_with_provider(keys::thin(tls.crypto_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -47,9 +52,16 @@ impl ServerCrypto {
         own.time_provider = tls.time_provider.clone();
         own.cert_compressors.clone_from(&tls.cert_compressors);
         own.cert_compression_cache = tls.cert_compression_cache.clone();
-        own.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-        own.send_tls13_tickets = 0;
-        own.max_early_data_size = 0;
+        if tickets == 0 {
+            own.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+            own.send_tls13_tickets = 0;
+            own.max_early_data_size = 0;
+        } else {
+            own.session_storage = Arc::new(Tickets::new(tickets));
+            own.send_tls13_tickets = 1;
+            // QUIC has its own bound, the flow control, and knows no other value (RFC 9001 §4.6.1).
+            own.max_early_data_size = u32::MAX;
+        }
         let tls = Arc::new(own);
         // Also finds out whether TLS 1.3 and a suite for QUIC are there.
         ServerConnection::new(tls.clone(), Version::V1, Vec::new()).map_err(|error| unfit(&error))?;
@@ -76,6 +88,10 @@ impl ServerConfig for ServerCrypto {
         Box::new(ServerSession { config: self, stage: Stage::Handshake(handshake) })
     }
 }
+
+/// What [`Session::handshake_data`] gives, in place of [`HandshakeData`], while a native client's early data is taken and
+/// the handshake not complete.
+pub(crate) struct EarlyHello;
 
 /// One connection's.
 struct ServerSession {
@@ -115,6 +131,12 @@ impl Handshake {
         }
     }
 
+    /// Early data's keys: TLS took it, and the client is a native one. WebTransport's CONNECT may not be early
+    /// (draft-ietf-webtrans-http3 §3.5), so its clients get no ticket ([`tickets`]), and no keys here.
+    fn early_keys(&self) -> Option<DirectionalKeys> {
+        if self.tls.alpn_protocol() == Some(ALPN_NATIVE) { self.tls.zero_rtt_keys() } else { None }
+    }
+
     fn read(&mut self, bytes: &[u8]) -> Result<bool, TransportError> {
         self.tls.read_hs(bytes).map_err(|error| {
             let alert = self.tls.alert().map(|alert| TransportErrorCode::crypto(alert.into()));
@@ -142,6 +164,11 @@ impl Session for ServerSession {
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
         let data = match &self.stage {
             Stage::Handshake(handshake) if !handshake.has_data => return None,
+            Stage::Handshake(handshake)
+                if handshake.tls.is_handshaking() && handshake.early_keys().is_some() =>
+            {
+                return Some(Box::new(EarlyHello));
+            }
             Stage::Handshake(handshake) => handshake.data(),
             Stage::Established(established) => HandshakeData {
                 protocol: established.protocol.as_deref().map(<[u8]>::to_vec),
@@ -156,7 +183,10 @@ impl Session for ServerSession {
     }
 
     fn early_crypto(&self) -> Option<(Box<dyn HeaderKey>, Box<dyn PacketKey>)> {
-        None
+        // quinn asks once, when it has read the client's hello.
+        let Stage::Handshake(handshake) = &self.stage else { return None };
+        let keys = handshake.early_keys()?;
+        Some((Box::new(keys.header), Box::new(keys.packet)))
     }
 
     fn early_data_accepted(&self) -> Option<bool> {

@@ -12,7 +12,8 @@ use quinn::{
 use tidegate_protocol::frame::CloseCode;
 
 use super::connection::QuicConnection;
-use super::crypto::{QUIC_V1, ServerCrypto};
+use super::crypto::{EarlyHello, QUIC_V1, ServerCrypto};
+use super::early::Early;
 use super::steering::{Steering, WorkerIds};
 use super::webtransport::WebTransportPending;
 use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError, socket};
@@ -36,7 +37,7 @@ impl fmt::Debug for QuicServer {
 
 impl QuicServer {
     /// `tls` with the ALPNs that it serves: [`ALPN_NATIVE`], [`ALPN_WEBTRANSPORT`]. Whatever it says, there are no client
-    /// certificates, no tickets and no early data here.
+    /// certificates here, and tickets and early data as [`QuicConfig`] says.
     ///
     /// # Errors
     /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
@@ -45,7 +46,8 @@ impl QuicServer {
         steering: Steering,
         config: QuicConfig,
     ) -> Result<Self, QuicError> {
-        let mut server = ServerConfig::with_crypto(Arc::new(ServerCrypto::new(&tls)?));
+        let tickets = if config.early_data { config.tickets } else { 0 };
+        let mut server = ServerConfig::with_crypto(Arc::new(ServerCrypto::new(&tls, tickets)?));
         server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
         // No address-validation tokens for later connections: each costs memory and a frame.
         server.validation_token.sent(0);
@@ -121,8 +123,8 @@ impl QuicEndpoint {
 
 /// A client's first packet. Dropping it refuses the client.
 pub struct Incoming {
-    incoming: quinn::Incoming,
-    config: Arc<QuicConfig>,
+    pub(super) incoming: quinn::Incoming,
+    pub(super) config: Arc<QuicConfig>,
 }
 
 impl fmt::Debug for Incoming {
@@ -172,7 +174,7 @@ impl Incoming {
     }
 }
 
-/// A client whose handshake is done. Dropping it closes the connection.
+/// A client whose handshake is done, or as good as done where it sent early data. Dropping it closes the connection.
 #[derive(Debug)]
 pub enum Pending {
     /// ALPN `tidegate/1`.
@@ -184,6 +186,7 @@ pub enum Pending {
 /// A native client, before its control stream. Dropping it closes the connection.
 pub struct QuicPending {
     connection: quinn::Connection,
+    early: Option<Box<Early>>,
     config: Arc<QuicConfig>,
 }
 
@@ -205,11 +208,11 @@ impl QuicPending {
     /// # Errors
     /// When the connection ends first.
     pub async fn accept(self) -> Result<QuicConnection, QuicError> {
-        let Self { connection, config } = self;
+        let Self { connection, early, config } = self;
         let silent = Silent(Some(connection.clone()));
         let (send, recv) = connection.accept_bi().await.map_err(QuicError::lost)?;
         silent.disarm();
-        Ok(QuicConnection::native(connection, send, recv, config.frame_limit))
+        Ok(QuicConnection::native(connection, early, send, recv, &config))
     }
 
     /// Closes the connection with a code, without waiting.
@@ -238,14 +241,21 @@ impl Drop for Silent {
 }
 
 async fn handshake(incoming: quinn::Incoming, config: Arc<QuicConfig>) -> Result<Pending, QuicError> {
-    let connection = incoming.accept().map_err(QuicError::lost)?.await.map_err(QuicError::lost)?;
+    let mut connecting = incoming.accept().map_err(QuicError::lost)?;
+    let is_early = connecting.handshake_data().await.map_err(QuicError::lost)?.is::<EarlyHello>();
+    // Only who has something to say early is listened to early. WebTransport never has: CONNECT waits.
+    if is_early {
+        let (connection, complete) =
+            connecting.into_0rtt().unwrap_or_else(|_| unreachable!("a server always can"));
+        let early = Some(Box::new(Early::new(complete, config.handshake_timeout)));
+        return Ok(Pending::Quic(QuicPending { connection, early, config }));
+    }
+    let connection = connecting.await.map_err(QuicError::lost)?;
     let data = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
     let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
     match &alpn[..] {
-        ALPN_NATIVE => Ok(Pending::Quic(QuicPending { connection, config })),
-        ALPN_WEBTRANSPORT => {
-            WebTransportPending::read(connection, config.frame_limit).await.map(Pending::WebTransport)
-        }
+        ALPN_NATIVE => Ok(Pending::Quic(QuicPending { connection, early: None, config })),
+        ALPN_WEBTRANSPORT => WebTransportPending::read(connection, config).await.map(Pending::WebTransport),
         other => {
             let code = CloseCode::Unsupported.number();
             connection.close(VarInt::from_u32(code), b"unknown ALPN");
@@ -255,13 +265,21 @@ async fn handshake(incoming: quinn::Incoming, config: Arc<QuicConfig>) -> Result
 }
 
 fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
+    let windows = [config.stream_window, config.connection_window, config.send_window, config.initial_window];
+    if windows.contains(&0) || config.idle_timeout.is_zero() || config.initial_rtt.is_zero() {
+        let reason = "a window, the idle timeout or the initial round trip is 0";
+        return Err(QuicError::Settings(reason.to_owned()));
+    }
     let idle = IdleTimeout::try_from(config.idle_timeout)
         .map_err(|_| QuicError::Settings(format!("an idle timeout of {:?}", config.idle_timeout)))?;
     let mut acks = AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(VarInt::from_u32(config.ack_threshold));
+    acks.ack_eliciting_threshold(VarInt::from_u32(config.ack_threshold))
+        .max_ack_delay(Some(config.ack_delay));
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(idle))
+        .initial_rtt(config.initial_rtt)
+        .congestion_controller_factory(config.congestion.factory(config.initial_window))
         .stream_receive_window(VarInt::from_u32(config.stream_window))
         .receive_window(VarInt::from_u32(config.connection_window))
         .send_window(u64::from(config.send_window))
@@ -273,4 +291,26 @@ fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
         // Probes cost 1.7 KB a connection and a third of the CPU of connecting; our datagrams are small.
         .mtu_discovery_config(None);
     Ok(transport)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn limits_that_let_nothing_through_are_refused() {
+        assert!(transport_config(&QuicConfig::default()).is_ok());
+        for config in [
+            QuicConfig { send_window: 0, ..QuicConfig::default() },
+            QuicConfig { stream_window: 0, ..QuicConfig::default() },
+            QuicConfig { initial_rtt: Duration::ZERO, ..QuicConfig::default() },
+            // QUIC takes it for "never".
+            QuicConfig { idle_timeout: Duration::ZERO, ..QuicConfig::default() },
+            QuicConfig { idle_timeout: Duration::MAX, ..QuicConfig::default() },
+        ] {
+            assert!(matches!(transport_config(&config), Err(QuicError::Settings(_))), "{config:?}");
+        }
+    }
 }

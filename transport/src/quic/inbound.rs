@@ -11,6 +11,7 @@ use tidegate_protocol::frame::{ClientFrame, CloseCode};
 use web_transport_quinn::Session;
 use web_transport_quinn::proto::VarInt as ProtoVarInt;
 
+use super::client::is_probe;
 use super::webtransport::{DATAGRAM_HEADER, is_session_stream, session_close, session_code};
 use crate::{Inbound, RecvError};
 
@@ -164,6 +165,9 @@ impl Inbox {
             if id.into_inner() != u64::from(DATAGRAM_HEADER) {
                 return None;
             }
+        }
+        if is_probe(&bytes) {
+            return None;
         }
         match codec::decode_message(bytes, self.frame_limit) {
             Ok(frames) if frames.is_empty() => None,

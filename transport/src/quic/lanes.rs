@@ -1,5 +1,6 @@
 //! Streams towards the client: which lane is on which, and what could not be written yet.
 
+use std::cmp::Reverse;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
@@ -16,6 +17,11 @@ use crate::{Lane, Sent};
 ///
 /// A stream takes bytes as long as it has nothing left over; what does not fit into QUIC's send buffer then stays
 /// here, so at most one offer waits per stream.
+///
+/// All streams share QUIC's send window: what is unsent or not acknowledged. So that a lane that pours fills it for
+/// itself and not for all, the window has a *reserve*, a quarter more, that only light lanes and control write into. A
+/// lane is light that had no more than an eighth of a window of the bytes that were handed over last, counted over one
+/// to two windows: of these alone some may be unacknowledged yet.
 #[derive(Debug)]
 pub(crate) struct Lanes {
     /// In front of each stream that we open, before its [`StreamHeader`].
@@ -27,6 +33,9 @@ pub(crate) struct Lanes {
     closing: Vec<Outgoing>,
     /// Bytes left over on all streams.
     unsent: usize,
+    window: Window,
+    /// The subscription whose left-over bytes go first in the next round.
+    turn: u32,
 }
 
 /// The client no longer reads the control stream, with its code.
@@ -34,15 +43,18 @@ pub(crate) struct Lanes {
 pub(crate) struct ControlStopped(pub(crate) VarInt);
 
 impl Lanes {
-    pub(crate) fn new(control: SendStream, prefix: &'static [u8]) -> Self {
+    /// `send_window` is QUIC's.
+    pub(crate) fn new(control: SendStream, prefix: &'static [u8], send_window: u32) -> Self {
         // Fails only on a stream that is over, which its first write finds out.
         let _over = control.set_priority(PRIORITY_CONTROL);
         Self {
             prefix,
-            control: Outgoing { stream: control, rest: Bytes::new() },
+            control: Outgoing::new(control),
             subscriptions: Vec::new(),
             closing: Vec::new(),
             unsent: 0,
+            window: Window { size: send_window, handed: 0 },
+            turn: 0,
         }
     }
 
@@ -50,9 +62,10 @@ impl Lanes {
         self.unsent
     }
 
-    pub(crate) fn open(&mut self, subscription: u32, channel: &ChannelName) {
+    pub(crate) fn open(&mut self, subscription: u32, channel: &ChannelName, rank: i8) {
         let lanes = SubscriptionLanes {
             number: subscription,
+            rank,
             channel: channel.clone(),
             live: LaneStream::Unopened,
             catch_up: LaneStream::Unopened,
@@ -60,6 +73,20 @@ impl Lanes {
         match self.position(subscription) {
             Ok(_) => debug_assert!(false, "lane {subscription} is open already"),
             Err(index) => self.subscriptions.insert(index, lanes),
+        }
+    }
+
+    pub(crate) fn set_rank(&mut self, subscription: u32, rank: i8) {
+        let Ok(index) = self.position(subscription) else { return };
+        let lanes = &mut self.subscriptions[index];
+        if lanes.rank == rank {
+            return;
+        }
+        lanes.rank = rank;
+        for (stream, catch_up) in [(&lanes.live, false), (&lanes.catch_up, true)] {
+            if let LaneStream::Open(outgoing) = stream {
+                let _over = outgoing.stream.set_priority(priority(rank, catch_up));
+            }
         }
     }
 
@@ -90,7 +117,7 @@ impl Lanes {
         bytes: &Bytes,
     ) -> Result<Sent, ControlStopped> {
         let (subscription, catch_up) = match lane {
-            Lane::Control => return self.send_control(waker, bytes),
+            Lane::Control => return self.send_control(connection, waker, bytes),
             Lane::Subscription(number) => (number, false),
             Lane::CatchUp(number) => (number, true),
         };
@@ -103,22 +130,24 @@ impl Lanes {
         let stream = if catch_up { &mut lanes.catch_up } else { &mut lanes.live };
         let mut head = Bytes::new();
         if matches!(stream, LaneStream::Unopened) {
-            let opened = if crowded { None } else { open_stream(connection, catch_up) };
+            let opened = if crowded { None } else { open_stream(connection, priority(lanes.rank, catch_up)) };
             *stream = match opened {
                 Some(stream) => {
                     head = stream_head(self.prefix, &lanes.channel, catch_up);
-                    LaneStream::Open(Outgoing { stream, rest: Bytes::new() })
+                    LaneStream::Open(Outgoing::new(stream))
                 }
                 None => LaneStream::OnControl,
             };
         }
         match stream {
-            LaneStream::Unopened | LaneStream::OnControl => self.send_control(waker, bytes),
+            LaneStream::Unopened | LaneStream::OnControl => self.send_control(connection, waker, bytes),
             // The client has said that it wants nothing more of this stream.
             LaneStream::Stopped => Ok(Sent::Taken),
             LaneStream::Open(outgoing) if !outgoing.rest.is_empty() => Ok(Sent::Full),
             LaneStream::Open(outgoing) => {
-                match outgoing.offer(&mut Context::from_waker(waker), head, bytes) {
+                let reserve = Reserve::ForLight(connection);
+                match outgoing.offer(&mut Context::from_waker(waker), &mut self.window, reserve, head, bytes)
+                {
                     Ok(()) => self.unsent += outgoing.rest.len(),
                     Err(Stopped(_)) => *stream = LaneStream::Stopped,
                 }
@@ -130,11 +159,12 @@ impl Lanes {
     /// Pushes out what is left over on one lane; ready when it may take more.
     pub(crate) fn poll_ready(
         &mut self,
+        connection: &quinn::Connection,
         cx: &mut Context<'_>,
         lane: Lane,
     ) -> Poll<Result<(), ControlStopped>> {
         let (subscription, catch_up) = match lane {
-            Lane::Control => return self.poll_control(cx),
+            Lane::Control => return self.poll_control(connection, cx),
             Lane::Subscription(number) => (number, false),
             Lane::CatchUp(number) => (number, true),
         };
@@ -142,30 +172,50 @@ impl Lanes {
         let lanes = &mut self.subscriptions[index];
         let stream = if catch_up { &mut lanes.catch_up } else { &mut lanes.live };
         match stream {
-            LaneStream::OnControl => self.poll_control(cx),
+            LaneStream::OnControl => self.poll_control(connection, cx),
             LaneStream::Unopened | LaneStream::Stopped => Poll::Ready(Ok(())),
-            LaneStream::Open(outgoing) => stream_flushed(outgoing.push(cx, &mut self.unsent), stream).map(Ok),
+            LaneStream::Open(outgoing) => {
+                let reserve = Reserve::ForLight(connection);
+                let pushed = outgoing.push(cx, &mut self.window, reserve, &mut self.unsent);
+                stream_flushed(pushed, stream).map(Ok)
+            }
         }
     }
 
-    /// Pushes out what is left over anywhere, as far as it goes; what does not wakes `cx` later.
-    pub(crate) fn push_all(&mut self, cx: &mut Context<'_>) -> Result<(), ControlStopped> {
+    /// Pushes out what is left over anywhere, as far as it goes; what does not wakes `cx` later. Higher ranks go first,
+    /// and of one rank who did not in the last round.
+    pub(crate) fn push_all(
+        &mut self,
+        connection: &quinn::Connection,
+        cx: &mut Context<'_>,
+    ) -> Result<(), ControlStopped> {
         if self.unsent == 0 {
             return Ok(());
         }
-        if let Poll::Ready(result) = self.poll_control(cx) {
+        if let Poll::Ready(result) = self.poll_control(connection, cx) {
             result?;
         }
-        for lanes in &mut self.subscriptions {
+        let turn = self.turn;
+        let mut waiting: Vec<_> = self.subscriptions.iter_mut().filter(|lanes| lanes.has_rest()).collect();
+        waiting.sort_by_key(|lanes| (Reverse(lanes.rank), lanes.number < turn, lanes.number));
+        let mut next = None;
+        for lanes in waiting {
+            let number = lanes.number;
             for stream in [&mut lanes.live, &mut lanes.catch_up] {
                 if let LaneStream::Open(outgoing) = stream {
-                    let pushed = outgoing.push(cx, &mut self.unsent);
+                    let before = self.unsent;
+                    let reserve = Reserve::ForLight(connection);
+                    let pushed = outgoing.push(cx, &mut self.window, reserve, &mut self.unsent);
                     let _later = stream_flushed(pushed, stream);
+                    if self.unsent < before {
+                        next = Some(number.wrapping_add(1));
+                    }
                 }
             }
         }
-        let unsent = &mut self.unsent;
-        self.closing.retain_mut(|outgoing| match outgoing.push(cx, unsent) {
+        self.turn = next.unwrap_or(turn);
+        let (unsent, window) = (&mut self.unsent, &mut self.window);
+        self.closing.retain_mut(|outgoing| match outgoing.push(cx, window, Reserve::Never, unsent) {
             Poll::Pending => true,
             Poll::Ready(Ok(())) => {
                 outgoing.finish();
@@ -177,9 +227,13 @@ impl Lanes {
     }
 
     /// Ready when nothing is left over on the control stream.
-    pub(crate) fn poll_control(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ControlStopped>> {
+    pub(crate) fn poll_control(
+        &mut self,
+        connection: &quinn::Connection,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), ControlStopped>> {
         self.control
-            .push(cx, &mut self.unsent)
+            .push(cx, &mut self.window, Reserve::Always(connection), &mut self.unsent)
             .map(|result| result.map_err(|Stopped(code)| ControlStopped(code)))
     }
 
@@ -192,11 +246,24 @@ impl Lanes {
         }
     }
 
-    fn send_control(&mut self, waker: &Waker, bytes: &Bytes) -> Result<Sent, ControlStopped> {
+    fn send_control(
+        &mut self,
+        connection: &quinn::Connection,
+        waker: &Waker,
+        bytes: &Bytes,
+    ) -> Result<Sent, ControlStopped> {
         if !self.control.rest.is_empty() {
             return Ok(Sent::Full);
         }
-        match self.control.offer(&mut Context::from_waker(waker), Bytes::new(), bytes) {
+        let reserve = Reserve::Always(connection);
+        let offered = self.control.offer(
+            &mut Context::from_waker(waker),
+            &mut self.window,
+            reserve,
+            Bytes::new(),
+            bytes,
+        );
+        match offered {
             Ok(()) => {
                 self.unsent += self.control.rest.len();
                 Ok(Sent::Taken)
@@ -223,9 +290,18 @@ impl Lanes {
 #[derive(Debug)]
 struct SubscriptionLanes {
     number: u32,
+    rank: i8,
     channel: ChannelName,
     live: LaneStream,
     catch_up: LaneStream,
+}
+
+impl SubscriptionLanes {
+    fn has_rest(&self) -> bool {
+        let has_rest =
+            |stream: &LaneStream| matches!(stream, LaneStream::Open(outgoing) if !outgoing.rest.is_empty());
+        has_rest(&self.live) || has_rest(&self.catch_up)
+    }
 }
 
 /// ```text
@@ -241,10 +317,46 @@ enum LaneStream {
     Stopped,
 }
 
+/// QUIC's send window: unsent bytes of all streams, and those not acknowledged.
+#[derive(Debug)]
+struct Window {
+    size: u32,
+    /// Bytes handed over so far. Counted in spans of one window.
+    handed: u64,
+}
+
+impl Window {
+    fn span(&self) -> u32 {
+        // Wraps after terabytes; spans are compared for equality.
+        (self.handed / u64::from(self.size.max(1))) as u32
+    }
+
+    /// Beyond the window, for lanes that sent little lately, and for control.
+    fn with_reserve(&self) -> u64 {
+        u64::from(self.size) + u64::from(self.size / 4)
+    }
+
+    /// What is little, in bytes over one to two windows.
+    fn light(&self) -> usize {
+        self.size as usize / 8
+    }
+}
+
+/// Who may write beyond QUIC's send window.
+#[derive(Clone, Copy)]
+enum Reserve<'a> {
+    Always(&'a quinn::Connection),
+    ForLight(&'a quinn::Connection),
+    Never,
+}
+
 #[derive(Debug)]
 struct Outgoing {
     stream: SendStream,
     rest: Bytes,
+    /// The span of its last bytes, those in it, and those in the one before.
+    span: u32,
+    recent: [u32; 2],
 }
 
 /// `STOP_SENDING`, with its code.
@@ -252,10 +364,21 @@ struct Outgoing {
 struct Stopped(VarInt);
 
 impl Outgoing {
+    fn new(stream: SendStream) -> Self {
+        Self { stream, rest: Bytes::new(), span: 0, recent: [0; 2] }
+    }
+
     /// Writes `head` and `bytes`, keeping what does not fit. Only where nothing is left over.
-    fn offer(&mut self, cx: &mut Context<'_>, head: Bytes, bytes: &Bytes) -> Result<(), Stopped> {
+    fn offer(
+        &mut self,
+        cx: &mut Context<'_>,
+        window: &mut Window,
+        reserve: Reserve<'_>,
+        head: Bytes,
+        bytes: &Bytes,
+    ) -> Result<(), Stopped> {
         let mut chunks = [head, bytes.clone()];
-        let written = self.write(cx, &mut chunks);
+        let written = self.write(cx, window, reserve, &mut chunks);
         let [head, rest] = chunks;
         match written {
             Poll::Ready(result) => result?,
@@ -271,13 +394,19 @@ impl Outgoing {
     }
 
     /// Writes what is left over; ready when nothing is. Takes what went from `unsent`.
-    fn push(&mut self, cx: &mut Context<'_>, unsent: &mut usize) -> Poll<Result<(), Stopped>> {
+    fn push(
+        &mut self,
+        cx: &mut Context<'_>,
+        window: &mut Window,
+        reserve: Reserve<'_>,
+        unsent: &mut usize,
+    ) -> Poll<Result<(), Stopped>> {
         if self.rest.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let before = self.rest.len();
         let mut chunks = [std::mem::take(&mut self.rest)];
-        let written = self.write(cx, &mut chunks);
+        let written = self.write(cx, window, reserve, &mut chunks);
         let [rest] = chunks;
         if written.is_pending() {
             self.rest = rest;
@@ -286,8 +415,37 @@ impl Outgoing {
         written
     }
 
-    /// Writes until all is written or the stream takes no more; `chunks` are left with what was not written.
-    fn write(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Stopped>> {
+    /// Writes until all is written or the stream takes no more, the reserve included where that is allowed; `chunks`
+    /// are left with what was not written.
+    fn write(
+        &mut self,
+        cx: &mut Context<'_>,
+        window: &mut Window,
+        reserve: Reserve<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<(), Stopped>> {
+        let offered = remaining(chunks);
+        let mut written = self.write_within(cx, chunks);
+        let left = remaining(chunks);
+        self.count(window, offered - left);
+        if written.is_pending() {
+            let (connection, allowed) = match reserve {
+                Reserve::Always(connection) => (connection, true),
+                Reserve::ForLight(connection) => (connection, self.is_light(window, left)),
+                Reserve::Never => return written,
+            };
+            if allowed {
+                // Back before QUIC looks at it: nobody else is told of more room.
+                connection.set_send_window(window.with_reserve());
+                written = self.write_within(cx, chunks);
+                connection.set_send_window(u64::from(window.size));
+                self.count(window, left - remaining(chunks));
+            }
+        }
+        written
+    }
+
+    fn write_within(&mut self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Stopped>> {
         while chunks.iter().any(Buf::has_remaining) {
             // Cancel-safe: unless it is ready, it has written nothing.
             match pin!(self.stream.write_chunks(chunks)).poll(cx) {
@@ -300,6 +458,25 @@ impl Outgoing {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn count(&mut self, window: &mut Window, bytes: usize) {
+        self.roll(window.span());
+        // At most a frame's bytes at a time.
+        self.recent[0] = self.recent[0].saturating_add(bytes as u32);
+        window.handed += bytes as u64;
+    }
+
+    fn is_light(&mut self, window: &Window, more: usize) -> bool {
+        self.roll(window.span());
+        self.recent[0] as usize + self.recent[1] as usize + more <= window.light()
+    }
+
+    fn roll(&mut self, span: u32) {
+        if self.span != span {
+            self.recent = if self.span.wrapping_add(1) == span { [0, self.recent[0]] } else { [0, 0] };
+            self.span = span;
+        }
     }
 
     fn finish(&mut self) {
@@ -318,10 +495,9 @@ fn stream_flushed(pushed: Poll<Result<(), Stopped>>, stream: &mut LaneStream) ->
 }
 
 /// A stream, where the client has credit for one now.
-fn open_stream(connection: &quinn::Connection, catch_up: bool) -> Option<SendStream> {
+fn open_stream(connection: &quinn::Connection, priority: i32) -> Option<SendStream> {
     match pin!(connection.open_uni()).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(Ok(stream)) => {
-            let priority = if catch_up { PRIORITY_CATCH_UP } else { PRIORITY_LIVE };
             let _over = stream.set_priority(priority);
             Some(stream)
         }
@@ -337,10 +513,17 @@ fn stream_head(prefix: &[u8], channel: &ChannelName, catch_up: bool) -> Bytes {
     head.freeze()
 }
 
-/// Strict in quinn: what ranks higher goes first.
-const PRIORITY_CONTROL: i32 = 2;
-const PRIORITY_LIVE: i32 = 1;
-const PRIORITY_CATCH_UP: i32 = 0;
+/// Strict in quinn: higher goes first. Of one rank, live data before what was missed.
+fn priority(rank: i8, catch_up: bool) -> i32 {
+    2 * i32::from(rank) + i32::from(!catch_up)
+}
+
+fn remaining(chunks: &[Bytes]) -> usize {
+    chunks.iter().map(Bytes::len).sum()
+}
+
+/// Above every rank.
+const PRIORITY_CONTROL: i32 = 1000;
 
 /// So many closed lanes may wait for their last bytes to go; more subscriptions than that get no streams meanwhile.
 /// Bounds what a client that does not read can pile up by subscribing and unsubscribing.

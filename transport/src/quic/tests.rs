@@ -1,6 +1,10 @@
 //! Real endpoints on loopback: clients are bare quinn and `web-transport-quinn`.
 
+mod early;
+mod lanes;
+mod mobility;
 mod native;
+mod relay;
 mod steering;
 mod webtransport;
 
@@ -45,6 +49,12 @@ impl Server {
         let endpoints = bound.sockets.into_iter().enumerate();
         let endpoints = endpoints.map(|(worker, socket)| server.endpoint(socket, worker).unwrap()).collect();
         Self { endpoints, address: bound.address, store }
+    }
+
+    /// A client that remembers this server.
+    fn dialer(&self) -> QuicDialer {
+        let tls = client_config_pinned([self.store.hash()], &[ALPN_NATIVE]).unwrap();
+        QuicDialer::new(tls, DialConfig::default()).unwrap()
     }
 
     /// A client's endpoint and the settings to dial with.

@@ -3,6 +3,7 @@
 //! datagrams are written and read here, so that both kinds of connection share one hot path.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
@@ -10,14 +11,14 @@ use quinn::VarInt;
 use web_transport_quinn::proto::{Frame, StreamUni, VarInt as ProtoVarInt};
 use web_transport_quinn::{Request, Session};
 
-use super::QuicError;
 use super::connection::QuicConnection;
+use super::{QuicConfig, QuicError};
 
 /// A request for a WebTransport session. Dropping it closes the connection unanswered.
 pub struct WebTransportPending {
     // Boxed: it is large and short-lived, and whoever awaits beside it is neither.
     request: Box<Request>,
-    frame_limit: usize,
+    config: Arc<QuicConfig>,
 }
 
 impl std::fmt::Debug for WebTransportPending {
@@ -32,9 +33,12 @@ impl std::fmt::Debug for WebTransportPending {
 
 impl WebTransportPending {
     /// Exchanges SETTINGS and reads the client's request (at most 16 KiB, RFC 9114 §4.2.2).
-    pub(crate) async fn read(connection: quinn::Connection, frame_limit: usize) -> Result<Self, QuicError> {
+    pub(crate) async fn read(
+        connection: quinn::Connection,
+        config: Arc<QuicConfig>,
+    ) -> Result<Self, QuicError> {
         match Request::accept(connection.clone()).await {
-            Ok(request) => Ok(Self { request: Box::new(request), frame_limit }),
+            Ok(request) => Ok(Self { request: Box::new(request), config }),
             Err(error) => {
                 // An ordinary HTTP/3 client: it is told that its request was not looked at.
                 connection.close(H3_REQUEST_REJECTED, b"only WebTransport is served here");
@@ -79,7 +83,7 @@ impl WebTransportPending {
     /// # Errors
     /// When the connection ends first, or the first stream is none of the session's.
     pub async fn accept(self) -> Result<QuicConnection, QuicError> {
-        let Self { request, frame_limit } = self;
+        let Self { request, config } = self;
         Box::pin(async move {
             let connection = request.conn().clone();
             // From here on a task of the session holds the connection too: dropping our handles no longer closes it.
@@ -88,7 +92,7 @@ impl WebTransportPending {
             let (send, mut recv) = connection.accept_bi().await.map_err(QuicError::lost)?;
             read_bidi_header(&mut recv).await.map_err(|reason| QuicError::NoControlStream(reason.into()))?;
             guard.disarm();
-            Ok(QuicConnection::web_transport(session, send, recv, frame_limit))
+            Ok(QuicConnection::web_transport(session, send, recv, &config))
         })
         .await
     }

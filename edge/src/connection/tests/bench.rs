@@ -6,8 +6,8 @@ use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -16,11 +16,13 @@ use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::frame::codec::decode_message;
 use tidegate_protocol::frame::shared::{Framing, SharedFrame};
 use tidegate_protocol::frame::{
-    ClientBody, ClientFrame, Connect, Ephemeral, Publication, Publish, ServerBody, ServerFrame, Subscribe,
+    ClientBody, ClientFrame, Connect, Connected, Ephemeral, Publication, Publish, ServerBody, ServerFrame,
+    Subscribe,
 };
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, Recovery};
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
+use tidegate_protocol::session::resume::{Bounds, SpentTable};
 use tidegate_protocol::{ChannelName, Epoch, NodeId, Offset, Position, Region};
 use tidegate_transport::link::{CoreLink, memory};
 use tidegate_transport::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind, clock};
@@ -29,9 +31,10 @@ use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::{AuthConfig, Authenticator};
-use crate::config::{Config, Limits};
+use crate::config::{Config, Limits, Resume};
 use crate::connection;
 use crate::metrics::Metrics;
+use crate::resume::TicketKeys;
 use crate::upstream::{self, Upstream};
 use crate::worker::{Shared, Worker};
 
@@ -85,8 +88,10 @@ impl Bench {
             quic: None,
             tls: None,
             plain: None,
+            http3: None,
             namespaces: Namespaces::new(open, named, false),
             anonymous: true,
+            resume: Some(Resume::default()),
             limits,
         };
         let auth = AuthConfig {
@@ -102,8 +107,11 @@ impl Bench {
             settings: Arc::new(crate::node::settings(&config)),
             config,
             authenticator: Arc::new(Authenticator::new(auth).expect("no keys to be wrong")),
+            tickets: Arc::new(TicketKeys::random(&mut clock::rng())),
+            spent: Mutex::new(SpentTable::new(Bounds { sessions: 2 })),
             origins: OriginPolicy::default(),
             routes: None,
+            alt_svc: None,
             metrics: Arc::new(Metrics::default()),
             connections: Arc::new(AtomicUsize::new(0)),
             workers: Vec::new(),
@@ -247,7 +255,7 @@ impl Bench {
         // Itself, and what the link's two tasks hold until they end.
         until(|| Rc::strong_count(&self.worker) <= 1 + background).await;
         let metrics = self.metrics();
-        assert_eq!(metrics.connections.each_ref().map(|gauge| gauge.get()), [0; 4]);
+        assert_eq!(metrics.connections.each_ref().map(|gauge| gauge.get()), [0; TransportKind::ALL.len()]);
         assert_eq!(metrics.subscriptions.get(), 0);
         assert_eq!(metrics.queue_bytes.get(), 0);
         assert!(self.worker.registry().is_empty(), "a subscriber is left");
@@ -345,6 +353,32 @@ impl Client {
 
     pub(super) fn take_datagrams(&self, taken: bool) {
         self.wire.borrow_mut().takes_datagrams = taken;
+    }
+
+    /// The handshake is complete, or not.
+    pub(super) fn establish(&self, established: bool) {
+        let mut wire = self.wire.borrow_mut();
+        wire.early = !established;
+        wire.wake();
+    }
+
+    pub(super) fn say_by_datagram(&self, body: ClientBody) {
+        self.wire.borrow_mut().hear(Ok(Inbound::Datagram(vec![ClientFrame::new(0, body)])));
+    }
+
+    /// Connects with a ticket.
+    pub(super) fn resume(&self, ticket: &str, key: Option<&str>) {
+        let connect =
+            Connect { resume: Some(ticket.to_owned()), key: key.map(str::to_owned), ..Connect::default() };
+        self.say(1, ClientBody::Connect(connect));
+    }
+
+    /// What the server said to `connect`, if it let the client in.
+    pub(super) fn connected(&self) -> Option<Connected> {
+        self.frames().into_iter().find_map(|frame| match frame.body {
+            Some(ServerBody::Connected(connected)) => Some(connected),
+            _ => None,
+        })
     }
 
     pub(super) fn datagrams(&self) -> usize {
@@ -449,6 +483,8 @@ struct Wire {
     blocked: BTreeSet<Lane>,
     breaks_after: Option<usize>,
     takes_datagrams: bool,
+    /// The handshake is not complete.
+    early: bool,
     datagrams: usize,
     catch_ups_finished: usize,
     holds_close: bool,
@@ -470,6 +506,7 @@ impl Wire {
             blocked: BTreeSet::new(),
             breaks_after: None,
             takes_datagrams: false,
+            early: false,
             datagrams: 0,
             catch_ups_finished: 0,
             holds_close: false,
@@ -518,8 +555,13 @@ impl Connection for Scripted {
         }
     }
 
-    fn open_lane(&mut self, subscription: u32, channel: &ChannelName) {
-        self.0.borrow_mut().lanes.push(format!("open {subscription} {channel}"));
+    fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8) {
+        let rank = if rank == 0 { String::new() } else { format!(" {rank}") };
+        self.0.borrow_mut().lanes.push(format!("open {subscription} {channel}{rank}"));
+    }
+
+    fn rank_lane(&mut self, subscription: u32, rank: i8) {
+        self.0.borrow_mut().lanes.push(format!("rank {subscription} {rank}"));
     }
 
     fn close_lane(&mut self, subscription: u32) {
@@ -574,6 +616,19 @@ impl Connection for Scripted {
 
     fn buffered(&self) -> usize {
         0
+    }
+
+    fn is_early(&self) -> bool {
+        self.0.borrow().early
+    }
+
+    fn poll_established(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), RecvError>> {
+        let mut wire = self.0.borrow_mut();
+        if wire.early {
+            wire.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::frame::{self, ClientBody, ClientFrame, CloseCode, HistoryRequest, Payload, Publish};
 use crate::{ChannelName, Position};
 
+use super::connections::{Connection, Side, Stage};
 use super::event::{CommandError, Event, RequestId};
 use super::requests::Request;
 use super::subscription::{Phase, Subscription};
@@ -22,31 +23,39 @@ impl Session {
         }
     }
 
-    /// Joins a channel, after `position` or from its head.
+    /// Joins a channel, after `position` or from its head. Where much waits to be sent to this client, channels of a
+    /// higher `rank` go first.
     pub fn subscribe(
         &mut self,
         now: Instant,
         channel: ChannelName,
         position: Option<Position>,
+        rank: i8,
     ) -> Result<(), CommandError> {
         self.check_alive()?;
         let bounds = self.hold_bounds();
         if let Some(subscription) = self.subscriptions.get_mut(channel.as_str()) {
-            if let Phase::Leaving { request, again: false } = subscription.phase {
-                *subscription = Subscription::new(channel, position, bounds);
-                subscription.phase = Phase::Leaving { request, again: true };
+            if subscription.left {
+                // Asked for when the server knows of the leaving.
+                subscription.begin_anew(position, rank);
                 return Ok(());
             }
             if !subscription.server {
                 return Err(CommandError::AlreadySubscribed);
             }
-            return self.adopt(&channel, position);
+            self.adopt(&channel, position, rank);
+            return Ok(());
         }
         if self.subscriptions.len() >= self.config.max_subscriptions {
             return Err(CommandError::TooManySubscriptions);
         }
-        self.subscriptions.insert(channel.clone(), Subscription::new(channel, position, bounds));
-        self.ask_waiting(now);
+        let mut subscription = Subscription::new(channel.clone(), position, rank, bounds);
+        if self.next.is_some() {
+            subscription.begin_move();
+        }
+        self.subscriptions.insert(channel, subscription);
+        self.ask_waiting(now, Side::Current);
+        self.ask_waiting(now, Side::Next);
         Ok(())
     }
 
@@ -54,21 +63,9 @@ impl Session {
     pub fn unsubscribe(&mut self, channel: &ChannelName) -> Result<(), CommandError> {
         self.check_alive()?;
         let subscription = self.subscriptions.get_mut(channel).ok_or(CommandError::NotSubscribed)?;
-        match &mut subscription.phase {
-            Phase::Leaving { again, .. } => *again = false,
-            Phase::Waiting { .. } => {
-                self.subscriptions.remove(channel);
-                self.events.push_back(Event::Unsubscribed { channel: channel.clone(), error: None });
-            }
-            Phase::Resyncing { request } => {
-                subscription.phase = Phase::Leaving { request: *request, again: false }
-            }
-            Phase::Asked { .. } | Phase::Live => {
-                let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-                subscription.clear_held();
-                subscription.phase = Phase::Leaving { request, again: false };
-            }
-        }
+        subscription.left = true;
+        self.leave(channel);
+        self.remove_left();
         Ok(())
     }
 
@@ -94,7 +91,7 @@ impl Session {
     pub fn publish_ephemeral(&mut self, channel: &ChannelName, payload: Payload) -> Result<(), CommandError> {
         self.check_alive()?;
         self.check_payload(&payload)?;
-        if matches!(self.state, State::Open { .. }) {
+        if self.is_open() {
             if self.ephemeral.len() >= self.config.max_ephemeral {
                 self.ephemeral.pop_front();
             }
@@ -123,14 +120,16 @@ impl Session {
     /// Gives a new token; `Refreshed` follows. Without an open connection it serves the next one.
     pub fn refresh(&mut self, now: Instant, token: String) -> Result<RequestId, CommandError> {
         self.check_room()?;
-        if matches!(self.state, State::Open { .. }) {
+        if self.is_open() {
             return Ok(self.request(Request::Refresh(token)));
         }
         self.token = Some(token);
+        // A ticket stands for the token of before.
+        self.tickets.clear();
         let request = RequestId(self.requests.new_id());
         self.events.push_back(Event::Refreshed { request, result: Ok(()) });
         if let State::Tokenless { not_before, .. } = self.state {
-            self.wait(now, not_before.saturating_duration_since(now));
+            self.wait(now, not_before.saturating_duration_since(now), not_before);
         }
         Ok(request)
     }
@@ -138,8 +137,12 @@ impl Session {
     /// There is no token to be had now: asks again in a while.
     pub fn token_unavailable(&mut self, now: Instant) {
         match &mut self.state {
-            State::Open { token_due, .. } => *token_due = Some(now + TOKEN_RETRY),
             State::Tokenless { ask_again, .. } => *ask_again = Some(now + TOKEN_RETRY),
+            State::Up => {
+                if let Some(Stage::Open { token_due, .. }) = self.current.as_mut().map(|one| &mut one.stage) {
+                    *token_due = Some(now + TOKEN_RETRY);
+                }
+            }
             _ => {}
         }
     }
@@ -147,45 +150,86 @@ impl Session {
     /// Ends the session in order; `Ended` follows. What waits for an answer fails.
     pub fn close(&mut self, now: Instant) {
         match self.state {
-            State::Closing { .. } | State::Ended => {}
-            State::Open { .. } | State::Opening { connect: None, .. } => {
-                self.state = State::Closing { until: now + self.config.close_timeout, done_sent: false };
-                self.fail_requests();
+            State::Closing { .. } | State::Ended => return,
+            _ => {}
+        }
+        if let Some(next) = self.next.take() {
+            // The server must not keep what it may have begun there.
+            if next.is_begun() {
+                self.leaving.push_back(next.id);
+            } else {
+                self.release(next.id);
             }
-            _ => self.end(CloseCode::Done.number(), "closed by the app".to_owned()),
+            self.move_until = None;
+        }
+        if self.current.as_ref().is_some_and(Connection::is_begun) {
+            self.state = State::Closing { until: now + self.config.close_timeout, done_sent: false };
+            self.fail_requests();
+        } else {
+            self.end(CloseCode::Done.number(), "closed by the app".to_owned());
         }
     }
 
     /// The app asks for a subscription that the server began.
-    fn adopt(&mut self, channel: &ChannelName, position: Option<Position>) -> Result<(), CommandError> {
-        let subscription = self.subscriptions.get_mut(channel).ok_or(CommandError::NotSubscribed)?;
+    fn adopt(&mut self, channel: &ChannelName, position: Option<Position>, rank: i8) {
+        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
         subscription.server = false;
-        match (position, subscription.phase, subscription.position.clone()) {
-            (None, Phase::Live, Some(position)) => self.events.push_back(Event::Subscribed {
-                channel: channel.clone(),
-                position,
-                recovered: false,
-                was_recovering: false,
-                server: false,
-            }),
-            (None, ..) => {}
-            (Some(position), phase, _) => {
-                subscription.position = Some(position);
-                subscription.clear_held();
-                if matches!(phase, Phase::Live | Phase::Asked { .. }) {
-                    let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-                    subscription.phase = Phase::Leaving { request, again: true };
-                } else if let Phase::Resyncing { request } = phase {
-                    subscription.phase = Phase::Leaving { request, again: true };
+        let live = subscription.line.phase == Phase::Live;
+        if position.is_none() && rank == 0 {
+            if let (true, Some(position)) = (live, subscription.position.clone()) {
+                self.events.push_back(Event::Subscribed {
+                    channel: channel.clone(),
+                    position,
+                    recovered: false,
+                    was_recovering: false,
+                    server: false,
+                });
+            }
+            return;
+        }
+        let position = position.or_else(|| subscription.position.clone());
+        subscription.begin_anew(position, rank);
+        self.leave(channel);
+    }
+
+    /// Says on every connection that has it that the channel is left; it may be asked for again behind that.
+    fn leave(&mut self, channel: &ChannelName) {
+        for side in [Side::Current, Side::Next] {
+            let subscription = self.subscriptions.get_mut(channel);
+            let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) else {
+                continue;
+            };
+            line.clear_held();
+            match line.phase {
+                Phase::Resyncing { request } => line.phase = Phase::Leaving { request },
+                Phase::Asked { .. } | Phase::Live => {
+                    let request = self.ask(side, Request::Unsubscribe(channel.clone()));
+                    let subscription = self.subscriptions.get_mut(channel);
+                    if let (Some(request), Some(line)) =
+                        (request, subscription.and_then(|subscription| subscription.line_mut(side)))
+                    {
+                        line.phase = Phase::Leaving { request };
+                    }
                 }
+                Phase::Waiting { .. } | Phase::Leaving { .. } | Phase::Ended => {}
             }
         }
-        Ok(())
     }
 
     fn request(&mut self, request: Request) -> RequestId {
-        let send = self.is_usable();
-        RequestId(self.requests.add(request, send))
+        let id = self.requests.add(request);
+        let side = self.app_side();
+        if self.is_usable(side)
+            && let Some(connection) = self.connection_mut(side)
+        {
+            connection.lane.push(id);
+        }
+        RequestId(id)
+    }
+
+    /// `connected` came on some connection.
+    fn is_open(&self) -> bool {
+        matches!(self.state, State::Up) && self.connection(self.app_side()).is_some_and(Connection::is_open)
     }
 
     fn check_alive(&self) -> Result<(), CommandError> {

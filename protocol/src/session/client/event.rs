@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::frame::{CloseCode, Ephemeral, ErrorReply, Publication, ReconnectPolicy};
-use crate::{ChannelName, Position};
+use crate::{ChannelName, ConnectionId, Position};
 
 /// A request of the app, as its command named it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,12 +12,53 @@ pub struct RequestId(pub(super) u64);
 /// What the driver must do or pass on to the app.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Make a connection, then call `connection_opened` or `connection_lost`.
+    /// There is no connection: make one, then call `connection_opened` or `connection_lost`.
     Dial,
-    /// The session is open.
+    /// Nothing comes over this connection any more: dial another beside it. Told again while that leads nowhere.
+    Suspect {
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// Something came: the suspicion is over.
+    Heard {
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// The session is on this connection now; the one before is released.
+    Moved {
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// The session stays where it is: the connection that it was to move to failed. Drop it.
+    MoveFailed {
+        /// Which one.
+        connection: ConnectionId,
+        /// A number of [`CloseCode`], or one of a later version.
+        code: u32,
+        /// For people.
+        reason: String,
+    },
+    /// The session is through with this connection: close it when what was handed out is sent. Nothing that comes over
+    /// it counts any more.
+    Release {
+        /// Which one.
+        connection: ConnectionId,
+    },
+    /// A ping of the session's own came back.
+    RoundTrip {
+        /// Over which one.
+        connection: ConnectionId,
+        /// How long it took.
+        round_trip: Duration,
+    },
+    /// The session is open on a connection: the only one, or the one that it moves to (then `Moved` follows).
     Connected {
-        /// Its id: a secret on long poll.
+        /// Over which one.
+        connection: ConnectionId,
+        /// Its id: a secret on long poll. The same as before where `resumed`.
         session: String,
+        /// The ticket was honoured.
+        resumed: bool,
         /// The token's subject.
         user: Option<String>,
         /// Name of the edge.
@@ -25,7 +66,8 @@ pub enum Event {
         /// Its region.
         region: String,
     },
-    /// A subscription begins, on every connection anew. Continuity is lost where `was_recovering` and not `recovered`.
+    /// A subscription begins, after every time without a connection anew. Continuity is lost where `was_recovering` and
+    /// not `recovered`.
     Subscribed {
         /// Which one.
         channel: ChannelName,
@@ -84,7 +126,7 @@ pub enum Event {
     },
     /// Something without an id was refused: an ephemeral publish.
     Error(ErrorReply),
-    /// The connection ended: drop it. `Reconnect`, `NeedToken` or `Ended` follows.
+    /// The only connection ended: drop it. `Reconnect`, `NeedToken` or `Ended` follows.
     Closed {
         /// A number of [`CloseCode`], or one of a later version.
         code: u32,

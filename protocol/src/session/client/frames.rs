@@ -4,40 +4,48 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt;
 
-use crate::ChannelName;
 use crate::frame::{
     self, Close, CloseCode, Connected, ErrorCode, ErrorReply, Publication, ServerBody, Subscribed,
     Unsubscribed,
 };
+use crate::{ChannelName, Position};
 
+use super::Session;
+use super::connections::{Side, Stage};
 use super::event::{Event, History, RequestError, RequestId, SessionError};
 use super::requests::Request;
 use super::subscription::{Need, Phase, Subscription};
-use super::{Session, State};
 
 impl Session {
     pub(super) fn handle_connected(
         &mut self,
         now: Instant,
+        side: Side,
         connected: Connected,
     ) -> Result<(), SessionError> {
-        let State::Opening { early, .. } = &mut self.state else {
+        let Some(connection) = self.connection_mut(side) else { return Ok(()) };
+        let Stage::Opening { publications, connect, .. } = &mut connection.stage else {
             return Err(SessionError::AlreadyConnected);
         };
-        let early = std::mem::take(early);
-        self.state = State::Open {
-            heard: now,
+        let (early, key) = (std::mem::take(publications), connect.key.take());
+        connection.stage = Stage::Open {
             silence: Duration::from_millis(connected.ping_ms.min(MAX_PING_MS)) * 2,
             token_due: connected.expires_ms.map(|ms| token_due(now, ms)),
         };
-        self.backoff.handle_connected(now);
-        self.ticket = connected.resume;
+        let id = connection.id;
+        self.tickets.handle_connected(id, key.as_deref(), connected.resume);
         self.events.push_back(Event::Connected {
+            connection: id,
             session: connected.session,
+            resumed: connected.resumed,
             user: connected.user,
             node: connected.node,
             region: connected.region,
         });
+        match side {
+            Side::Current => self.backoff.handle_connected(now),
+            Side::Next => self.open_next(now),
+        }
         let missed_early = early.len() >= MAX_EARLY;
         for subscribed in connected.subscriptions {
             let name = ChannelName::new(&subscribed.channel)
@@ -48,38 +56,69 @@ impl Session {
             {
                 continue;
             }
-            let mut subscription = Subscription::new(name.clone(), None, self.hold_bounds());
+            let mut subscription = Subscription::new(name.clone(), None, 0, self.hold_bounds());
             subscription.server = true;
-            let need = subscription.handle_subscribed(now, subscribed, false, &mut self.events)?;
+            if self.next.is_some() {
+                subscription.begin_move();
+            }
+            let need = subscription.handle_begun(side, now, subscribed, &mut self.events)?;
             self.subscriptions.insert(name.clone(), subscription);
-            self.meet(&name, if missed_early { Need::Resync } else { need });
+            self.meet(side, &name, if missed_early { Need::Resync } else { need });
         }
         for publication in early {
-            self.handle_publication(now, publication);
+            self.handle_publication(now, side, publication);
         }
+        self.ask_waiting(now, side.other());
         Ok(())
     }
 
-    pub(super) fn handle_publication(&mut self, now: Instant, publication: Publication) {
+    pub(super) fn handle_publication(&mut self, now: Instant, side: Side, publication: Publication) {
         let Some(subscription) = self.subscriptions.get_mut(publication.channel.as_str()) else {
-            if let State::Opening { early, .. } = &mut self.state
-                && early.len() < MAX_EARLY
+            if let Some(Stage::Opening { publications, .. }) =
+                self.connection_mut(side).map(|connection| &mut connection.stage)
+                && publications.len() < MAX_EARLY
             {
-                early.push(publication);
+                publications.push(publication);
             }
             return;
         };
-        let need = subscription.handle_publication(now, publication, &mut self.events);
-        if need != Need::Nothing {
-            let channel = subscription.channel().clone();
-            self.meet(&channel, need);
+        let need = subscription.handle_publication(side, now, publication, &mut self.events);
+        let channel = subscription.channel().clone();
+        if let Some(connection) = self.connection_mut(side) {
+            connection.probe.handle_item(now);
+        }
+        self.meet(side, &channel, need);
+    }
+
+    pub(super) fn handle_ephemeral(&mut self, now: Instant, side: Side, ephemeral: frame::Ephemeral) {
+        if let Some(connection) = self.connection_mut(side) {
+            connection.probe.handle_item(now);
+        }
+        let subscription = self.subscriptions.get(ephemeral.channel.as_str());
+        // While both connections bring them, one of them counts: the one that is live.
+        let from = |subscription: &Subscription| {
+            let is_live = |side| subscription.line(side).is_some_and(|line| line.phase == Phase::Live);
+            if is_live(Side::Next) { Side::Next } else { Side::Current }
+        };
+        if let Some(subscription) = subscription.filter(|one| !one.left && from(one) == side) {
+            self.events.push_back(Event::Ephemeral { channel: subscription.channel().clone(), ephemeral });
         }
     }
 
-    pub(super) fn handle_ephemeral(&mut self, ephemeral: frame::Ephemeral) {
-        let subscription = self.subscriptions.get(ephemeral.channel.as_str());
-        if let Some(subscription) = subscription.filter(|one| !matches!(one.phase, Phase::Leaving { .. })) {
-            self.events.push_back(Event::Ephemeral { channel: subscription.channel().clone(), ephemeral });
+    pub(super) fn handle_ping(&mut self, side: Side, ping: frame::Ping) {
+        let Some(connection) = self.connection_mut(side) else { return };
+        connection.pong_owed = true;
+        let id = connection.id;
+        if let Some(ticket) = ping.resume {
+            self.tickets.handle_fresher(id, ticket);
+        }
+    }
+
+    pub(super) fn handle_pong(&mut self, now: Instant, side: Side, id: u64) {
+        let Some(connection) = self.connection_mut(side) else { return };
+        if let Some(round_trip) = connection.probe.handle_pong(now, id) {
+            let connection = connection.id;
+            self.events.push_back(Event::RoundTrip { connection, round_trip });
         }
     }
 
@@ -87,45 +126,65 @@ impl Session {
     pub(super) fn handle_rebased(
         &mut self,
         now: Instant,
+        side: Side,
         subscribed: Subscribed,
     ) -> Result<(), SessionError> {
         let Some(subscription) = self.subscriptions.get_mut(subscribed.channel.as_str()) else {
             return Ok(());
         };
-        let need = subscription.handle_rebased(now, subscribed, &mut self.events)?;
+        let need = subscription.handle_rebased(side, now, subscribed, &mut self.events)?;
         let channel = subscription.channel().clone();
-        self.meet(&channel, need);
+        self.meet(side, &channel, need);
         Ok(())
     }
 
     /// `unsubscribed` without an id: the server ended it.
-    pub(super) fn handle_unsubscribed(&mut self, unsubscribed: Unsubscribed) {
-        let Some(subscription) = self.subscriptions.get(unsubscribed.channel.as_str()) else { return };
-        if matches!(subscription.phase, Phase::Live | Phase::Resyncing { .. }) {
-            let channel = subscription.channel().clone();
-            self.remove_subscription(&channel, unsubscribed.error);
+    pub(super) fn handle_unsubscribed(&mut self, side: Side, unsubscribed: Unsubscribed) {
+        let moves = self.next.is_some();
+        let Some(subscription) = self.subscriptions.get_mut(unsubscribed.channel.as_str()) else { return };
+        let Some(line) = subscription.line_mut(side) else { return };
+        if !matches!(line.phase, Phase::Live | Phase::Resyncing { .. }) {
+            return;
         }
+        if moves && side == Side::Current {
+            // The next connection will say so as well, or know better.
+            line.clear_held();
+            line.phase = Phase::Ended;
+            return;
+        }
+        let channel = subscription.channel().clone();
+        self.remove_subscription(&channel, unsubscribed.error);
     }
 
     pub(super) fn handle_answer(
         &mut self,
         now: Instant,
+        side: Side,
         id: u64,
         body: ServerBody,
     ) -> Result<(), SessionError> {
+        if let Some(connection) = self.connection_mut(side) {
+            connection.lane.handle_answer(id);
+        }
+        let other = self.connection(side.other());
+        if matches!(body, ServerBody::Error(_)) && other.is_some_and(|other| other.lane.waits_for(id)) {
+            // It may go better there, and must not be done after it was told that it failed.
+            return Ok(());
+        }
         // A second answer, to a request that was sent twice, says nothing new.
         let Some(request) = self.requests.answer(id) else { return Ok(()) };
         let request_id = RequestId(id);
         match (request, body) {
-            (Request::Subscribe(channel, _), ServerBody::Subscribed(subscribed)) => {
-                return self.handle_asked(now, id, &channel, subscribed);
+            (Request::Subscribe(channel, asked), ServerBody::Subscribed(subscribed)) => {
+                let asked = asked.position.map(Position::from);
+                return self.handle_asked(now, side, id, &channel, subscribed, asked);
             }
             (Request::Subscribe(channel, _), ServerBody::Error(error)) => {
-                self.handle_not_subscribed(now, id, &channel, error);
+                self.handle_not_subscribed(now, side, id, &channel, error);
             }
             // An error as well: then there was no such subscription.
             (Request::Unsubscribe(channel), ServerBody::Unsubscribed(_) | ServerBody::Error(_)) => {
-                self.handle_left(now, id, &channel);
+                self.handle_left(now, side, id, &channel);
             }
             (
                 Request::Publish(_),
@@ -144,7 +203,9 @@ impl Session {
             }
             (Request::Refresh(token), ServerBody::Refreshed(refreshed)) => {
                 self.token = Some(token);
-                if let State::Open { token_due: due, .. } = &mut self.state {
+                if let Some(connection) = self.connection_mut(side)
+                    && let Stage::Open { token_due: due, .. } = &mut connection.stage
+                {
                     *due = refreshed.expires_ms.map(|ms| token_due(now, ms));
                 }
                 self.events.push_back(Event::Refreshed { request: request_id, result: Ok(()) });
@@ -158,70 +219,71 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn handle_asked(
+    fn handle_asked(
         &mut self,
         now: Instant,
+        side: Side,
         id: u64,
         channel: &ChannelName,
         subscribed: Subscribed,
+        asked: Option<Position>,
     ) -> Result<(), SessionError> {
         let Some(subscription) = self.subscriptions.get_mut(channel) else { return Ok(()) };
-        if subscription.phase == (Phase::Asked { request: id }) {
-            subscription.attempts = 0;
-            let need = subscription.handle_subscribed(now, subscribed, true, &mut self.events)?;
-            self.meet(channel, need);
+        if subscription.line(side).is_some_and(|line| line.phase == (Phase::Asked { request: id })) {
+            let need = subscription.handle_subscribed(side, now, subscribed, asked, &mut self.events)?;
+            self.meet(side, channel, need);
         }
         Ok(())
     }
 
-    pub(super) fn handle_not_subscribed(
+    fn handle_not_subscribed(
         &mut self,
         now: Instant,
+        side: Side,
         id: u64,
         channel: &ChannelName,
         error: ErrorReply,
     ) {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        if subscription.phase != (Phase::Asked { request: id }) {
+        let subscription = self.subscriptions.get_mut(channel);
+        let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) else { return };
+        if line.phase != (Phase::Asked { request: id }) {
             return;
         }
-        subscription.clear_held();
-        subscription.attempts = subscription.attempts.saturating_add(1);
+        line.clear_held();
+        line.attempts = line.attempts.saturating_add(1);
         if error.retry {
-            let bound =
-                SUBSCRIBE_RETRY.saturating_mul(1 << subscription.attempts.min(6)).min(SUBSCRIBE_RETRY_CAP);
+            let bound = SUBSCRIBE_RETRY.saturating_mul(1 << line.attempts.min(6)).min(SUBSCRIBE_RETRY_CAP);
             let delay = bound.mul_f64(self.rng.random_range(0.0..1.0));
-            subscription.phase = Phase::Waiting { retry_at: Some(now + delay) };
-        } else if error.code == ErrorCode::Conflict.number() && subscription.attempts == 1 {
+            line.phase = Phase::Waiting { retry_at: Some(now + delay) };
+        } else if error.code == ErrorCode::Conflict.number() && line.attempts == 1 {
             // The server has one that this side knows nothing of: begin anew, once.
-            let request = self.requests.add(Request::Unsubscribe(channel.clone()), true);
-            subscription.phase = Phase::Leaving { request, again: true };
+            line.phase = Phase::Live;
+            self.meet(side, channel, Need::Restart);
         } else {
             self.remove_subscription(channel, Some(error));
         }
     }
 
-    pub(super) fn handle_left(&mut self, now: Instant, id: u64, channel: &ChannelName) {
-        let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
-        match subscription.phase {
-            Phase::Leaving { request, again: false } if request == id => {
-                self.remove_subscription(channel, None)
-            }
-            Phase::Leaving { request, .. } | Phase::Resyncing { request } if request == id => {
-                subscription.reset();
-                self.ask_waiting(now);
+    fn handle_left(&mut self, now: Instant, side: Side, id: u64, channel: &ChannelName) {
+        let subscription = self.subscriptions.get_mut(channel);
+        let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) else { return };
+        match line.phase {
+            Phase::Leaving { request } | Phase::Resyncing { request } if request == id => {
+                line.reset();
+                self.remove_left();
+                self.ask_waiting(now, side);
             }
             _ => {}
         }
     }
 
-    pub(super) fn handle_close(&mut self, now: Instant, close: Close) {
+    pub(super) fn handle_close(&mut self, now: Instant, side: Side, close: Close) {
         let reconnect = close.reconnect.unwrap_or_else(|| frame::Reconnect {
             policy: CloseCode::policy_of(close.code).into(),
             after_ms: None,
         });
         let after = Duration::from_millis(reconnect.after_ms.unwrap_or(0).min(MAX_AFTER_MS));
-        self.end_connection(now, close.code, close.reason, reconnect.policy(), after);
+        self.end_connection(now, side, close.code, close.reason, reconnect.policy(), after);
     }
 }
 

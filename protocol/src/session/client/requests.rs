@@ -1,6 +1,6 @@
-//! Sans-io: what a client asked and what was not answered yet; outlives connections.
+//! Sans-io: what a client asked and what was not answered yet; outlives connections. A [`Lane`] is one connection's share.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::ChannelName;
@@ -17,7 +17,8 @@ pub(super) enum Request {
 }
 
 impl Request {
-    /// Made by the app: counts towards its bounds and is resolved by an event.
+    /// Made by the app: counts towards its bounds, is resolved by an event, and is asked again on other connections.
+    /// The rest is of one connection.
     fn is_of_app(&self) -> bool {
         matches!(self, Self::Publish(_) | Self::History(_) | Self::Refresh(_))
     }
@@ -48,34 +49,29 @@ impl Request {
 #[derive(Debug)]
 struct Pending {
     request: Request,
-    /// On the present connection.
-    sent: bool,
     first_sent: Option<Instant>,
+}
+
+impl Pending {
+    /// False for a publish whose key the server may have forgotten.
+    fn is_repeatable(&self, now: Instant) -> bool {
+        let is_publish = matches!(self.request, Request::Publish(_));
+        let too_old = |at| now.saturating_duration_since(at) >= KEY_LIFETIME;
+        !is_publish || !self.first_sent.is_some_and(too_old)
+    }
 }
 
 #[derive(Debug)]
 pub(super) struct Requests {
     next_id: u64,
     pending: BTreeMap<u64, Pending>,
-    /// To be sent on the present connection, in this order.
-    outbox: VecDeque<u64>,
-    in_flight: usize,
-    max_in_flight: usize,
     of_app: usize,
     bytes: usize,
 }
 
 impl Requests {
-    pub(super) fn new(max_in_flight: usize) -> Self {
-        Self {
-            next_id: 1,
-            pending: BTreeMap::new(),
-            outbox: VecDeque::new(),
-            in_flight: 0,
-            max_in_flight,
-            of_app: 0,
-            bytes: 0,
-        }
+    pub(super) fn new() -> Self {
+        Self { next_id: 1, pending: BTreeMap::new(), of_app: 0, bytes: 0 }
     }
 
     /// The app's requests that wait.
@@ -95,87 +91,165 @@ impl Requests {
         id
     }
 
-    /// Keeps a request until it is answered; `send` it on the present connection, if there is one.
-    pub(super) fn add(&mut self, request: Request, send: bool) -> u64 {
+    /// Keeps a request until it is answered.
+    pub(super) fn add(&mut self, request: Request) -> u64 {
         let id = self.new_id();
         self.of_app += usize::from(request.is_of_app());
         self.bytes += request.weight();
-        self.pending.insert(id, Pending { request, sent: false, first_sent: None });
-        if send {
-            self.outbox.push_back(id);
-        }
+        self.pending.insert(id, Pending { request, first_sent: None });
         id
     }
 
     /// The request that `id` answers; `None` for one that was answered before.
     pub(super) fn answer(&mut self, id: u64) -> Option<Request> {
         let pending = self.pending.remove(&id)?;
-        self.in_flight -= usize::from(pending.sent);
         self.of_app -= usize::from(pending.request.is_of_app());
         self.bytes -= pending.request.weight();
         Some(pending.request)
     }
 
-    /// True where [`Requests::poll_transmit`] has something.
-    pub(super) fn wants_transmit(&self) -> bool {
-        self.in_flight < self.max_in_flight && self.outbox.iter().any(|id| self.pending.contains_key(id))
-    }
-
-    /// The next frame, unless as many as the server reads are in flight.
-    pub(super) fn poll_transmit(&mut self, now: Instant) -> Option<ClientFrame> {
-        while self.in_flight < self.max_in_flight {
-            let id = self.outbox.pop_front()?;
-            // Answered meanwhile: nothing to send.
-            let Some(pending) = self.pending.get_mut(&id) else { continue };
-            pending.sent = true;
-            pending.first_sent.get_or_insert(now);
-            self.in_flight += 1;
-            return Some(ClientFrame::new(id, pending.request.body()));
-        }
-        None
-    }
-
-    /// Puts what waits behind what is in the outbox: a connection begins.
-    pub(super) fn send_again(&mut self) {
-        self.outbox.extend(
-            self.pending.iter().filter(|(_, pending)| pending.request.is_of_app()).map(|(id, _)| *id),
-        );
-        // Those that were asked for this connection already stand before them.
-        let mut seen = std::collections::BTreeSet::new();
-        self.outbox.retain(|id| seen.insert(*id));
-    }
-
-    /// The connection is gone. Returns what cannot be asked again: subscribing and leaving (their subscriptions know),
-    /// refreshes, and publishes whose keys the server may have forgotten.
-    pub(super) fn handle_lost(&mut self, now: Instant) -> Vec<(u64, Request)> {
-        self.outbox.clear();
-        self.in_flight = 0;
-        let mut gone = Vec::new();
-        for (id, pending) in &mut self.pending {
-            pending.sent = false;
-            let keep = match &pending.request {
-                Request::History(_) => true,
-                Request::Publish(_) => {
-                    pending.first_sent.is_none_or(|at| now.saturating_duration_since(at) < KEY_LIFETIME)
-                }
-                _ => false,
-            };
-            if !keep {
-                gone.push(*id);
+    /// A connection is gone, and with it what was asked on it alone.
+    pub(super) fn drop_lane(&mut self, lane: &Lane) {
+        for id in lane.ids() {
+            if self.pending.get(&id).is_some_and(|pending| !pending.request.is_of_app()) {
+                self.answer(id);
             }
         }
-        self.remove(gone)
+    }
+
+    /// The app's requests that can be asked no more: publishes whose keys the server may have forgotten, unless
+    /// `lane` still waits for their answers.
+    pub(super) fn take_unrepeatable(&mut self, now: Instant, lane: Option<&Lane>) -> Vec<(u64, Request)> {
+        self.take_where(|id, pending| {
+            !pending.is_repeatable(now) && !lane.is_some_and(|lane| lane.in_flight.contains(&id))
+        })
+    }
+
+    /// Refreshes: without a connection the token serves the next one.
+    pub(super) fn take_refreshes(&mut self) -> Vec<(u64, Request)> {
+        self.take_where(|_, pending| matches!(pending.request, Request::Refresh(_)))
     }
 
     /// Everything that waits, at the session's end.
     pub(super) fn take_all(&mut self) -> Vec<(u64, Request)> {
-        self.outbox.clear();
-        let all = self.pending.keys().copied().collect();
-        self.remove(all)
+        self.take_where(|_, _| true)
     }
 
-    fn remove(&mut self, ids: Vec<u64>) -> Vec<(u64, Request)> {
+    fn take_where(&mut self, which: impl Fn(u64, &Pending) -> bool) -> Vec<(u64, Request)> {
+        let ids: Vec<u64> =
+            self.pending.iter().filter(|(id, pending)| which(**id, pending)).map(|(id, _)| *id).collect();
         ids.into_iter().filter_map(|id| self.answer(id).map(|request| (id, request))).collect()
+    }
+}
+
+/// What goes over one connection.
+#[derive(Debug)]
+pub(super) struct Lane {
+    /// Right behind `connect`, whatever their number: the server reads them as it can.
+    flight: VecDeque<u64>,
+    /// To be sent within the limit, in this order.
+    outbox: VecDeque<u64>,
+    in_flight: BTreeSet<u64>,
+    /// What is in flight, since the last probe, and since when.
+    watched: VecDeque<(u64, Instant)>,
+    max_in_flight: usize,
+}
+
+impl Lane {
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        Self {
+            flight: VecDeque::new(),
+            outbox: VecDeque::new(),
+            in_flight: BTreeSet::new(),
+            watched: VecDeque::new(),
+            max_in_flight,
+        }
+    }
+
+    /// To be sent within the limit.
+    pub(super) fn push(&mut self, id: u64) {
+        self.outbox.push_back(id);
+    }
+
+    /// To be sent with `connect`.
+    pub(super) fn push_in_flight_of_connect(&mut self, id: u64) {
+        self.flight.push_back(id);
+    }
+
+    /// Puts every request of the app behind what is of this connection alone, in the order in which they were made.
+    pub(super) fn fill(&mut self, now: Instant, requests: &Requests) {
+        let pending = &requests.pending;
+        self.outbox.retain(|id| pending.get(id).is_some_and(|pending| !pending.request.is_of_app()));
+        let again = pending.iter().filter(|(id, pending)| {
+            pending.request.is_of_app() && !self.in_flight.contains(id) && pending.is_repeatable(now)
+        });
+        self.outbox.extend(again.map(|(id, _)| *id));
+    }
+
+    /// What was handed out never arrived: it goes again. Only what belongs to `connect` was.
+    pub(super) fn hand_out_again(&mut self) {
+        let mut again: VecDeque<u64> = std::mem::take(&mut self.in_flight).into_iter().collect();
+        again.append(&mut self.flight);
+        self.flight = again;
+        self.watched.clear();
+    }
+
+    /// True where this connection has sent the request and has no answer.
+    pub(super) fn waits_for(&self, id: u64) -> bool {
+        self.in_flight.contains(&id)
+    }
+
+    /// An answer came over this connection.
+    pub(super) fn handle_answer(&mut self, id: u64) {
+        self.in_flight.remove(&id);
+        while self.watched.front().is_some_and(|(id, _)| !self.in_flight.contains(id)) {
+            self.watched.pop_front();
+        }
+    }
+
+    /// Since when the oldest request waits that no probe asked about.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.watched.front().map(|(_, at)| *at)
+    }
+
+    /// A probe asks about all of them.
+    pub(super) fn stop_watching(&mut self) {
+        self.watched.clear();
+    }
+
+    /// True where [`Lane::poll_transmit`] has something.
+    pub(super) fn wants_transmit(&self, requests: &Requests, only_flight: bool) -> bool {
+        let waits = |queue: &VecDeque<u64>| queue.iter().any(|id| requests.pending.contains_key(id));
+        waits(&self.flight)
+            || (!only_flight && self.in_flight.len() < self.max_in_flight && waits(&self.outbox))
+    }
+
+    /// The next frame, unless as many as the server reads are in flight.
+    pub(super) fn poll_transmit(
+        &mut self,
+        now: Instant,
+        requests: &mut Requests,
+        only_flight: bool,
+    ) -> Option<ClientFrame> {
+        loop {
+            let id = match self.flight.pop_front() {
+                Some(id) => id,
+                None if !only_flight && self.in_flight.len() < self.max_in_flight => {
+                    self.outbox.pop_front()?
+                }
+                None => return None,
+            };
+            // Answered meanwhile: nothing to send.
+            let Some(pending) = requests.pending.get_mut(&id) else { continue };
+            pending.first_sent.get_or_insert(now);
+            self.in_flight.insert(id);
+            self.watched.push_back((id, now));
+            return Some(ClientFrame::new(id, pending.request.body()));
+        }
+    }
+
+    fn ids(&self) -> impl Iterator<Item = u64> + '_ {
+        self.flight.iter().chain(&self.outbox).chain(&self.in_flight).copied()
     }
 }
 

@@ -3,18 +3,21 @@
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
 mod model;
+mod moving;
 
 use bytes::Bytes;
 
 use super::*;
 use crate::frame::{
-    Close, Connected, Ephemeral, ErrorCode, Payload, Published, Refreshed, Subscribed, Unsubscribed,
+    ClientBody, Close, Connected, Empty, Ephemeral, ErrorCode, Payload, Publication, Published, Refreshed,
+    Subscribed, Unsubscribed,
 };
 use crate::{Epoch, Offset, Position};
 
 struct Rig {
     session: Session,
     now: Instant,
+    dials: u64,
 }
 
 impl Rig {
@@ -25,7 +28,7 @@ impl Rig {
     fn with_config(config: Config) -> Self {
         let mut session = Session::new(config, ChaCha8Rng::seed_from_u64(3));
         session.connect(Some("token".to_owned()));
-        Self { session, now: Instant::now() }
+        Self { session, now: Instant::now(), dials: 0 }
     }
 
     /// Dials, connects, and answers `connected`.
@@ -37,14 +40,31 @@ impl Rig {
 
     fn open(&mut self, connected: Connected) -> ClientFrame {
         assert!(self.events().contains(&Event::Dial), "the session wants no connection");
-        self.session.connection_opened(self.now);
-        let connect = self.session.poll_transmit(self.now).expect("connect").frame;
+        let connection = self.dial();
+        let connect = self.session.poll_transmit_on(self.now, connection).expect("connect").frame;
         self.feed(connect.id, ServerBody::Connected(connected));
         connect
     }
 
+    /// A new connection is there.
+    fn dial(&mut self) -> ConnectionId {
+        self.dials += 1;
+        self.session.connection_opened(self.now, ConnectionId(self.dials));
+        ConnectionId(self.dials)
+    }
+
+    /// The newest connection.
+    fn newest(&self) -> ConnectionId {
+        ConnectionId(self.dials)
+    }
+
     fn feed(&mut self, id: u64, body: ServerBody) {
-        self.session.handle_frame(self.now, ServerFrame::new(id, body)).expect("a frame that may come");
+        self.feed_on(self.newest(), id, body);
+    }
+
+    fn feed_on(&mut self, connection: ConnectionId, id: u64, body: ServerBody) {
+        let frame = ServerFrame::new(id, body);
+        self.session.handle_frame(self.now, connection, frame).expect("a frame that may come");
     }
 
     fn advance(&mut self, by: Duration) {
@@ -70,7 +90,7 @@ impl Rig {
 
     /// Subscribes, and answers with `head`.
     fn subscribe(&mut self, name: &str, head: u64) {
-        self.session.subscribe(self.now, channel(name), None).expect("taken");
+        self.session.subscribe(self.now, channel(name), None, 0).expect("taken");
         let (id, body) = self.transmit();
         assert!(matches!(body, ClientBody::Subscribe(_)));
         self.feed(id, subscribed(name, head, false, &[]));
@@ -95,7 +115,7 @@ impl Rig {
     }
 
     fn lose(&mut self) {
-        self.session.connection_lost(self.now, None, "test");
+        self.session.connection_lost(self.now, self.newest(), None, "test");
     }
 
     /// Waits for the dial after a loss.
@@ -143,12 +163,12 @@ fn payload() -> Payload {
 #[test]
 fn connect_goes_first_and_requests_follow_it_without_waiting() {
     let mut rig = Rig::new();
-    rig.session.subscribe(rig.now, channel("a"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
     rig.session.publish(&channel("a"), payload(), None).unwrap();
     rig.session.publish_ephemeral(&channel("a"), payload()).unwrap();
     assert_eq!(rig.transmits(), [], "nothing is sent without a connection");
     rig.events();
-    rig.session.connection_opened(rig.now);
+    rig.dial();
     let bodies: Vec<_> = rig.transmits().into_iter().filter_map(|frame| frame.body).collect();
     assert!(
         matches!(&bodies[..], [ClientBody::Connect(connect), ClientBody::Subscribe(_), ClientBody::Publish(_)]
@@ -160,7 +180,7 @@ fn connect_goes_first_and_requests_follow_it_without_waiting() {
 #[test]
 fn publications_that_overtake_the_answer_are_held() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(3)))).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(3))), 0).unwrap();
     let (id, _) = rig.transmit();
     rig.publication("a", 7);
     rig.publication("a", 6);
@@ -172,7 +192,7 @@ fn publications_that_overtake_the_answer_are_held() {
 #[test]
 fn live_publications_that_overtake_catch_up_wait_for_it() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(0)))).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(0))), 0).unwrap();
     let (id, _) = rig.transmit();
     rig.feed(id, subscribed("a", 4, true, &[1]));
     rig.publication("a", 5);
@@ -266,7 +286,7 @@ fn what_was_held_before_a_new_epoch_is_asked_for_instead() {
 #[test]
 fn conflated_channels_skip() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
     let (id, _) = rig.transmit();
     let ServerBody::Subscribed(mut answer) = subscribed("a", 4, false, &[]) else { unreachable!() };
     answer.conflated = true;
@@ -276,7 +296,7 @@ fn conflated_channels_skip() {
     }
     assert_eq!(rig.offsets(), [9, 12]);
     rig.advance(Duration::from_secs(20));
-    assert_eq!(rig.transmits(), []);
+    assert!(matches!(rig.transmit().1, ClientBody::Ping(_)), "what is skipped is not asked for");
 }
 
 #[test]
@@ -348,7 +368,7 @@ fn pings_are_answered_and_silence_ends_the_connection() {
     rig.feed(0, ServerBody::Ping(frame::Ping::default()));
     assert_eq!(rig.transmit(), (0, ClientBody::Pong(Empty {})));
     rig.advance(Duration::from_secs(49));
-    rig.session.handle_activity(rig.now);
+    rig.session.handle_activity(rig.now, rig.newest());
     rig.advance(Duration::from_secs(49));
     rig.events();
     rig.advance(Duration::from_secs(1));
@@ -366,7 +386,7 @@ fn close_policies_are_followed() {
         [Event::Closed { code: 4200, .. }, Event::Reconnect { delay: Duration::ZERO }, Event::Dial]
     ));
     // Told so twice in a row, it does not come back at once: that would be a loop.
-    rig.session.connection_opened(rig.now);
+    rig.dial();
     rig.transmits();
     rig.feed(0, close(4200, ReconnectPolicy::Now, None));
     assert!(
@@ -374,7 +394,7 @@ fn close_policies_are_followed() {
     );
     rig.wait_for_dial();
     rig.events();
-    rig.session.connection_opened(rig.now);
+    rig.dial();
     rig.feed(0, close(4101, ReconnectPolicy::Backoff, Some(90_000)));
     assert!(
         matches!(rig.events()[..], [Event::Closed { .. }, Event::Reconnect { delay }] if delay == Duration::from_secs(90))
@@ -382,13 +402,13 @@ fn close_policies_are_followed() {
     rig.wait_for_dial();
     rig.events();
     // A transport's own close does as well as the frame.
-    rig.session.connection_lost(rig.now, Some(4006), "origin");
+    rig.session.connection_lost(rig.now, ConnectionId(99), Some(4006), "origin");
     let events = rig.events();
     assert!(
         matches!(&events[..], [Event::Closed { code: 4006, .. }, Event::Ended { code: 4006, .. }]),
         "{events:?}"
     );
-    assert_eq!(rig.session.subscribe(rig.now, channel("a"), None), Err(CommandError::Ended));
+    assert_eq!(rig.session.subscribe(rig.now, channel("a"), None, 0), Err(CommandError::Ended));
     assert_eq!(rig.session.poll_timeout(), None);
 }
 
@@ -440,7 +460,7 @@ fn a_token_is_asked_for_before_it_expires_and_kept_when_taken() {
 fn subscriptions_that_the_server_begins_are_told_resumed_and_adopted() {
     let mut rig = Rig::new();
     assert!(rig.events().contains(&Event::Dial));
-    rig.session.connection_opened(rig.now);
+    rig.dial();
     let connect = rig.session.poll_transmit(rig.now).unwrap().frame;
     // Its publications may overtake `connected`, which names it.
     rig.publication("user:1", 8);
@@ -461,9 +481,12 @@ fn subscriptions_that_the_server_begins_are_told_resumed_and_adopted() {
         ),
         "{events:?}"
     );
-    rig.session.subscribe(rig.now, channel("user:1"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("user:1"), None, 0).unwrap();
     assert!(matches!(rig.events()[..], [Event::Subscribed { server: false, .. }]));
-    assert_eq!(rig.session.subscribe(rig.now, channel("user:1"), None), Err(CommandError::AlreadySubscribed));
+    assert_eq!(
+        rig.session.subscribe(rig.now, channel("user:1"), None, 0),
+        Err(CommandError::AlreadySubscribed)
+    );
     rig.lose();
     rig.wait_for_dial();
     rig.open(Connected {
@@ -492,7 +515,7 @@ fn leaving_silences_a_channel_at_once_and_joining_again_waits_for_it() {
     rig.publication("a", 2);
     rig.feed(0, ServerBody::Ephemeral(Ephemeral { channel: "a".to_owned(), ..Ephemeral::default() }));
     assert_eq!(rig.events(), []);
-    rig.session.subscribe(rig.now, channel("a"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
     assert_eq!(rig.transmits(), []);
     rig.feed(left, ServerBody::Unsubscribed(Unsubscribed { channel: "a".to_owned(), error: None }));
     let (id, _) = rig.transmit();
@@ -510,7 +533,7 @@ fn leaving_silences_a_channel_at_once_and_joining_again_waits_for_it() {
 fn a_refused_subscription_ends_unless_the_server_says_later() {
     let mut rig = Rig::opened();
     rig.events();
-    rig.session.subscribe(rig.now, channel("a"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
     let (id, _) = rig.transmit();
     rig.feed(id, ServerBody::Error(ErrorCode::Unavailable.reply("busy")));
     assert_eq!((rig.events(), rig.transmits()), (vec![], vec![]));
@@ -539,9 +562,9 @@ fn bounds_are_kept() {
     assert!(!rig.session.has_room());
     assert_eq!(rig.session.publish(&name, payload(), None), Err(CommandError::TooManyRequests));
     let (id, _) = rig.transmit();
-    assert!(!rig.session.wants_transmit(), "one request in flight");
+    assert!(!rig.session.wants_transmit(rig.newest()), "one request in flight");
     rig.feed(id, ServerBody::Error(ErrorCode::Forbidden.reply("no")));
-    assert!(rig.session.wants_transmit());
+    assert!(rig.session.wants_transmit(rig.newest()));
     rig.transmit();
     for offset in 0..3 {
         rig.session.publish_ephemeral(&name, Payload::Json(Bytes::from(offset.to_string()))).unwrap();
@@ -555,8 +578,11 @@ fn bounds_are_kept() {
         })
         .collect();
     assert_eq!(sent, ["1", "2"], "the oldest was dropped");
-    rig.session.subscribe(rig.now, name.clone(), None).unwrap();
-    assert_eq!(rig.session.subscribe(rig.now, channel("b"), None), Err(CommandError::TooManySubscriptions));
+    rig.session.subscribe(rig.now, name.clone(), None, 0).unwrap();
+    assert_eq!(
+        rig.session.subscribe(rig.now, channel("b"), None, 0),
+        Err(CommandError::TooManySubscriptions)
+    );
     let binary = |bytes: usize| Payload::Binary(Bytes::from(vec![0; bytes]));
     assert_eq!(
         rig.session.publish(&name, binary(9), None),
@@ -589,16 +615,22 @@ fn closing_says_done_and_waits_a_bounded_time() {
 fn a_server_that_breaks_the_rules_is_an_error_not_a_panic() {
     let mut rig = Rig::opened();
     let again = ServerFrame::new(9, ServerBody::Connected(Connected::default()));
-    assert_eq!(rig.session.handle_frame(rig.now, again), Err(SessionError::AlreadyConnected));
+    assert_eq!(
+        rig.session.handle_frame(rig.now, ConnectionId(1), again),
+        Err(SessionError::AlreadyConnected)
+    );
     let request = rig.session.publish(&channel("a"), payload(), None).unwrap();
     let (id, _) = rig.transmit();
     rig.events();
     let wrong = ServerFrame::new(id, ServerBody::Published(Published::default()));
-    assert_eq!(rig.session.handle_frame(rig.now, wrong), Err(SessionError::WrongAnswer));
+    assert_eq!(rig.session.handle_frame(rig.now, ConnectionId(1), wrong), Err(SessionError::WrongAnswer));
     assert_eq!(rig.events(), [Event::Published { request, result: Err(RequestError::Unanswered) }]);
-    rig.session.subscribe(rig.now, channel("a"), None).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
     let (id, _) = rig.transmit();
     let wrong = ServerFrame::new(id, ServerBody::Subscribed(Subscribed::default()));
-    assert!(matches!(rig.session.handle_frame(rig.now, wrong), Err(SessionError::Malformed(_))));
-    rig.session.handle_frame(rig.now, ServerFrame { id: 0, body: None }).unwrap();
+    assert!(matches!(
+        rig.session.handle_frame(rig.now, ConnectionId(1), wrong),
+        Err(SessionError::Malformed(_))
+    ));
+    rig.session.handle_frame(rig.now, ConnectionId(1), ServerFrame { id: 0, body: None }).unwrap();
 }

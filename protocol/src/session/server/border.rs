@@ -32,6 +32,12 @@ pub struct Settings {
     pub max_payload: usize,
     /// Bytes of a token.
     pub max_token: usize,
+    /// How long a resume ticket is valid; `None` where none are issued or honoured.
+    pub tickets: Option<Duration>,
+    /// From a resume to the end of the session's older connections.
+    pub grace: Duration,
+    /// For the core to say whether a ticket is spent.
+    pub resume_wait: Duration,
 }
 
 /// What the driver must do.
@@ -43,6 +49,17 @@ pub enum Event {
         /// As the client gave it.
         token: Option<String>,
     },
+    /// Check the ticket, then call [`Session::resume`] or [`Session::refuse`].
+    Resume {
+        /// As the client gave it.
+        ticket: String,
+        /// The client's name for the attempt.
+        key: Option<String>,
+    },
+    /// What [`Event::Resume`] asked for should have been answered by now. Comes again until it is.
+    Unanswered,
+    /// Seal [`Session::ticket`], then call [`Session::issued`].
+    Issue,
     /// The session is open.
     Opened,
     /// Ask the core, then call [`Session::recovered`] with the same slot and ask.
@@ -57,6 +74,8 @@ pub enum Event {
         channel: ChannelName,
         /// The last publication that the client has.
         position: Option<Position>,
+        /// What waits of a higher rank goes first. May differ from the one before.
+        rank: i8,
     },
     /// The subscription is gone; its slot is free again.
     Unsubscribe {
@@ -115,13 +134,18 @@ pub enum SessionError {
     /// Something else than an ephemeral publish by datagram.
     #[error("a datagram can only hold ephemeral publishes")]
     BadDatagram,
+    /// Something else than a resume or a subscribe before the handshake was complete.
+    #[error("as early data, only connect with a resume and subscribe are taken")]
+    NotEarly,
 }
 
 impl SessionError {
     /// What the session ends with.
     pub fn close_code(&self) -> CloseCode {
         match self {
-            Self::NotConnected | Self::AlreadyConnected | Self::BadDatagram => CloseCode::OutOfOrder,
+            Self::NotConnected | Self::AlreadyConnected | Self::BadDatagram | Self::NotEarly => {
+                CloseCode::OutOfOrder
+            }
             Self::UnknownFrame => CloseCode::BadFrame,
         }
     }

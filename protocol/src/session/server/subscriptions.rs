@@ -49,6 +49,7 @@ pub(super) struct Subscription {
     pub(super) state: State,
     /// The token asked for it, and the client has not taken it up.
     pub(super) server_side: bool,
+    pub(super) rank: i8,
 }
 
 impl Subscription {
@@ -80,12 +81,13 @@ impl Subscriptions {
         self.len
     }
 
-    pub(super) fn insert(&mut self, channel: ChannelName, origin: Origin, ask: u32) -> u32 {
+    pub(super) fn insert(&mut self, channel: ChannelName, origin: Origin, ask: u32, rank: i8) -> u32 {
         let subscription = Subscription {
             channel,
             epoch: Epoch::default(),
             state: State::Starting { origin, ask },
             server_side: origin == Origin::Token,
+            rank,
         };
         self.len += 1;
         let slot = match self.slots.iter().position(Option::is_none) {

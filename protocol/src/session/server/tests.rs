@@ -38,6 +38,9 @@ impl Bench {
             max_requests: 2,
             max_payload: 16,
             max_token: 32,
+            tickets: None,
+            grace: 30 * SECOND,
+            resume_wait: 2 * SECOND,
         };
         change(&mut settings);
         #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -399,6 +402,23 @@ fn an_answer_to_an_older_question_is_passed_over() {
 }
 
 #[test]
+fn a_rank_goes_with_its_subscription_and_one_out_of_range_is_refused() {
+    let mut bench = Bench::open();
+    for (id, rank) in [(2, i32::from(i8::MIN) - 1), (3, 128), (4, i32::MAX)] {
+        bench.say(id, ClientBody::Subscribe(Subscribe { channel: "room:1".into(), position: None, rank }));
+        assert_eq!(bench.error(), (id, 400));
+    }
+    for (id, channel, rank) in [(5, "room:1", -128), (6, "room:2", 127)] {
+        let subscribe = Subscribe { channel: channel.into(), position: None, rank };
+        bench.say(id, ClientBody::Subscribe(subscribe));
+        let Some(Event::Subscribe { slot, rank: told, .. }) = bench.asked.last() else {
+            panic!("{:?}", bench.asked)
+        };
+        assert_eq!((i32::from(*told), i32::from(bench.session.rank(*slot))), (rank, rank));
+    }
+}
+
+#[test]
 fn server_side_subscriptions_come_with_connected_and_can_be_taken_up() {
     let mut bench = Bench::new(|_| (), None);
     bench.say(1, ClientBody::Connect(Connect::default()));
@@ -424,8 +444,9 @@ fn server_side_subscriptions_come_with_connected_and_can_be_taken_up() {
     let Some(ServerBody::Unsubscribed(failed)) = &bench.sent[1].body else { panic!("{:?}", bench.sent) };
     assert_eq!((failed.channel.as_str(), failed.error.as_ref().map(|e| e.retry)), ("user:all", Some(true)));
 
-    bench.subscribe(2, "user:456", Some(position(1)));
-    let Some(Event::Subscribe { slot, ask, begins: false, .. }) = bench.asked.last() else {
+    let position = Some(position(1).into());
+    bench.say(2, ClientBody::Subscribe(Subscribe { channel: "user:456".into(), position, rank: 4 }));
+    let Some(Event::Subscribe { slot, ask, begins: false, rank: 4, .. }) = bench.asked.last() else {
         panic!("{:?}", bench.asked)
     };
     let (slot, ask) = (*slot, *ask);
@@ -582,3 +603,5 @@ fn done_ends_in_order_and_nothing_is_heard_after() {
     assert_eq!(bench.sent.len(), sent);
     assert_eq!(bench.session.poll_timeout(), None);
 }
+
+mod resume;

@@ -77,7 +77,8 @@ class Connection {
     return {
       heartbeat: true,
       send: (frames) => {
-        for (const frame of frames) this.#write(encodeDelimited(ClientFrame, frame));
+        // In one write: `connect` and all that follows it leave in one flight.
+        this.#write(joined(frames.map((frame) => encodeDelimited(ClientFrame, frame))));
       },
       sendEphemeral: (frame) => this.#sendEphemeral(frame),
       close: () => {
@@ -137,7 +138,10 @@ class Connection {
   /** @param {ReadableStream<Uint8Array>} readable */
   async #readDatagrams(readable) {
     await this.#guard(async () => {
-      for await (const datagram of chunks(readable)) this.#deliver(decodeDelimited(ServerFrame, datagram));
+      for await (const datagram of chunks(readable)) {
+        // One that begins with 0 only probes the path.
+        if (datagram[0] !== 0) this.#deliver(decodeDelimited(ServerFrame, datagram));
+      }
     });
   }
 
@@ -180,6 +184,18 @@ class Connection {
 async function* chunks(readable) {
   const reader = readable.getReader();
   for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
+}
+
+/** @param {Uint8Array[]} parts @returns {Uint8Array} */
+function joined(parts) {
+  if (parts.length === 1) return /** @type {Uint8Array} */ (parts[0]);
+  const bytes = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return bytes;
 }
 
 /** @param {any} session @param {number} closeCode @param {string} reason */

@@ -13,7 +13,7 @@ use tidegate_transport::clock;
 use super::{Gateway, bytes, disconnected, next, next_publication, soon};
 use crate::{Client, ClientError, State, SubscriptionEvent, Transport};
 
-fn server() -> (Endpoint, String, CertificateHash) {
+pub(super) fn server() -> (Endpoint, String, CertificateHash) {
     let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
     let hash = dev.hash();
     let tls = server_config(Arc::new(CertStore::from_dev(dev)), &[b"tidegate/1"]);
@@ -24,7 +24,7 @@ fn server() -> (Endpoint, String, CertificateHash) {
 }
 
 /// A connection with its control stream.
-struct Peer {
+pub(super) struct Peer {
     connection: quinn::Connection,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
@@ -32,13 +32,13 @@ struct Peer {
 }
 
 impl Peer {
-    async fn accept(endpoint: &Endpoint) -> Self {
+    pub(super) async fn accept(endpoint: &Endpoint) -> Self {
         let connection = endpoint.accept().await.unwrap().await.unwrap();
         let (send, recv) = connection.accept_bi().await.unwrap();
         Self { connection, send, recv, decoder: Decoder::new(1 << 20) }
     }
 
-    async fn next(&mut self) -> Option<ClientFrame> {
+    pub(super) async fn next(&mut self) -> Option<ClientFrame> {
         loop {
             if let Some(frame) = self.decoder.next().unwrap() {
                 return Some(frame);
@@ -48,11 +48,11 @@ impl Peer {
         }
     }
 
-    async fn answer(&mut self, frame: ServerFrame) {
+    pub(super) async fn answer(&mut self, frame: ServerFrame) {
         self.send.write_all(&encode_delimited(&frame)).await.unwrap();
     }
 
-    async fn lane(&self, catch_up: bool) -> quinn::SendStream {
+    pub(super) async fn lane(&self, catch_up: bool) -> quinn::SendStream {
         let mut lane = self.connection.open_uni().await.unwrap();
         let header = StreamHeader { channel: "room".to_owned(), catch_up };
         lane.write_all(&prost_delimited(&header)).await.unwrap();

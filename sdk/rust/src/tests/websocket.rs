@@ -17,19 +17,19 @@ use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use super::{Gateway, bytes, disconnected, next, next_publication, soon};
 use crate::{Client, ClientError, State, SubscriptionEvent, Transport};
 
-struct Server {
+pub(super) struct Server {
     listener: TcpListener,
-    gateway: Gateway,
+    pub(super) gateway: Gateway,
 }
 
 impl Server {
-    async fn new() -> (Self, String) {
+    pub(super) async fn new() -> (Self, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}", listener.local_addr().unwrap());
         (Self { listener, gateway: Gateway::default() }, url)
     }
 
-    async fn accept(&self) -> WebSocketStream<TcpStream> {
+    pub(super) async fn accept(&self) -> WebSocketStream<TcpStream> {
         let (stream, _) = self.listener.accept().await.unwrap();
         Self::upgrade(stream).await
     }
@@ -47,7 +47,7 @@ impl Server {
     }
 
     /// Answers until `last` says that a frame was the last, or the client is gone.
-    async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         &mut self,
         socket: &mut WebSocketStream<S>,
         last: impl Fn(&ClientFrame) -> bool,

@@ -1,94 +1,151 @@
 //! Native QUIC: control on one bidirectional stream, each subscription on streams that the server opens, ephemeral
 //! data in datagrams (PROTOCOL §6.1).
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+mod path;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, ConnectionError, RecvStream, SendStream, TransportConfig, VarInt};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
 use tidegate_protocol::frame::{CloseCode, StreamHeader};
 use tidegate_protocol::session::client::Transmit;
-use tokio::sync::mpsc;
+use tidegate_transport::quic::{EarlyData, QuicClient, QuicError, is_probe};
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::endpoint::Endpoint;
 
-use super::{Connection, Dial, Dialer, Ends, Inbound, Lost, MAX_FRAME, Transport};
+use super::{
+    Cause, Connection, Dialed, Dialer, Ends, Established, Inbound, Lost, MAX_FRAME, Path, PathNews, Transport,
+};
 
-pub(super) struct Quic;
+/// Dials all addresses of the name, one shortly after the other (RFC 8305). `heard` is called when something came back.
+/// Where the server was met before, the first address is taken, and early data can be sent at once.
+pub(super) async fn dial(
+    dialer: &Dialer,
+    endpoint: &Endpoint,
+    heard: &(impl Fn() + Sync),
+) -> Result<Dialed, Lost> {
+    let quic = dialer.quic.as_ref().ok_or_else(|| Lost::new("QUIC is not set up"))?;
+    let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
+        .await
+        .map_err(|error| Lost::new(error.to_string()))?;
+    let addresses: Vec<SocketAddr> = addresses.take(MAX_ADDRESSES).collect();
+    // Early data says nothing of whether the address is the right one: only where there is no choice.
+    let early = dialer.early && addresses.len() == 1;
+    let mut attempts: FuturesUnordered<_> = addresses
+        .into_iter()
+        .enumerate()
+        .map(|(index, address)| async move {
+            tokio::time::sleep(STAGGER * index as u32).await;
+            quic.dial_watched(address, &endpoint.host, early, heard).await.map_err(not_dialed)
+        })
+        .collect();
+    let mut last = Lost::new("the name has no address");
+    while let Some(result) = attempts.next().await {
+        match result {
+            Ok(client) => return begin(dialer, client).await,
+            Err(lost) => last = lost,
+        }
+    }
+    Err(last)
+}
 
-impl Dial for Quic {
-    async fn dial(dialer: &Dialer, endpoint: &Endpoint) -> Result<Connection, Lost> {
-        let tls = dialer.trust.config(&[b"tidegate/1"]).map_err(|error| Lost::new(error.to_string()))?;
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| Lost::new(error.to_string()))?;
-        let mut config = ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config()));
-
-        let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
-            .await
-            .map_err(|error| Lost::new(error.to_string()))?;
-        let mut last = Lost::new("the name has no address");
-        for address in addresses {
-            match connect(address, config.clone(), &endpoint.host).await {
-                Ok((connection, send, recv)) => {
-                    let (handle, ends) = dialer.queues(Transport::Quic, true);
-                    run(connection, send, recv, ends);
-                    return Ok(handle);
-                }
-                Err(lost) => last = lost,
+async fn begin(dialer: &Dialer, client: QuicClient) -> Result<Dialed, Lost> {
+    let close = Arc::new(CloseOnDrop(client.connection().clone()));
+    if !client.is_early() {
+        let (connection, watcher) = run(dialer, client.connection(), close).await?;
+        let path = watcher.watch(client);
+        return Ok(Dialed::Open(Connection { path: Some(path), ..connection }));
+    }
+    let (connection, watcher) = run(dialer, client.connection(), Arc::clone(&close)).await?;
+    let dialer = dialer.clone();
+    let establishing = async move {
+        let mut client = client;
+        match client.established().await.map_err(not_dialed)? {
+            EarlyData::Unsent | EarlyData::Accepted => Ok(Established::Accepted(watcher.watch(client))),
+            EarlyData::Rejected => {
+                let (connection, watcher) = run(&dialer, client.connection(), close).await?;
+                let path = watcher.watch(client);
+                Ok(Established::Rejected(Connection { path: Some(path), ..connection }))
             }
         }
-        Err(last)
+    };
+    Ok(Dialed::Early(connection, Box::pin(establishing)))
+}
+
+/// Closes a connection when nobody needs it any more.
+#[derive(Debug)]
+pub(super) struct CloseOnDrop(quinn::Connection);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close(VarInt::from_u32(CloseCode::Done.number()), b"");
     }
 }
 
-fn transport_config() -> TransportConfig {
-    let mut config = TransportConfig::default();
-    config
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .max_idle_timeout(Some(VarInt::from_u32(IDLE_MS).into()))
-        // One per subscription and catch-up; the control stream is ours to open.
-        .max_concurrent_uni_streams(VarInt::from_u32(1024))
-        .max_concurrent_bidi_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(256 << 10))
-        .receive_window(VarInt::from_u32(4 << 20))
-        .datagram_receive_buffer_size(Some(64 << 10))
-        .datagram_send_buffer_size(64 << 10);
-    config
-}
-
-async fn connect(
-    address: SocketAddr,
-    config: ClientConfig,
-    name: &str,
-) -> Result<(quinn::Connection, SendStream, RecvStream), Lost> {
-    let local: SocketAddr =
-        if address.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let mut endpoint = quinn::Endpoint::client(local).map_err(|error| Lost::new(error.to_string()))?;
-    endpoint.set_default_client_config(config);
-    let connecting = endpoint.connect(address, name).map_err(|error| Lost::new(error.to_string()))?;
-    let connection = connecting.await.map_err(lost)?;
+/// Opens the control stream and spawns the tasks of a connection.
+async fn run(
+    dialer: &Dialer,
+    connection: &quinn::Connection,
+    close: Arc<CloseOnDrop>,
+) -> Result<(Connection, Watcher), Lost> {
+    let connection = connection.clone();
     let (send, recv) = connection.open_bi().await.map_err(lost)?;
-    Ok((connection, send, recv))
-}
-
-/// Spawns the connection's tasks.
-fn run(connection: quinn::Connection, send: SendStream, recv: RecvStream, mut ends: Ends) {
+    let (mut handle, mut ends) = dialer.queues(Transport::Quic, true);
+    handle._close = Some(close);
     let (_, never) = mpsc::channel(1);
     let outbound = std::mem::replace(&mut ends.outbound, never);
+    let received = Arc::new(Notify::new());
+    let watcher = Watcher {
+        control: ends.control.clone(),
+        received: Arc::clone(&received),
+        abort: ends.abort.clone(),
+        tracker: ends.tracker.clone(),
+    };
     ends.spawn(write_control(connection.clone(), send, outbound, ends.control.clone()));
-    ends.spawn(read_control(connection.clone(), recv, ends.control.clone()));
-    ends.spawn(read_datagrams(connection.clone(), ends.lanes.clone()));
-    let abort = ends.abort.clone();
-    let tracker = ends.tracker.clone();
+    ends.spawn(read_control(connection.clone(), recv, ends.control.clone(), Arc::clone(&received)));
+    ends.spawn(read_datagrams(connection.clone(), ends.lanes.clone(), Arc::clone(&received)));
+    let (abort, tracker) = (ends.abort.clone(), ends.tracker.clone());
     tracker.spawn(async move {
-        tokio::select! { biased;
-            () = abort.cancelled() => {}
-            () = accept_streams(&connection, &ends) => {}
-        }
-        connection.close(VarInt::from_u32(CloseCode::Done.number()), b"");
+        abort.run_until_cancelled_owned(accept_streams(&connection, &ends, &received)).await;
     });
+    Ok((handle, watcher))
+}
+
+/// What is needed to watch the path of a connection.
+struct Watcher {
+    control: mpsc::Sender<Inbound>,
+    received: Arc<Notify>,
+    abort: CancellationToken,
+    tracker: TaskTracker,
+}
+
+impl Watcher {
+    fn watch(self, client: QuicClient) -> Path {
+        let Self { control, received, abort, tracker } = self;
+        let path = Path { client: Arc::new(client), probe: Arc::new(Notify::new()) };
+        let watching = path::watch(path.clone(), received, control);
+        tracker.spawn(async move {
+            abort.run_until_cancelled_owned(watching).await;
+        });
+        path
+    }
+}
+
+fn not_dialed(error: QuicError) -> Lost {
+    match error {
+        QuicError::Lost(error) => match error.downcast::<ConnectionError>() {
+            Ok(error) => lost(*error),
+            Err(error) => Lost::new(error.to_string()),
+        },
+        error => Lost::new(error.to_string()),
+    }
 }
 
 async fn write_control(
@@ -97,7 +154,7 @@ async fn write_control(
     mut outbound: mpsc::Receiver<Transmit>,
     control: mpsc::Sender<Inbound>,
 ) {
-    while let Some(Transmit { frame, datagram }) = outbound.recv().await {
+    while let Some(Transmit { frame, datagram, .. }) = outbound.recv().await {
         let bytes = encode_delimited(&frame);
         if datagram && connection.max_datagram_size().is_some_and(|limit| bytes.len() <= limit) {
             // At most once: what the connection cannot take now is lost.
@@ -115,8 +172,13 @@ async fn write_control(
     }
 }
 
-async fn read_control(connection: quinn::Connection, recv: RecvStream, control: mpsc::Sender<Inbound>) {
-    let end = read_frames(recv, Decoder::new(MAX_FRAME), &control).await;
+async fn read_control(
+    connection: quinn::Connection,
+    recv: RecvStream,
+    control: mpsc::Sender<Inbound>,
+    received: Arc<Notify>,
+) {
+    let end = read_frames(recv, Decoder::new(MAX_FRAME), &control, &received).await;
     let reason = match (end, connection.close_reason()) {
         (Err(error), _) => error,
         (Ok(()), Some(closed)) => lost(closed),
@@ -129,12 +191,13 @@ async fn read_control(connection: quinn::Connection, recv: RecvStream, control: 
 }
 
 /// The server opens one stream per subscription, and one for what it missed.
-async fn accept_streams(connection: &quinn::Connection, ends: &Ends) {
+async fn accept_streams(connection: &quinn::Connection, ends: &Ends, received: &Arc<Notify>) {
     while let Ok(recv) = connection.accept_uni().await {
         let lanes = ends.lanes.clone();
         let control = ends.control.clone();
+        let received = Arc::clone(received);
         ends.spawn(async move {
-            if let Err(lost) = read_lane(recv, &lanes).await {
+            if let Err(lost) = read_lane(recv, &lanes, &received).await {
                 let _gone = control.send(Inbound::Lost(lost)).await;
             }
         });
@@ -143,7 +206,11 @@ async fn accept_streams(connection: &quinn::Connection, ends: &Ends) {
     ends.abort.cancelled().await;
 }
 
-async fn read_lane(mut recv: RecvStream, lanes: &mpsc::Sender<Inbound>) -> Result<(), Lost> {
+async fn read_lane(
+    mut recv: RecvStream,
+    lanes: &mpsc::Sender<Inbound>,
+    received: &Notify,
+) -> Result<(), Lost> {
     let mut decoder = Decoder::new(MAX_FRAME);
     // Frames name their channel themselves; the header must be there all the same.
     while decoder.next_message::<StreamHeader>().map_err(undecodable)?.is_none() {
@@ -153,7 +220,7 @@ async fn read_lane(mut recv: RecvStream, lanes: &mpsc::Sender<Inbound>) -> Resul
             Ok(None) | Err(_) => return Ok(()),
         }
     }
-    read_frames(recv, decoder, lanes).await
+    read_frames(recv, decoder, lanes, received).await
 }
 
 /// Reads until the stream ends. Only what cannot be decoded is an error: the connection's own end is told elsewhere.
@@ -161,6 +228,7 @@ async fn read_frames(
     mut recv: RecvStream,
     mut decoder: Decoder,
     queue: &mpsc::Sender<Inbound>,
+    received: &Notify,
 ) -> Result<(), Lost> {
     loop {
         let mut frames = Vec::new();
@@ -174,11 +242,16 @@ async fn read_frames(
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
             Ok(None) | Err(_) => return Ok(()),
         }
+        received.notify_one();
     }
 }
 
-async fn read_datagrams(connection: quinn::Connection, lanes: mpsc::Sender<Inbound>) {
+async fn read_datagrams(connection: quinn::Connection, lanes: mpsc::Sender<Inbound>, received: Arc<Notify>) {
     while let Ok(datagram) = connection.read_datagram().await {
+        received.notify_one();
+        if is_probe(&datagram) {
+            continue;
+        }
         match decode_message(datagram, MAX_FRAME) {
             // At most once: dropped where the driver does not keep up.
             Ok(frames) => drop(lanes.try_send(Inbound::Frames(frames))),
@@ -192,7 +265,12 @@ fn lost(error: ConnectionError) -> Lost {
         ConnectionError::ApplicationClosed(closed) => Lost {
             code: u32::try_from(closed.error_code.into_inner()).ok(),
             reason: String::from_utf8_lossy(&closed.reason).into_owned(),
+            cause: Cause::Server,
         },
+        // It was restarted, and knows nothing of us.
+        ConnectionError::Reset => {
+            Lost { cause: Cause::Server, ..Lost::new("the server forgot the connection") }
+        }
         other => Lost::new(other.to_string()),
     }
 }
@@ -201,11 +279,13 @@ fn undecodable(error: DecodeError) -> Lost {
     Lost::new(format!("what the server sent cannot be decoded: {error}"))
 }
 
-/// Below the 30 s after which many NATs forget a UDP flow.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
-const IDLE_MS: u32 = 60_000;
-
 /// From the end of the control stream to the close that explains it.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
 const CHUNK: usize = 64 << 10;
+
+/// Addresses of one name that are dialled.
+const MAX_ADDRESSES: usize = 4;
+
+/// Between the dials of two addresses.
+const STAGGER: Duration = Duration::from_millis(250);

@@ -74,7 +74,7 @@ async fn read(mut source: SplitStream<Socket>, control: mpsc::Sender<Inbound>) {
                 Err(error) => break Lost::new(format!("what the server sent cannot be decoded: {error}")),
             },
             Some(Ok(Message::Close(Some(close)))) => {
-                break Lost { code: Some(u16::from(close.code).into()), reason: close.reason.to_string() };
+                break Lost::closed(u16::from(close.code).into(), close.reason.to_string());
             }
             Some(Ok(Message::Close(None))) => break Lost::new("the server closed without a code"),
             Some(Ok(Message::Text(_))) => {

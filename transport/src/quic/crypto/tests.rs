@@ -11,23 +11,37 @@ struct Pair {
     client: ClientConnection,
     client_next: Secrets,
     server: Box<dyn Session>,
+    /// Bytes of TLS that the server sent after the client's Finished.
+    after: usize,
+}
+
+/// A server's settings, and those of a client that knows it.
+fn settings(alpn: &[u8], tickets: usize) -> (Arc<ServerCrypto>, Arc<rustls::ClientConfig>) {
+    let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
+    let store = Arc::new(CertStore::from_dev(dev));
+    let mut tls = client_config_pinned([store.hash()], &[alpn]).unwrap();
+    tls.enable_early_data = true;
+    tls.resumption = rustls::client::Resumption::in_memory_sessions(8);
+    let crypto = ServerCrypto::new(&server_config(store, &[b"h3", ALPN_NATIVE]), tickets).unwrap();
+    (Arc::new(crypto), Arc::new(tls))
 }
 
 impl Pair {
     fn new() -> Self {
-        let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
-        let store = Arc::new(CertStore::from_dev(dev));
-        let tls = client_config_pinned([store.hash()], &[b"tidegate/1"]).unwrap();
-        let crypto = ServerCrypto::new(&server_config(store, &[b"h3", b"tidegate/1"])).unwrap();
+        let (crypto, tls) = settings(ALPN_NATIVE, 0);
+        Self::with(&crypto, &tls)
+    }
+
+    fn with(crypto: &Arc<ServerCrypto>, tls: &Arc<rustls::ClientConfig>) -> Self {
         let mut client =
-            ClientConnection::new(Arc::new(tls), Version::V1, "localhost".try_into().unwrap(), Vec::new())
+            ClientConnection::new(tls.clone(), Version::V1, "localhost".try_into().unwrap(), Vec::new())
                 .unwrap();
         let params = TransportParameters::read(Side::Client, &mut &[][..]).unwrap();
-        let mut server = Arc::new(crypto).start_session(QUIC_V1, &params);
+        let mut server = crypto.clone().start_session(QUIC_V1, &params);
         assert!(server.is_handshaking() && server.handshake_data().is_none());
 
         let mut client_next = None;
-        let mut told = 0;
+        let (mut told, mut after) = (0, 0);
         while client_next.is_none() || server.is_handshaking() {
             let mut flight = Vec::new();
             while let Some(change) = client.write_hs(&mut flight) {
@@ -41,6 +55,9 @@ impl Pair {
             loop {
                 let mut flight = Vec::new();
                 let keys = server.write_handshake(&mut flight);
+                if !server.is_handshaking() {
+                    after += flight.len();
+                }
                 if !flight.is_empty() {
                     client.read_hs(&flight).unwrap();
                 } else if keys.is_none() {
@@ -49,7 +66,7 @@ impl Pair {
             }
         }
         assert_eq!(told, 1, "quinn is told once that the client's hello is there");
-        Self { client, client_next: client_next.unwrap(), server }
+        Self { client, client_next: client_next.unwrap(), server, after }
     }
 }
 
@@ -88,6 +105,41 @@ fn keys_are_updated_after_the_handshake_as_often_as_asked() {
 }
 
 #[test]
+fn only_a_native_client_gets_a_ticket_and_is_heard_early_with_it() {
+    for (alpn, tickets, early) in [(ALPN_NATIVE, 4, true), (ALPN_NATIVE, 0, false), (&b"h3"[..], 4, false)] {
+        let (crypto, tls) = settings(alpn, tickets);
+        let first = Pair::with(&crypto, &tls);
+        assert_eq!(first.after > 0, early, "{} bytes of TLS after the handshake", first.after);
+        assert!(first.server.early_crypto().is_none());
+
+        let mut again =
+            ClientConnection::new(tls, Version::V1, "localhost".try_into().unwrap(), Vec::new()).unwrap();
+        assert_eq!(again.zero_rtt_keys().is_some(), early);
+        let mut flight = Vec::new();
+        assert!(again.write_hs(&mut flight).is_none());
+        let params = TransportParameters::read(Side::Client, &mut &[][..]).unwrap();
+        for replay in [false, true] {
+            let mut server = crypto.clone().start_session(QUIC_V1, &params);
+            server.read_handshake(&flight).unwrap();
+            let taken = early && !replay;
+            assert_eq!(server.early_crypto().is_some(), taken);
+            assert_eq!(server.handshake_data().unwrap().is::<EarlyHello>(), taken);
+        }
+    }
+}
+
+#[test]
+fn what_a_session_keeps_of_a_resumed_handshake_is_the_same() {
+    let (crypto, tls) = settings(ALPN_NATIVE, 4);
+    for _ in 0..3 {
+        let pair = Pair::with(&crypto, &tls);
+        assert!(pair.after > 0);
+        assert_eq!(data(&*pair.server).protocol.as_deref(), Some(ALPN_NATIVE));
+        assert!(pair.server.early_crypto().is_none());
+    }
+}
+
+#[test]
 fn tls_after_the_handshake_is_an_error() {
     let mut pair = Pair::new();
     // A KeyUpdate (RFC 8446 §4.6.3), which RFC 9001 §6 answers by this very code.
@@ -100,7 +152,7 @@ fn tls_after_the_handshake_is_an_error() {
 fn what_is_no_tls_is_an_alert() {
     let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
     let tls = server_config(Arc::new(CertStore::from_dev(dev)), &[b"h3"]);
-    let crypto = Arc::new(ServerCrypto::new(&tls).unwrap());
+    let crypto = Arc::new(ServerCrypto::new(&tls, 0).unwrap());
     let params = TransportParameters::read(Side::Client, &mut &[][..]).unwrap();
     let mut session = crypto.start_session(QUIC_V1, &params);
     // A ClientHello of two bytes.

@@ -45,7 +45,7 @@ async fn many_small_frames_come_in_bounded_batches() {
 async fn each_lane_has_a_stream_that_names_it() {
     let server = Server::start();
     let (mut connection, client) = server.native(TransportConfig::default()).await;
-    connection.open_lane(5, &channel("room:1"));
+    connection.open_lane(5, &channel("room:1"), 0);
     for offset in 1..=3 {
         let bytes = encode_delimited(&publication(offset, 100));
         assert_eq!(connection.send(Lane::CatchUp(5), &bytes).unwrap(), Sent::Taken);
@@ -73,7 +73,7 @@ async fn each_lane_has_a_stream_that_names_it() {
     assert_eq!(live.next().await, None);
 
     // The number can be used again.
-    connection.open_lane(5, &channel("room:2"));
+    connection.open_lane(5, &channel("room:2"), 0);
     connection.send(Lane::Subscription(5), &encode_delimited(&publication(6, 10))).unwrap();
     assert_eq!(client.accept_lane().await.0.channel, "room:2");
 }
@@ -127,7 +127,7 @@ async fn neither_datagrams_nor_control_starve_the_other() {
 async fn a_client_that_does_not_read_makes_the_lane_full_and_ready_again_when_it_does() {
     let server = Server::start();
     let (mut connection, client) = server.native(small_windows()).await;
-    connection.open_lane(1, &channel("room:1"));
+    connection.open_lane(1, &channel("room:1"), 0);
     let lane = Lane::Subscription(1);
     let mut taken = 0;
     while connection.send(lane, &encode_delimited(&publication(taken + 1, 4096))).unwrap() == Sent::Taken {
@@ -158,7 +158,7 @@ async fn a_mebibyte_of_frames_survives_small_windows_on_several_lanes() {
     let server = Server::start();
     let (mut connection, client) = server.native(small_windows()).await;
     for number in 1..=2 {
-        connection.open_lane(number, &channel(&format!("room:{number}")));
+        connection.open_lane(number, &channel(&format!("room:{number}")), 0);
     }
     let lanes = [Lane::Control, Lane::Subscription(1), Lane::Subscription(2), Lane::CatchUp(1)];
     let write = async {
@@ -219,7 +219,7 @@ async fn a_mebibyte_of_frames_survives_small_windows_on_several_lanes() {
 async fn taken_bytes_go_out_to_a_connection_that_only_receives() {
     let server = Server::start();
     let (mut connection, mut client) = server.native(small_windows()).await;
-    connection.open_lane(1, &channel("room:1"));
+    connection.open_lane(1, &channel("room:1"), 0);
     // More than the client's window and the send buffer: most of it is left over.
     let bytes = encode_delimited(&publication(1, 500_000));
     assert_eq!(connection.send(Lane::Subscription(1), &bytes).unwrap(), Sent::Taken);
@@ -237,7 +237,7 @@ async fn taken_bytes_go_out_to_a_connection_that_only_receives() {
 async fn a_lane_closed_with_something_left_over_still_delivers_it() {
     let server = Server::start();
     let (mut connection, mut client) = server.native(small_windows()).await;
-    connection.open_lane(1, &channel("room:1"));
+    connection.open_lane(1, &channel("room:1"), 0);
     connection.send(Lane::Subscription(1), &encode_delimited(&publication(1, 300_000))).unwrap();
     connection.close_lane(1);
     assert!(connection.buffered() > 0);
@@ -261,7 +261,7 @@ async fn coming_and_going_without_reading_piles_up_little() {
     let bytes = encode_delimited(&publication(1, 1024));
     let mut full = 0;
     for number in 0..500 {
-        connection.open_lane(number, &channel("room:1"));
+        connection.open_lane(number, &channel("room:1"), 0);
         full += usize::from(connection.send(Lane::Subscription(number), &bytes).unwrap() == Sent::Full);
         connection.close_lane(number);
     }
@@ -277,7 +277,7 @@ async fn a_lane_without_stream_credit_stays_on_control() {
     transport.max_concurrent_uni_streams(VarInt::from_u32(1));
     let (mut connection, mut client) = server.native(transport).await;
     for number in 1..=3 {
-        connection.open_lane(number, &channel(&format!("room:{number}")));
+        connection.open_lane(number, &channel(&format!("room:{number}")), 0);
         connection
             .send(Lane::Subscription(number), &encode_delimited(&publication(number.into(), 10)))
             .unwrap();
@@ -294,7 +294,7 @@ async fn a_lane_without_stream_credit_stays_on_control() {
     assert_eq!(frames(&mut connection).await, [pong_frame(1)]);
     connection.send(Lane::Subscription(2), &encode_delimited(&publication(4, 10))).unwrap();
     assert_eq!(client.control.next().await, Some(publication(4, 10)));
-    connection.open_lane(4, &channel("room:4"));
+    connection.open_lane(4, &channel("room:4"), 0);
     connection.send(Lane::Subscription(4), &encode_delimited(&publication(5, 10))).unwrap();
     assert_eq!(client.accept_lane().await.0.channel, "room:4");
 }
@@ -303,7 +303,7 @@ async fn a_lane_without_stream_credit_stays_on_control() {
 async fn a_stream_that_the_client_stopped_swallows_what_comes_for_it() {
     let server = Server::start();
     let (mut connection, mut client) = server.native(small_windows()).await;
-    connection.open_lane(1, &channel("room:1"));
+    connection.open_lane(1, &channel("room:1"), 0);
     connection.send(Lane::Subscription(1), &encode_delimited(&publication(1, 100_000))).unwrap();
     let (_, mut live) = client.accept_lane().await;
     live.recv.stop(VarInt::from_u32(9)).unwrap();

@@ -112,7 +112,7 @@ async fn a_rejected_request_sees_the_status() {
 async fn lanes_are_streams_of_the_session() {
     let server = Server::start();
     let (mut connection, session, _send, _recv) = server.session().await;
-    connection.open_lane(1, &channel("room:1"));
+    connection.open_lane(1, &channel("room:1"), 0);
     for offset in 1..=2 {
         connection.send(Lane::Subscription(1), &encode_delimited(&publication(offset, 100))).unwrap();
     }

@@ -1,5 +1,6 @@
-//! The session against a model of a server that drops connections, repeats frames, cuts history, forgets its numbering
-//! and lets lanes overtake each other, all from one seed.
+//! The session against a model of a server that drops connections, repeats frames, cuts history, forgets its numbering,
+//! loses answers to resumes, refuses tickets, and lets lanes overtake each other, while the client moves from connection
+//! to connection, all from one seed.
 
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
@@ -7,7 +8,10 @@ use bytes::Bytes;
 use rand::RngExt;
 
 use super::super::*;
-use crate::frame::{Connected, ErrorCode, Payload, Publish, Published, Subscribed, Unsubscribed};
+use crate::frame::{
+    ClientBody, Connect, Connected, Empty, ErrorCode, Payload, Ping, Publication, Publish, Published,
+    Subscribed, Unsubscribed,
+};
 use crate::{Epoch, Offset, Position};
 
 const CHANNELS: [&str; 3] = ["a", "b", "c"];
@@ -55,6 +59,12 @@ struct Wire {
     /// By channel: what was missed.
     catch_up: BTreeMap<&'static str, VecDeque<ServerFrame>>,
     from_client: VecDeque<ClientFrame>,
+    /// Of the session; none before `connect`.
+    generation: Option<u32>,
+    /// The client said `done`, or let it go.
+    released: bool,
+    /// The server says no more.
+    over: bool,
 }
 
 struct Model {
@@ -62,8 +72,16 @@ struct Model {
     now: Instant,
     session: Session,
     channels: BTreeMap<&'static str, Channel>,
-    wire: Option<Wire>,
+    wires: BTreeMap<ConnectionId, Wire>,
+    dials: u64,
     dial: bool,
+    /// By session, how often it was resumed, counted from a hundred times its number; and the keys that did it.
+    generations: BTreeMap<u32, u32>,
+    spent: BTreeMap<u32, String>,
+    moved: u32,
+    failed_moves: u32,
+    repeated: u32,
+    refused: u32,
     /// What the app sees: by channel, where it stands.
     seen: BTreeMap<ChannelName, Position>,
     told: u32,
@@ -87,8 +105,15 @@ impl Model {
             now: Instant::now(),
             session,
             channels: CHANNELS.into_iter().map(|name| (name, Channel::default())).collect(),
-            wire: None,
+            wires: BTreeMap::new(),
+            dials: 0,
             dial: false,
+            generations: BTreeMap::new(),
+            spent: BTreeMap::new(),
+            moved: 0,
+            failed_moves: 0,
+            repeated: 0,
+            refused: 0,
             seen: BTreeMap::new(),
             told: 0,
             delivered: 0,
@@ -106,7 +131,7 @@ impl Model {
             if let Some(position) = &position {
                 self.seen.insert(channel.clone(), position.clone());
             }
-            self.session.subscribe(self.now, channel, position).expect("taken");
+            self.session.subscribe(self.now, channel, position, 0).expect("taken");
         }
         for _ in 0..steps {
             self.step();
@@ -118,11 +143,14 @@ impl Model {
 
     fn step(&mut self) {
         match self.rng.random_range(0..100) {
-            0..20 => self.backend_publishes(),
-            20..24 => self.client_publishes(),
-            24..50 => self.server_reads(),
-            50..88 => self.client_reads(),
-            88..90 => self.lose(),
+            0..18 => self.backend_publishes(),
+            18..22 => self.client_publishes(),
+            22..48 => self.server_reads(),
+            48..84 => self.client_reads(),
+            84..86 => self.lose(),
+            86..88 => self.dial_beside(),
+            88 => self.server_pings(),
+            89 => self.supersede(),
             90..92 => self.cut_history(),
             92 => self.change_epoch(),
             93..95 => self.rebase_slow_consumer(),
@@ -140,13 +168,71 @@ impl Model {
     }
 
     fn maybe_dial(&mut self) {
-        if self.dial && self.wire.is_none() {
-            self.dial = false;
+        if std::mem::take(&mut self.dial) {
             if self.rng.random_bool(0.2) {
-                self.session.connection_lost(self.now, None, "refused");
+                self.dials += 1;
+                self.session.connection_lost(self.now, ConnectionId(self.dials), None, "refused");
             } else {
-                self.wire = Some(Wire::default());
-                self.session.connection_opened(self.now);
+                self.open();
+            }
+        }
+    }
+
+    /// A better transport, or the present path is suspect.
+    fn dial_beside(&mut self) {
+        if !self.wires.is_empty() && self.wires.len() < 4 {
+            self.open();
+        }
+    }
+
+    fn open(&mut self) {
+        self.dials += 1;
+        let id = ConnectionId(self.dials);
+        self.wires.insert(id, Wire::default());
+        if self.rng.random_bool(0.2) {
+            self.session.connecting_early(self.now, id);
+            self.drain();
+            if self.rng.random_bool(0.5) {
+                self.session.connection_established(self.now, id);
+            } else {
+                // What was sent early is lost.
+                if let Some(wire) = self.wires.get_mut(&id) {
+                    wire.from_client.clear();
+                }
+                self.session.early_rejected(self.now, id);
+            }
+        } else {
+            self.session.connection_opened(self.now, id);
+        }
+    }
+
+    fn pick_wire(&mut self) -> Option<ConnectionId> {
+        if self.wires.is_empty() {
+            return None;
+        }
+        let at = self.rng.random_range(0..self.wires.len());
+        self.wires.keys().nth(at).copied()
+    }
+
+    fn server_pings(&mut self) {
+        let Some(id) = self.pick_wire() else { return };
+        let fresh = self.rng.random_range(0..1000);
+        let wire = self.wires.get_mut(&id).expect("picked");
+        if let (Some(generation), false) = (wire.generation, wire.over) {
+            let resume = Some(format!("{generation}-{fresh}"));
+            wire.control.push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume })));
+        }
+    }
+
+    /// The grace of an older connection of the session is over.
+    fn supersede(&mut self) {
+        let generations = &self.generations;
+        let is_old = |generation: u32| generation < generations[&(generation / 100)];
+        for wire in self.wires.values_mut() {
+            if wire.generation.is_some_and(is_old) && !wire.over {
+                wire.over = true;
+                let close = CloseCode::Superseded.frame("resumed elsewhere");
+                wire.control.push_back(ServerFrame::new(0, ServerBody::Close(close)));
             }
         }
     }
@@ -162,10 +248,12 @@ impl Model {
         let channel = self.channels.get_mut(name).expect("known");
         let offset = channel.append(data);
         let frame = ServerFrame::new(0, ServerBody::Publication(channel.publication(name, offset)));
-        if let Some(live) = self.wire.as_mut().and_then(|wire| wire.live.get_mut(name)) {
-            live.push_back(frame.clone());
-            if self.rng.random_bool(0.1) {
-                live.push_back(frame);
+        for wire in self.wires.values_mut() {
+            if let Some(live) = wire.live.get_mut(name) {
+                live.push_back(frame.clone());
+                if self.rng.random_bool(0.1) {
+                    live.push_back(frame.clone());
+                }
             }
         }
         offset
@@ -181,14 +269,18 @@ impl Model {
     }
 
     fn server_reads(&mut self) {
-        let Some(wire) = &mut self.wire else { return };
+        let Some(on) = self.pick_wire() else { return };
+        let wire = self.wires.get_mut(&on).expect("picked");
+        if wire.over {
+            return;
+        }
         let Some(ClientFrame { id, body: Some(body) }) = wire.from_client.pop_front() else { return };
         match body {
-            ClientBody::Connect(_) => {
-                let connected = Connected { ping_ms: 25_000, ..Connected::default() };
-                wire.control.push_back(ServerFrame::new(id, ServerBody::Connected(connected)));
-            }
-            ClientBody::Subscribe(subscribe) => self.server_subscribes(id, subscribe),
+            ClientBody::Connect(connect) => self.server_connects(on, id, connect),
+            ClientBody::Ping(_) => wire.control.push_back(ServerFrame::new(id, ServerBody::Pong(Empty {}))),
+            ClientBody::Pong(_) => {}
+            ClientBody::Done(_) => wire.over = true,
+            ClientBody::Subscribe(subscribe) => self.server_subscribes(on, id, subscribe),
             ClientBody::Unsubscribe(unsubscribe) => {
                 let name = known(&unsubscribe.channel);
                 let body = if wire.live.remove(name).is_some() {
@@ -199,13 +291,68 @@ impl Model {
                 };
                 wire.control.push_back(ServerFrame::new(id, body));
             }
-            ClientBody::Publish(publish) => self.server_publishes(id, publish),
+            ClientBody::Publish(publish) => self.server_publishes(on, id, publish),
             other => panic!("unexpected {other:?}"),
         }
     }
 
-    fn server_subscribes(&mut self, id: u64, subscribe: Subscribe) {
-        let wire = self.wire.as_mut().expect("a frame came over it");
+    fn server_connects(&mut self, on: ConnectionId, id: u64, connect: Connect) {
+        let refused = self.rng.random_bool(0.05);
+        let mut before = None;
+        let mut resumed = false;
+        let mut generation;
+        if let Some(ticket) = connect.resume {
+            generation =
+                ticket.split('-').next().and_then(|text| text.parse::<u32>().ok()).expect("one of ours");
+            let key = connect.key.expect("with a key");
+            if refused {
+                self.refused += 1;
+                let wire = self.wires.get_mut(&on).expect("a frame came over it");
+                wire.over = true;
+                let close = CloseCode::ResumeExpired.frame("too old");
+                wire.control.push_back(ServerFrame::new(0, ServerBody::Close(close)));
+                return;
+            }
+            let newest = self.generations.get_mut(&(generation / 100)).expect("one of ours");
+            match self.spent.get(&generation) {
+                None => {
+                    assert_eq!(generation, *newest, "a ticket of long ago");
+                    self.spent.insert(generation, key);
+                    *newest += 1;
+                }
+                Some(spent) => {
+                    assert_eq!(*spent, key, "this would count as a theft");
+                    self.repeated += 1;
+                    if generation + 1 < *newest {
+                        // The session has moved on since: nobody waits for this answer.
+                        self.wires.get_mut(&on).expect("a frame came over it").over = true;
+                        return;
+                    }
+                    before = Some(*newest);
+                }
+            }
+            (resumed, generation) = (true, *newest);
+        } else {
+            let session = self.generations.len() as u32 + 1;
+            generation = session * 100;
+            self.generations.insert(session, generation);
+        }
+        for (other, wire) in &mut self.wires {
+            if *other != on && wire.generation.is_some() && wire.generation == before && !wire.over {
+                wire.over = true;
+                let close = CloseCode::Superseded.frame("the same attempt arrived again");
+                wire.control.push_back(ServerFrame::new(0, ServerBody::Close(close)));
+            }
+        }
+        let wire = self.wires.get_mut(&on).expect("a frame came over it");
+        wire.generation = Some(generation);
+        let resume = Some(format!("{generation}-0"));
+        let connected = Connected { ping_ms: 25_000, resume, resumed, ..Connected::default() };
+        wire.control.push_back(ServerFrame::new(id, ServerBody::Connected(connected)));
+    }
+
+    fn server_subscribes(&mut self, on: ConnectionId, id: u64, subscribe: Subscribe) {
+        let wire = self.wires.get_mut(&on).expect("a frame came over it");
         let name = known(&subscribe.channel);
         if wire.live.contains_key(name) {
             let error = ErrorCode::Conflict.reply("already subscribed");
@@ -249,7 +396,7 @@ impl Model {
         wire.control.push_back(ServerFrame::new(id, ServerBody::Subscribed(subscribed)));
     }
 
-    fn server_publishes(&mut self, id: u64, publish: Publish) {
+    fn server_publishes(&mut self, on: ConnectionId, id: u64, publish: Publish) {
         let name = known(&publish.channel);
         let key = publish.key.expect("a durable publish has a key");
         let offset = match self.channels[name].keys.get(&key) {
@@ -262,26 +409,36 @@ impl Model {
         };
         let position = Some(frame::Position { offset, ..self.channels[name].head() });
         let published = Published { channel: publish.channel, position };
-        let wire = self.wire.as_mut().expect("a frame came over it");
+        let wire = self.wires.get_mut(&on).expect("a frame came over it");
         wire.control.push_back(ServerFrame::new(id, ServerBody::Published(published)));
     }
 
     fn client_reads(&mut self) {
         let name = self.pick();
-        let Some(wire) = &mut self.wire else { return };
+        let Some(on) = self.pick_wire() else { return };
+        let wire = self.wires.get_mut(&on).expect("picked");
+        if wire.over && wire.control.is_empty() {
+            let released = wire.released;
+            self.wires.remove(&on);
+            if !released {
+                self.session.connection_lost(self.now, on, None, "the server closed");
+            }
+            return;
+        }
         let lane = match self.rng.random_range(0..3) {
             0 => Some(&mut wire.control),
             1 => wire.live.get_mut(name),
             _ => wire.catch_up.get_mut(name),
         };
         if let Some(frame) = lane.and_then(VecDeque::pop_front) {
-            self.session.handle_frame(self.now, frame).expect("the model keeps the rules");
+            self.session.handle_frame(self.now, on, frame).expect("the model keeps the rules");
         }
     }
 
     fn lose(&mut self) {
-        if self.wire.take().is_some() {
-            self.session.connection_lost(self.now, None, "the model says so");
+        if let Some(on) = self.pick_wire() {
+            self.wires.remove(&on);
+            self.session.connection_lost(self.now, on, None, "the model says so");
         }
     }
 
@@ -304,15 +461,23 @@ impl Model {
     /// History no longer reached what a slow consumer missed.
     fn rebase_slow_consumer(&mut self) {
         let name = self.pick();
-        if let Some(live) = self.wire.as_mut().and_then(|wire| wire.live.get_mut(name)) {
+        let Some(on) = self.pick_wire() else { return };
+        if let Some(live) = self.wires.get_mut(&on).and_then(|wire| wire.live.get_mut(name)) {
             live.clear();
-            self.rebase(name);
+            self.rebase_on(on, name);
         }
     }
 
     fn rebase(&mut self, name: &'static str) {
+        let all: Vec<ConnectionId> = self.wires.keys().copied().collect();
+        for on in all {
+            self.rebase_on(on, name);
+        }
+    }
+
+    fn rebase_on(&mut self, on: ConnectionId, name: &'static str) {
         let position = Some(self.channels[name].head());
-        if let Some(wire) = &mut self.wire
+        if let Some(wire) = self.wires.get_mut(&on)
             && let Some(live) = wire.live.get_mut(name)
         {
             // A rebase of a subscription whose answer is still on its way would have to wait for it.
@@ -325,8 +490,10 @@ impl Model {
     /// A catch-up stream that was reset half way.
     fn lose_catch_up(&mut self) {
         let name = self.pick();
-        if let Some(lane) = self.wire.as_mut().and_then(|wire| wire.catch_up.get_mut(name)) {
-            lane.clear();
+        for wire in self.wires.values_mut() {
+            if let Some(lane) = wire.catch_up.get_mut(name) {
+                lane.clear();
+            }
         }
     }
 
@@ -335,10 +502,13 @@ impl Model {
             self.handle_event(event);
         }
         while let Some(transmit) = self.session.poll_transmit(self.now) {
-            let wire = self.wire.as_mut().expect("nothing is sent without a connection");
-            wire.from_client.push_back(transmit.frame);
+            if let Some(wire) = self.wires.get_mut(&transmit.connection) {
+                wire.from_client.push_back(transmit.frame);
+            }
         }
-        assert!(self.session.events.len() < 64);
+        while let Some(event) = self.session.poll_event() {
+            self.handle_event(event);
+        }
     }
 
     fn handle_event(&mut self, event: Event) {
@@ -370,9 +540,23 @@ impl Model {
                 assert!(position.offset > Offset(0));
                 self.acknowledged += 1;
             }
-            // Also where the client gave up: the model does not ping.
-            Event::Closed { .. } => self.wire = None,
-            Event::Connected { .. } | Event::Reconnect { .. } => {}
+            // What the driver was not told to let go, it has no more.
+            Event::Closed { .. } => self.wires.retain(|_, wire| wire.released),
+            Event::MoveFailed { connection, .. } => {
+                self.failed_moves += 1;
+                self.wires.remove(&connection);
+            }
+            Event::Release { connection } => {
+                if let Some(wire) = self.wires.get_mut(&connection) {
+                    wire.released = true;
+                }
+            }
+            Event::Moved { .. } => self.moved += 1,
+            Event::Connected { .. }
+            | Event::Reconnect { .. }
+            | Event::Suspect { .. }
+            | Event::Heard { .. }
+            | Event::RoundTrip { .. } => {}
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -384,7 +568,7 @@ impl Model {
             self.session.handle_timeout(self.now);
             self.maybe_dial();
             self.drain();
-            for _ in 0..8 {
+            for _ in 0..16 {
                 self.server_reads();
                 self.client_reads();
                 self.drain();
@@ -393,14 +577,18 @@ impl Model {
                 return;
             }
             // The model sends no pings: other frames do as well.
-            self.session.handle_activity(self.now);
+            for on in self.wires.keys() {
+                self.session.handle_activity(self.now, *on);
+            }
         }
-        panic!("not settled: {:?}\n{:?}", self.session, self.wire);
+        panic!("not settled: {:#?}\n{:?}\n{:?}", self.session, self.wires, self.awaited);
     }
 
     fn is_settled(&self) -> bool {
-        let Some(wire) = &self.wire else { return false };
-        let quiet = wire.control.is_empty()
+        let mut live = self.wires.values().filter(|wire| !wire.released);
+        let (Some(wire), None) = (live.next(), live.next()) else { return false };
+        let quiet = !wire.over
+            && wire.control.is_empty()
             && wire.from_client.is_empty()
             && wire.live.len() == CHANNELS.len()
             && wire.live.values().chain(wire.catch_up.values()).all(VecDeque::is_empty);
@@ -437,6 +625,7 @@ fn epoch(epoch: &Epoch) -> u32 {
 #[test]
 fn whatever_the_network_does_delivery_is_exact_or_told() {
     let (mut delivered, mut told, mut acknowledged) = (0, 0, 0);
+    let (mut moved, mut failed, mut repeated, mut refused) = (0, 0, 0, 0);
     let seeds = match std::env::var("SEED") {
         Ok(seed) => {
             let seed: u64 = seed.parse().expect("a number");
@@ -447,14 +636,22 @@ fn whatever_the_network_does_delivery_is_exact_or_told() {
     for seed in seeds {
         let outcome = std::panic::catch_unwind(|| {
             let mut model = Model::new(seed);
-            model.run(400);
-            (model.delivered, model.told, model.acknowledged)
+            model.run(500);
+            model
         });
-        let counts = outcome.unwrap_or_else(|_| panic!("SEED={seed}"));
-        delivered += counts.0;
-        told += counts.1;
-        acknowledged += counts.2;
+        let model = outcome.unwrap_or_else(|_| panic!("SEED={seed}"));
+        delivered += model.delivered;
+        told += model.told;
+        acknowledged += model.acknowledged;
+        moved += model.moved;
+        failed += model.failed_moves;
+        repeated += model.repeated;
+        refused += model.refused;
     }
     // The model must have exercised what it is about.
     assert!(delivered > 10 && told > 0 && acknowledged > 0, "{delivered} {told} {acknowledged}");
+    assert!(moved > 0 && failed > 0, "{moved} {failed}");
+    if moved > 100 {
+        assert!(repeated > 50 && refused > 50, "{repeated} {refused}");
+    }
 }

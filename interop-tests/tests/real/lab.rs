@@ -1,0 +1,6 @@
+//! The link laboratory measured from outside: what programs inside see is what the model says.
+
+mod model;
+mod path;
+mod probe;
+mod programs;

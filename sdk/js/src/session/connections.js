@@ -1,0 +1,463 @@
+/**
+ * Sans-io: the connections of a session: the one that there is, the one that it moves to, those that it left, and the
+ * waits between attempts.
+ *
+ * @import { Channels } from './channels.js'
+ * @import { Requests } from './requests.js'
+ * @import { Event, TokenWanted, Why } from './types.js'
+ *
+ * @typedef {{ name: 'idle' } | { name: 'ended' } | { name: 'open' }
+ *   | { name: 'waiting', until: number, notBefore: number, token: TokenWanted }
+ *   | { name: 'closing', deadline: number }} State
+ */
+
+import { Backoff } from "../backoff.js";
+import { CloseCode, policyOf } from "../close-codes.js";
+import { Connection } from "./connection.js";
+import { Ticket, isTicketRefusal } from "./ticket.js";
+import { LIMITS, closedError } from "./types.js";
+
+export class Connections {
+  /** @type {State} */
+  #state = { name: "idle" };
+  /** @type {Connection | null} */
+  current = null;
+  /** @type {Connection | null} */
+  next = null;
+  /** Left, and told so. @type {Connection[]} */
+  #retired = [];
+  /** When a new token is due. @type {number | null} */
+  refreshAt = null;
+  /** @type {number | null} */
+  #expiresAt = null;
+  #lastConnection = 0;
+  #ticket;
+  #random;
+  #backoff;
+  #limits;
+  #emit;
+  #nextId;
+  #channels;
+  #requests;
+
+  /**
+   * @param {object} options
+   * @param {(event: Event) => void} options.emit
+   * @param {() => number} options.nextId
+   * @param {() => number} options.random
+   * @param {() => string} options.makeKey
+   * @param {typeof LIMITS} options.limits
+   * @param {Channels} options.channels
+   * @param {Requests} options.requests
+   */
+  constructor({ emit, nextId, random, makeKey, limits, channels, requests }) {
+    this.#emit = emit;
+    this.#nextId = nextId;
+    this.#random = random;
+    this.#backoff = new Backoff(random);
+    this.#limits = limits;
+    this.#ticket = new Ticket(makeKey);
+    this.#channels = channels;
+    this.#requests = requests;
+  }
+
+  /** @returns {'idle' | 'dialing' | 'greeting' | 'live' | 'waiting' | 'closing' | 'ended'} */
+  get state() {
+    if (this.#state.name !== "open") return this.#state.name;
+    const phase = this.current?.phase ?? "dialing";
+    return phase === "retired" ? "closing" : phase;
+  }
+
+  /** Connections that frames may travel on, the one that delivers first. @returns {Connection[]} */
+  get open() {
+    /** @type {Connection[]} */
+    const open = [];
+    for (const each of [this.current, this.next]) if (each?.isOpen) open.push(each);
+    return open;
+  }
+
+  /** Those that frames go out on, what was left first. @returns {Connection[]} */
+  get sending() {
+    return [...this.#retired, ...this.open];
+  }
+
+  /** What requests go out on. @returns {Connection | null} */
+  get sender() {
+    if (this.#state.name !== "open") return null;
+    return this.next?.phase === "live" ? this.next : this.current?.isOpen ? this.current : null;
+  }
+
+  /** @param {number} id @returns {Connection | null} */
+  find(id) {
+    for (const each of [this.current, this.next, ...this.#retired]) if (each?.id === id) return each;
+    return null;
+  }
+
+  // --- what the app wants -------------------------------------------------------------------------------------------
+
+  /** Connects, and stays connected. @param {number} now */
+  start(now) {
+    if (this.#state.name !== "idle" && this.#state.name !== "ended") return;
+    this.#backoff.reset();
+    this.#dial("known", now);
+  }
+
+  /** Ends the session in order. @param {number} now */
+  close(now) {
+    const { state } = this;
+    if (state === "ended" || state === "closing") return;
+    this.#dropNext();
+    for (const { id } of this.#retired.splice(0)) this.#hangUp(id, true);
+    if (state !== "live" || !this.current) {
+      if (state === "greeting" && this.current) this.#hangUp(this.current.id, true);
+      return this.#end("closed by the app");
+    }
+    this.current.control.push({ id: 0, name: "done", body: {} });
+    this.#become({ name: "closing", deadline: now + this.#limits.closeMs });
+  }
+
+  /**
+   * Drops the connection as if the network had, and comes back after `holdMs`.
+   *
+   * @param {number} now
+   * @param {number} holdMs
+   * @param {string} reason
+   */
+  drop(now, holdMs, reason) {
+    if (this.#state.name !== "open" && this.#state.name !== "waiting") return;
+    this.#dropNext();
+    if (this.current) this.#hangUp(this.current.id, false);
+    this.#lost(now, { code: CloseCode.connectionLost, reason, policy: "now" }, () => holdMs);
+  }
+
+  /**
+   * Opens another connection beside the one that there is, to move there. No event tells more until `moved` or
+   * `move_failed`.
+   *
+   * @param {number} now
+   * @returns {boolean} false where there is none to move from, or it is moving already
+   */
+  move(now) {
+    if (this.state !== "live" || this.next) return false;
+    this.#dialNext("known", now);
+    return true;
+  }
+
+  /** Stays where it is. @param {number} now @param {string} reason */
+  abandonMove(now, reason) {
+    if (this.next) this.#loseNext(now, { code: CloseCode.connectionLost, reason, policy: "backoff" });
+  }
+
+  /** The device has another network, or says that it has none: nobody knows what still works. @param {number} now */
+  networkChanged(now) {
+    if (this.#state.name === "waiting") this.#state.until = Math.max(now, this.#state.notBefore);
+    if (this.state === "live") this.current?.ping(this.#nextId(), now);
+  }
+
+  // --- what the driver reports --------------------------------------------------------------------------------------
+
+  /**
+   * The dialled connection is there.
+   *
+   * @param {number} now
+   * @param {number} connection
+   * @param {object} opened
+   * @param {string | null} opened.token
+   * @param {boolean} opened.heartbeat whether the server pings on this transport
+   */
+  handleOpened(now, connection, { token, heartbeat }) {
+    const opened = this.find(connection);
+    if (opened?.phase !== "dialing") return;
+    const ticket = this.#ticket.use();
+    opened.phase = "greeting";
+    opened.openedAt = now;
+    opened.heartbeat = heartbeat;
+    opened.isResuming = ticket.resume !== undefined;
+    opened.greetingId = this.#nextId();
+    opened.liveness.heard(now);
+    const body = { ...(token !== null && { token }), ...ticket };
+    opened.control.push({ id: opened.greetingId, name: "connect", body });
+    this.#channels.open(opened);
+    if (opened === this.current) this.#emit({ type: "state" });
+  }
+
+  /**
+   * No transport got through, or there is no token.
+   *
+   * @param {number} now
+   * @param {number} connection
+   * @param {string} reason
+   * @param {boolean} [isFinal] trying again would not help
+   */
+  handleDialFailed(now, connection, reason, isFinal = false) {
+    const failed = this.find(connection);
+    if (failed?.phase !== "dialing") return;
+    this.#lose(now, failed, { code: CloseCode.connectionLost, reason, policy: isFinal ? "never" : "backoff" });
+  }
+
+  /**
+   * The connection ended. A number from the server's own range says what to do, unless a `close` frame did.
+   *
+   * @param {number} now
+   * @param {number} connection
+   * @param {{ code: number, reason: string }} closed
+   */
+  handleClosed(now, connection, { code, reason }) {
+    const closed = this.find(connection);
+    if (!closed || closed.phase === "dialing") return;
+    const isOurs = code >= 4000 && code < 4300;
+    this.#lose(now, closed, { code: isOurs ? code : CloseCode.connectionLost, reason, policy: policyOf(code) });
+  }
+
+  // --- frames -------------------------------------------------------------------------------------------------------
+
+  /** The server took the connection. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
+  handleConnected(now, connection, body) {
+    connection.phase = "live";
+    connection.liveSince = now;
+    connection.pingMs = Math.max(body.ping_ms, 1_000);
+    connection.connected = body;
+    this.#ticket.begin(connection.id, body.resume);
+    this.setExpiry(now, body.expires_ms);
+    if (connection === this.current) {
+      this.#emit({ type: "state" });
+      this.#emit({ type: "connected", connection: connection.id, body });
+    }
+    this.#channels.connected(now, connection, this.open);
+    this.settle(now);
+  }
+
+  /** A `ping` may bring a fresher ticket. @param {Connection} connection @param {string | undefined} ticket */
+  renewTicket(connection, ticket) {
+    this.#ticket.renew(connection.id, ticket);
+  }
+
+  /** A `close` frame. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
+  handleClose(now, connection, body) {
+    const { code, reason } = body;
+    const policy = body.reconnect?.policy ?? policyOf(code);
+    const afterMs = body.reconnect?.after_ms ?? 0;
+    // A server that names a time names it to many: they come back spread over as long again, at most a second.
+    const spreadMs = this.#random() * Math.min(afterMs, 1_000);
+    this.#hangUp(connection.id, true);
+    this.#lose(now, connection, { code, reason, policy }, afterMs + spreadMs);
+  }
+
+  /** Moves, once the next connection has all there is, or has had its time. @param {number} now */
+  settle(now) {
+    const [current, next] = [this.current, this.next];
+    if (!current || next?.phase !== "live") return;
+    if (!this.#channels.areSettledOn(next) && now < next.liveSince + this.#limits.moveMs) return;
+    this.#channels.lost(current, next);
+    this.#takeOver();
+    current.retire(now);
+    this.#retired.push(current);
+    if (this.#retired.length > this.#limits.retired) this.#hangUp(this.#retired.shift()?.id ?? 0, true);
+  }
+
+  /** @param {number} now @param {number | undefined} expiresMs */
+  setExpiry(now, expiresMs) {
+    this.#expiresAt = expiresMs === undefined ? null : now + expiresMs;
+    this.refreshAt = expiresMs === undefined ? null : now + expiresMs - Math.min(60_000, expiresMs / 4);
+  }
+
+  // --- time ---------------------------------------------------------------------------------------------------------
+
+  /** @param {number} now */
+  handleTimeout(now) {
+    const state = this.#state;
+    if (state.name === "waiting" && now >= state.until) return this.#dial(state.token, now);
+    if (state.name === "closing" && now >= state.deadline) {
+      if (this.current) this.#hangUp(this.current.id, true);
+      return this.#end("closed by the app");
+    }
+    for (const each of [...this.#retired, this.next, this.current]) {
+      if (each && now >= each.deadAt) this.#dead(now, each);
+    }
+  }
+
+  /** @returns {number} when to call `handleTimeout`; infinity for never */
+  nextAt() {
+    const state = this.#state;
+    let next = Infinity;
+    for (const { hangupAt } of this.#retired) next = Math.min(next, hangupAt);
+    if (state.name === "waiting") next = Math.min(next, state.until);
+    if (state.name === "closing") next = Math.min(next, state.deadline);
+    for (const each of this.open) next = Math.min(next, each.deadAt);
+    if (this.next?.phase === "live") next = Math.min(next, this.next.liveSince + this.#limits.moveMs);
+    return next;
+  }
+
+  // --- the rest -----------------------------------------------------------------------------------------------------
+
+  /** @param {TokenWanted} token @param {number} now */
+  #dial(token, now) {
+    this.current = this.#makeConnection(now);
+    this.#become({ name: "open" });
+    this.#emit({ type: "dial", connection: this.current.id, token: this.#freshIfExpired(token, now), isBeside: false });
+  }
+
+  /** @param {TokenWanted} token @param {number} now */
+  #dialNext(token, now) {
+    this.next = this.#makeConnection(now);
+    this.#emit({ type: "dial", connection: this.next.id, token: this.#freshIfExpired(token, now), isBeside: true });
+  }
+
+  /** @param {TokenWanted} token @param {number} now @returns {TokenWanted} */
+  #freshIfExpired(token, now) {
+    const isExpired = this.#expiresAt !== null && now >= this.#expiresAt - this.#limits.greetingMs;
+    return isExpired && token === "known" ? "fresh" : token;
+  }
+
+  /** @param {number} now */
+  #makeConnection(now) {
+    this.#lastConnection += 1;
+    return new Connection(this.#lastConnection, now, this.#limits);
+  }
+
+  /** The next connection, which is live, is the one. */
+  #takeOver() {
+    const next = this.next;
+    if (!next) return;
+    if (this.current?.liveness.isSuspect) this.#emit({ type: "suspect", isSuspect: false });
+    this.current = next;
+    this.next = null;
+    this.#emit({ type: "moved", connection: next.id, body: next.connected });
+  }
+
+  /** Neither the transport nor the server says anything. @param {number} now @param {Connection} connection */
+  #dead(now, connection) {
+    this.#hangUp(connection.id, connection.phase === "retired");
+    const reason = connection.phase === "greeting" ? "the server did not answer `connect`" : "the server fell silent";
+    this.#lose(now, connection, { code: CloseCode.connectionLost, reason, policy: "backoff" });
+  }
+
+  /**
+   * @param {number} now
+   * @param {Connection} connection
+   * @param {Why} why
+   * @param {number} [afterMs] the server's own wish
+   */
+  #lose(now, connection, why, afterMs = 0) {
+    if (connection.phase === "retired") {
+      this.#retired = this.#retired.filter((each) => each !== connection);
+      this.#requests.lost(connection.id);
+      return;
+    }
+    if (this.#state.name === "closing") return this.#end("closed by the app");
+    const wasRefused = connection.phase === "greeting" && connection.isResuming && isTicketRefusal(why.code);
+    if (isTicketRefusal(why.code)) this.#ticket.drop();
+    const policy =
+      why.code === CloseCode.superseded && this.#ticket.wasTakenFrom(connection.id) ? "now" : why.policy;
+    if (connection === this.next) return this.#loseNext(now, { ...why, policy }, wasRefused);
+    const delay = () => Math.max(wasRefused ? 0 : this.#delay(policy), afterMs);
+    if (this.next && policy !== "never") this.#inherit(now, connection, { ...why, policy });
+    else this.#lost(now, { ...why, policy }, delay, now + afterMs);
+  }
+
+  /** The current connection died; the next one is all there is. @param {number} now @param {Connection} died @param {Why} why */
+  #inherit(now, died, why) {
+    const next = this.next;
+    if (!next) return;
+    this.#hangUp(died.id, false);
+    this.#requests.lost(died.id);
+    this.#channels.lost(died, next);
+    if (next.phase === "live") {
+      this.#takeOver();
+      return this.settle(now);
+    }
+    this.#resetBackoff(now, died);
+    this.current = next;
+    this.next = null;
+    this.#emit({ type: "disconnected", ...why, policy: "now", retryInMs: 0 });
+    this.#emit({ type: "state" });
+  }
+
+  /**
+   * @param {number} now
+   * @param {Why} why
+   * @param {boolean} [wasRefused] its ticket was
+   */
+  #loseNext(now, why, wasRefused = false) {
+    const [current, lost] = [this.current, this.next];
+    if (!current || !lost) return;
+    const isConnected = lost.phase === "live";
+    this.#hangUp(lost.id, false);
+    this.next = null;
+    // Where it began a session of its own, the current one's is not spent, and its `ping` brings a ticket again.
+    if (isConnected && !lost.connected.resumed) this.#ticket.drop(current.id);
+    this.#requests.lost(lost.id);
+    this.#channels.handBack(now, current);
+    if (wasRefused) return this.#dialNext(why.code === CloseCode.badResume ? "fresh_if_any" : "known", now);
+    this.#emit({ type: "move_failed", connection: lost.id, why, isConnected });
+  }
+
+  /** Without a word to anybody. */
+  #dropNext() {
+    if (!this.next) return;
+    this.#hangUp(this.next.id, false);
+    this.#requests.lost(this.next.id);
+    this.next = null;
+  }
+
+  /**
+   * @param {number} now
+   * @param {Why} why
+   * @param {() => number} delay until the next attempt, milliseconds
+   * @param {number} [notBefore]
+   */
+  #lost(now, { code, reason, policy }, delay, notBefore = now) {
+    const died = this.current;
+    this.#dropNext();
+    this.current = null;
+    this.refreshAt = null;
+    if (died) {
+      this.#resetBackoff(now, died);
+      this.#requests.lost(died.id);
+      this.#channels.lost(died, null);
+      if (died.liveness.isSuspect) this.#emit({ type: "suspect", isSuspect: false });
+    }
+    if (policy === "never") {
+      this.#emit({ type: "disconnected", code, reason, policy, retryInMs: null });
+      return this.#end(reason);
+    }
+    const wasRefused = isTicketRefusal(code);
+    const token = policy !== "fresh_token" ? "known" : wasRefused ? "fresh_if_any" : "fresh";
+    const retryInMs = delay();
+    this.#emit({ type: "disconnected", code, reason, policy, retryInMs });
+    this.#become({ name: "waiting", until: now + retryInMs, notBefore, token });
+  }
+
+  /** @param {State} state */
+  #become(state) {
+    this.#state = state;
+    this.#emit({ type: "state" });
+  }
+
+  /** @param {number} connection @param {boolean} orderly */
+  #hangUp(connection, orderly) {
+    this.#emit({ type: "hangup", connection, orderly });
+  }
+
+  /** @param {number} now @param {Connection} connection */
+  #resetBackoff(now, connection) {
+    if (connection.phase === "live" && now - connection.liveSince >= this.#limits.stableMs) this.#backoff.reset();
+  }
+
+  /** @param {Why['policy']} policy */
+  #delay(policy) {
+    return policy === "backoff" ? this.#backoff.next() : this.#backoff.nextAtOnce();
+  }
+
+  /** @param {string} reason */
+  #end(reason) {
+    this.current = null;
+    for (const { id } of this.#retired.splice(0)) this.#hangUp(id, true);
+    for (const id of this.#requests.drain()) this.#emit({ type: "failure", id, error: closedError(reason) });
+    this.#channels.end(closedError(reason));
+    this.#ticket.drop();
+    this.#expiresAt = null;
+    this.refreshAt = null;
+    this.#become({ name: "ended" });
+  }
+}
