@@ -87,6 +87,8 @@ pub struct Limits {
     pub subscription_queue: usize,
     /// How long an ephemeral item may wait for a client; older ones are dropped.
     pub ephemeral_age: Duration,
+    /// Whether publications are sent again where a QUIC or WebTransport connection loses packets.
+    pub repeats: bool,
     /// Bytes that the kernel may hold of what was not sent yet, per TCP connection (`TCP_NOTSENT_LOWAT`).
     pub tcp_unsent: usize,
     /// Bytes of an HTTP request's header block.
@@ -121,6 +123,7 @@ impl Default for Limits {
             session_queue: 4 << 20,
             subscription_queue: 1 << 20,
             ephemeral_age: Duration::from_secs(1),
+            repeats: true,
             tcp_unsent: 16 << 10,
             http_headers: 16 << 10,
             http_body: 256 << 10,

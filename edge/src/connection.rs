@@ -5,6 +5,7 @@
 
 mod driver;
 mod outbound;
+mod repeat;
 mod resume;
 
 use std::cell::{Cell, RefCell};
@@ -22,6 +23,7 @@ use tidegate_transport::{Connection, RecvError, TransportKind, clock};
 use tracing::{Instrument, debug_span};
 
 use crate::metrics::Metrics;
+use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
 use crate::upstream::{Answer, Run};
 use crate::worker::{Admitted, Worker};
@@ -54,6 +56,8 @@ struct Inner {
     unread: VecDeque<ClientFrame>,
     /// The ticket that the session is to be resumed with.
     resuming: Option<Box<resume::Resuming>>,
+    /// What is sent again where the path loses packets.
+    repeats: Repeats,
     /// What a send met: the task ends the session with it.
     broken: Option<RecvError>,
 }
@@ -89,6 +93,7 @@ pub(crate) fn start(
         parked: Vec::new(),
         unread: VecDeque::new(),
         resuming: None,
+        repeats: Repeats::default(),
         broken: None,
     };
     let session = Rc::new(Session {
@@ -169,6 +174,7 @@ impl Session {
         self.worker.metrics().gaps.inc();
         // Of the old numbering: behind the frame that tells of the new one they would be mistaken.
         self.drop_lane(inner, slot);
+        inner.repeats.drop_lane(slot);
         // At once: publications of the new numbering are next.
         self.transmit(inner);
         self.wake();

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub(crate) delivery_latency: Histogram,
     pub(crate) connection_age: Histogram,
     pub(crate) datagrams_in: Counter,
+    pub(crate) repeats: Counter,
+    pub(crate) repeat_bytes: Counter,
     pub(crate) tickets: Counter,
     pub(crate) resumes_unchecked: Counter,
     resumes: Family<ResumeLabel, Counter>,
@@ -185,6 +187,8 @@ impl Default for Metrics {
             delivery_latency: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             connection_age: Histogram::new(exponential_buckets(1.0, 4.0, 10)),
             datagrams_in: Counter::default(),
+            repeats: Counter::default(),
+            repeat_bytes: Counter::default(),
             tickets: Counter::default(),
             resumes_unchecked: Counter::default(),
             resumes: Family::default(),
@@ -257,6 +261,8 @@ impl Metrics {
         );
         edge.register("heartbeat_failures", "No pong in time", self.heartbeat_failures.clone());
         edge.register("datagrams_received", "Datagrams from clients", self.datagrams_in.clone());
+        edge.register("repeats", "Deliveries sent again where packets are lost", self.repeats.clone());
+        edge.register("repeat_bytes", "Bytes of those", self.repeat_bytes.clone());
         edge.register_with_unit(
             "connection_age",
             "Age of connections when they end",

@@ -1,3 +1,4 @@
 //! Decisions of the edge, sans-io.
 
+pub(crate) mod repeats;
 pub(crate) mod slow_consumer;

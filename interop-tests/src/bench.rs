@@ -12,6 +12,7 @@ mod load;
 mod loss;
 mod machine;
 mod measure;
+mod mobility;
 mod proc;
 mod publisher;
 mod report;
@@ -30,6 +31,7 @@ pub fn main() -> ExitCode {
         Command::Fanout(arguments) => fanout::run(&arguments),
         Command::Idle(arguments) => idle::run(&arguments),
         Command::Loss(arguments) => loss::run(&arguments),
+        Command::Mobility(arguments) => mobility::run(&arguments),
         Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

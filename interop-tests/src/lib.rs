@@ -5,6 +5,7 @@ pub mod clients;
 pub mod gateway;
 pub mod http;
 pub mod lab;
+pub mod middle;
 pub mod programs;
 pub mod raw;
 pub mod slow_link;

@@ -7,12 +7,14 @@ use rand_chacha::ChaCha8Rng;
 
 /// Says how long to wait before the next attempt to connect.
 ///
-/// Full jitter: each delay is uniform between zero and a bound that doubles from [`Backoff::BASE`] to
-/// [`Backoff::CAP`]. The bound begins anew only after [`Backoff::STABLE`] of unbroken connection, so that a server
+/// Full jitter: each delay is uniform between zero and a bound that doubles from a base to a cap, mostly
+/// [`Backoff::BASE`] and [`Backoff::CAP`]. The bound begins anew only after [`Backoff::STABLE`] of unbroken connection, so that a server
 /// that accepts and drops everybody does not get its clients back at once.
 #[derive(Debug)]
 pub struct Backoff {
     rng: ChaCha8Rng,
+    base: Duration,
+    cap: Duration,
     failures: u32,
     connected_at: Option<Instant>,
 }
@@ -27,7 +29,12 @@ impl Backoff {
 
     /// No failures yet.
     pub fn new(rng: ChaCha8Rng) -> Self {
-        Self { rng, failures: 0, connected_at: None }
+        Self::with_bounds(rng, Self::BASE, Self::CAP)
+    }
+
+    /// The same with other bounds: of the first delay, and of every later one.
+    pub fn with_bounds(rng: ChaCha8Rng, base: Duration, cap: Duration) -> Self {
+        Self { rng, base, cap, failures: 0, connected_at: None }
     }
 
     /// A connection works from now on.
@@ -47,7 +54,7 @@ impl Backoff {
 
     /// The delay before the next attempt. Counts a failure.
     pub fn next_delay(&mut self) -> Duration {
-        let bound = Self::BASE.saturating_mul(1 << self.failures.min(16)).min(Self::CAP);
+        let bound = self.base.saturating_mul(1 << self.failures.min(16)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
         bound.mul_f64(self.rng.random_range(0.0..1.0))
     }
@@ -81,6 +88,15 @@ mod tests {
             assert!(largest[attempt] > bound.mul_f64(0.9), "attempt {attempt}: {:?}", largest[attempt]);
             assert!(smallest[attempt] < bound.mul_f64(0.1), "attempt {attempt}: {:?}", smallest[attempt]);
         }
+    }
+
+    #[test]
+    fn other_bounds_are_kept_to() {
+        let (base, cap) = (Duration::from_millis(4), Duration::from_millis(9));
+        let mut backoff = Backoff::with_bounds(ChaCha8Rng::seed_from_u64(1), base, cap);
+        assert!(backoff.next_delay() < base);
+        let later: Vec<_> = (0..200).map(|_| backoff.next_delay()).collect();
+        assert!(later.iter().all(|delay| *delay < cap) && later.iter().any(|delay| *delay > base));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! go on. Bytes come encoded in the connection's [`Framing`] and are shared between connections.
 
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_protocol::ChannelName;
@@ -104,6 +105,21 @@ pub struct Closing {
     pub reason: String,
 }
 
+/// What a transport knows of its path.
+#[derive(Debug, Clone, Copy)]
+pub struct PathStats {
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Bytes that may be in flight.
+    pub congestion_window: u64,
+    /// Packets sent on this path.
+    pub sent_packets: u64,
+    /// Of those, lost.
+    pub lost_packets: u64,
+    /// The largest datagram that [`Connection::send_datagram`] takes now; 0 where the client takes none.
+    pub datagram_size: usize,
+}
+
 /// One live connection, driven by one task.
 pub trait Connection {
     /// By what it is connected.
@@ -133,6 +149,11 @@ pub trait Connection {
 
     /// Offers one datagram. Dropped where it does not fit or the transport has none: `false` then.
     fn send_datagram(&mut self, bytes: &Bytes) -> bool;
+
+    /// What is known of the path; `None` where losses are the transport's own business.
+    fn path(&self) -> Option<PathStats> {
+        None
+    }
 
     /// Pushes out what was taken; ready when `lane` may take more. Registers the waker otherwise.
     fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>>;

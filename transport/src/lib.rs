@@ -7,4 +7,4 @@ pub mod link;
 pub mod netem;
 pub mod quic;
 
-pub use connection::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind};
+pub use connection::{Closing, Connection, Inbound, Lane, PathStats, RecvError, Sent, TransportKind};

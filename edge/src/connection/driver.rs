@@ -84,8 +84,10 @@ impl Session {
         if self.poll_resume(cx, inner)? {
             return Ok(Turn::Again);
         }
-        if timer.poll_elapsed(cx, inner.machine.poll_timeout()) {
+        let timeouts = [inner.machine.poll_timeout(), inner.repeats.poll_timeout()];
+        if timer.poll_elapsed(cx, timeouts.into_iter().flatten().min()) {
             inner.machine.handle_timeout(clock::now());
+            self.repeat(inner);
             return Ok(Turn::Again);
         }
         if !self.reads(inner) {
@@ -258,6 +260,7 @@ impl Session {
         inner.connection.close_lane(slot);
         inner.parked.retain(|parked| *parked != slot);
         self.drop_lane(inner, slot);
+        inner.repeats.drop_lane(slot);
     }
 
     /// Ends the connection: what was queued on the control lane, the close, then the transport; all within the bound.

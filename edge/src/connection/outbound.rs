@@ -48,7 +48,10 @@ impl Session {
         count: usize,
     ) -> bool {
         match self.send(inner, slot, bytes) {
-            Some(Sent::Taken) => return true,
+            Some(Sent::Taken) => {
+                self.note_for_repeat(inner, slot, bytes);
+                return true;
+            }
             Some(Sent::Full) => {}
             None => return false,
         }
@@ -290,7 +293,7 @@ impl Session {
     }
 
     /// Whether all lanes share one ordered pipe.
-    fn one_pipe(&self) -> bool {
+    pub(super) fn one_pipe(&self) -> bool {
         !matches!(self.kind, TransportKind::Quic | TransportKind::WebTransport)
     }
 }

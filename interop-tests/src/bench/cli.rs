@@ -21,6 +21,7 @@ pub(super) enum Command {
     Fanout(FanoutArgs),
     Idle(IdleArgs),
     Loss(LossArgs),
+    Mobility(MobilityArgs),
     #[command(hide = true)]
     Limit(LimitArgs),
 }
@@ -32,7 +33,8 @@ Examples:
   cargo xtask bench fanout --transport quic --subscribers 1000 --window 1 --seconds 4
   cargo xtask bench idle --transport all --connections 5000
   cargo xtask bench loss --quick
-  cargo xtask bench loss --loss 2x3 --rtt 350 --channels 8 --seconds 60 --seed 7";
+  cargo xtask bench loss --loss 2x3 --rtt 350 --channels 8 --seconds 60 --seed 7
+  cargo xtask bench mobility --rtt 60";
 
 /// One publication to many subscriptions: deliveries per second, CPU per delivery, latency
 ///
@@ -139,6 +141,32 @@ pub(super) struct LossArgs {
     /// A smoke test: one condition, a few seconds
     #[arg(long, conflicts_with_all = ["loss", "rtt", "channels", "seconds"])]
     pub(super) quick: bool,
+    /// The program that is measured
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
+    pub(super) tidegate: PathBuf,
+}
+
+/// What blocked, dying and changing networks cost a client: QUIC with WebSocket behind it
+///
+/// Scenarios in a laboratory (two network namespaces and a seeded link, docs/LAB.md; needs root), under 20 publications
+/// per second of which none may be lost.
+#[derive(Debug, Args)]
+pub(super) struct MobilityArgs {
+    /// Round-trip time of the link, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=1_000))]
+    pub(super) rtt: u64,
+    /// How often most scenarios are repeated; the slow ones a third as often
+    #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(super) rounds: u32,
+    /// NAT rebindings
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) rebindings: u32,
+    /// Of the link
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Result file [default: target/bench/mobility-TIME.json]
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
     /// The program that is measured
     #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
     pub(super) tidegate: PathBuf,

@@ -38,9 +38,25 @@ impl Browser {
     /// # Errors
     /// When Node.js or Chromium cannot be started.
     pub async fn launch() -> Result<Self> {
-        let mut child = Command::new(programs::node())
-            .arg(programs::file("browser/pages.mjs"))
-            .env("TIDEGATE_CHROMIUM", programs::chromium()?)
+        let mut command = Command::new(programs::node());
+        command.arg(programs::file("browser/pages.mjs")).env("TIDEGATE_CHROMIUM", programs::chromium()?);
+        let browser = Self::start(command)?;
+        browser.order(json!({ "do": "launch" })).await?;
+        Ok(browser)
+    }
+
+    /// No browser but Node.js itself, which knows one page and [`Browser::evaluate`] alone. `sdk` is `sdk/js` there.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn node() -> Result<Self> {
+        let mut command = Command::new(programs::node());
+        command.arg(programs::file("browser/node.mjs")).arg(programs::root().join("sdk/js/src/index.js"));
+        Self::start(command)
+    }
+
+    fn start(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -63,9 +79,7 @@ impl Browser {
             let _ = within(PATIENCE, "the end of the browser", child.wait()).await;
         });
         tasks.spawn(stop.clone().run_until_cancelled_owned(read(stdout, Arc::clone(&shared))));
-        let browser = Self { orders, shared, _stop: Arc::new(stop.drop_guard()) };
-        browser.order(json!({ "do": "launch" })).await?;
-        Ok(browser)
+        Ok(Self { orders, shared, _stop: Arc::new(stop.drop_guard()) })
     }
 
     /// Opens a page at a URL; the name is for [`Browser::evaluate`] and messages.

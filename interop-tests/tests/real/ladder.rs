@@ -1,7 +1,5 @@
 //! Which transport a native client uses, and how it comes from one to another, where networks misbehave.
 
-mod relay;
-
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -11,11 +9,11 @@ use tidegate_client::{
     SubscriptionEvent, Transport,
 };
 use tidegate_interop_tests::gateway::Gateway;
+use tidegate_interop_tests::middle::Relay;
 use tidegate_interop_tests::wait::{PATIENCE, within};
 use tokio::net::UdpSocket;
 
 use crate::support::ROOMY;
-use relay::Relay;
 
 const CHANNEL: &str = "room:ladder";
 

@@ -40,6 +40,10 @@ pub use event::{CommandError, Event, History, RequestError, RequestId, SessionEr
 pub struct Config {
     /// From an open connection to `connected`; then the connection counts as lost.
     pub connect_timeout: Duration,
+    /// Bound of the first delay before another attempt to connect; it doubles with each..
+    pub backoff_base: Duration,
+    /// ..up to this.
+    pub backoff_cap: Duration,
     /// From `done` to the server's `close`; then the session ends without it.
     pub close_timeout: Duration,
     /// Subscriptions; more are refused.
@@ -77,6 +81,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(10),
+            backoff_base: Backoff::BASE,
+            backoff_cap: Backoff::CAP,
             close_timeout: Duration::from_secs(5),
             max_subscriptions: 512,
             max_requests: 1024,
@@ -174,7 +180,11 @@ impl Session {
     pub fn new(config: Config, mut rng: ChaCha8Rng) -> Self {
         Self {
             state: State::Idle,
-            backoff: Backoff::new(ChaCha8Rng::from_rng(&mut rng)),
+            backoff: Backoff::with_bounds(
+                ChaCha8Rng::from_rng(&mut rng),
+                config.backoff_base,
+                config.backoff_cap,
+            ),
             rng,
             token: None,
             tickets: Tickets::default(),

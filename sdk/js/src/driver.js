@@ -14,6 +14,7 @@
  * @property {string | null} token
  * @property {((why: { fresh: boolean }) => string | Promise<string>) | undefined} getToken
  * @property {Partial<typeof PARAMETERS> | undefined} ladder
+ * @property {{ baseMs?: number, capMs?: number } | undefined} backoff
  * @property {Store | null} store
  * @property {() => string} networkKey
  * @property {() => number} random
@@ -57,11 +58,11 @@ export class Driver {
    * @param {(told: Told) => void} tell what the app is to know
    */
   constructor(options, tell) {
-    const { urls, transports, random, store, networkKey, ladder } = options;
+    const { urls, transports, random, store, networkKey, ladder, backoff } = options;
     this.#options = options;
     this.#tell = tell;
     this.#token = options.token;
-    this.session = new Session({ random, makeKey: randomHex });
+    this.session = new Session({ random, makeKey: randomHex, backoff });
     const parameters = { ...PARAMETERS, ...ladder };
     const memory = new Memory({ store, origin: originOf(urls), network: networkKey(), parameters });
     this.#ladder = new Ladder({ transports, memory, random, parameters });

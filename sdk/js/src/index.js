@@ -7,12 +7,12 @@ export { SESSION_ENDED, UNKNOWN_OUTCOME } from "./session.js";
 export { Subscription } from "./subscription.js";
 
 /**
- * @typedef {import('./client.js').ClientOptions} ClientOptions
- * @typedef {import('./client.js').ClientState} ClientState
- * @typedef {import('./client.js').ClientEvents} ClientEvents
- * @typedef {import('./client.js').ConnectedEvent} ConnectedEvent
- * @typedef {import('./client.js').MovedEvent} MovedEvent
- * @typedef {import('./client.js').DisconnectedEvent} DisconnectedEvent
+ * @typedef {import('./client/types.js').ClientOptions} ClientOptions
+ * @typedef {import('./client/types.js').ClientState} ClientState
+ * @typedef {import('./client/types.js').ClientEvents} ClientEvents
+ * @typedef {import('./client/types.js').ConnectedEvent} ConnectedEvent
+ * @typedef {import('./client/types.js').MovedEvent} MovedEvent
+ * @typedef {import('./client/types.js').DisconnectedEvent} DisconnectedEvent
  * @typedef {import('./session/types.js').Position} Position
  * @typedef {import('./subscription.js').Publication} Publication
  * @typedef {import('./subscription.js').EphemeralItem} EphemeralItem

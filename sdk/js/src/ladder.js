@@ -6,6 +6,10 @@
  * lost, or failed, are blamed, but not before a session is connected by the winner: a server that restarts fails them all,
  * and that says nothing about the network.
  *
+ * From a fallback it *climbs*: it races the better ones beside the connection that there is. Before the move a handshake is
+ * all the trial there can be, since a server closes what says no `connect` for five seconds. The rest comes behind it: for
+ * ten seconds the new connection is probed often, and left at once if it fails; then the next climb is twice as far.
+ *
  * @import { Memory } from './ladder/memory.js'
  * @import { TransportName } from './transport.js'
  *

@@ -103,7 +103,16 @@ function frame(strict, bodies) {
 }
 
 export const ClientFrame = frame(true, [
-  [2, "connect", message("Connect", [field(1, "token", "string", OPTIONAL), field(2, "resume", "string", OPTIONAL), field(3, "key", "string", OPTIONAL)])],
+  [
+    2,
+    "connect",
+    message("Connect", [
+      field(1, "token", "string", OPTIONAL),
+      field(2, "resume", "string", OPTIONAL),
+      field(3, "key", "string", OPTIONAL),
+      field(4, "repeats", "bool", SPARSE),
+    ]),
+  ],
   [3, "subscribe", message("Subscribe", [field(1, "channel", "string"), position(2, "position"), field(3, "rank", "sint32", SPARSE)])],
   [4, "unsubscribe", message("Unsubscribe", [field(1, "channel", "string")])],
   [

@@ -38,14 +38,16 @@ export class Session {
    * @param {() => number} options.random evenly distributed in [0, 1)
    * @param {() => string} options.makeKey random text that nobody can guess, at most 128 bytes
    * @param {Partial<typeof LIMITS>} [options.limits]
+   * @param {{ baseMs?: number, capMs?: number }} [options.backoff] between attempts to connect
    */
-  constructor({ random, makeKey, limits = {} }) {
+  constructor({ random, makeKey, limits = {}, backoff = {} }) {
     this.#limits = { ...LIMITS, ...limits };
     this.#requests = new Requests(random, this.#limits);
     const emit = (/** @type {Event} */ event) => void this.#events.push(event);
     const shared = { emit, nextId: () => this.#nextId(), random, limits: this.#limits };
     this.#channels = new Channels(shared);
-    this.#connections = new Connections({ ...shared, makeKey, channels: this.#channels, requests: this.#requests });
+    const parts = { channels: this.#channels, requests: this.#requests };
+    this.#connections = new Connections({ ...shared, ...parts, backoff, makeKey });
   }
 
   get state() {

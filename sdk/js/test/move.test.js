@@ -401,6 +401,46 @@ test("`superseded` is final, unless it was this client itself that took the sess
   assert.ok(own.connection > first);
 });
 
+test("an attempt that came too late is given up, and the token connects at once", () => {
+  for (const code of [CloseCode.superseded, CloseCode.tokenExpired]) {
+    const world = live();
+    world.token = "token";
+    world.answersDials = false;
+    world.lose();
+    world.pass(2_000);
+    world.accept(world.dials[0]);
+    world.settle();
+    world.receive("close", { code, reason: "" });
+    world.settle();
+    assert.notEqual(world.session.state, "ended");
+    world.pass(5_000);
+    world.accept(world.dials[0]);
+    world.settle();
+    assert.deepEqual(world.sentFrames("connect").at(-1)[1], { token: "token" });
+  }
+});
+
+test("with a ticket, what the server begins by itself is taken over in the same flight", () => {
+  const begun = { channel: "user:1", position: { epoch: "e", offset: 3 }, recovered: false, publications: [], conflated: false };
+  const world = connected({ hasTickets: true, subscriptions: [begun] });
+  world.sent.length = 0;
+  world.lose();
+  world.answersDials = false;
+  world.pass(2_000);
+  world.accept(world.dials[0]);
+  world.settle();
+  const position = { epoch: "e", offset: 3 };
+  assert.deepEqual(world.sentFrames("subscribe").map(([, body]) => body), [{ channel: "user:1", position }]);
+  const [, { id }] = world.sent.find(([, { name }]) => name === "subscribe");
+  const connectedFrame = world.server.connection.lanes.get("control").shift();
+  world.receive("connected", { ...connectedFrame.body, subscriptions: [{ ...begun, position: { epoch: "e", offset: 4 } }] }, connectedFrame.id);
+  const publications = [{ channel: "user:1", offset: 4, data: 4, time_ms: 0 }];
+  world.receive("subscribed", { ...begun, position: { epoch: "e", offset: 4 }, recovered: true, publications }, id);
+  world.settle();
+  assert.equal(world.sentFrames("subscribe").length, 1);
+  assert.deepEqual(world.session.position("user:1"), { epoch: "e", offset: 4 });
+});
+
 test("without tickets it moves by its token, as a session of its own", () => {
   const world = live({ hasTickets: false });
   world.token = "token";

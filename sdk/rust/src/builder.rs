@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tidegate_certs::CertificateHash;
 use tidegate_fallback::ladder::{LadderConfig, LadderMemory};
+use tidegate_protocol::backoff::Backoff;
 
 use crate::client::Client;
 use crate::endpoint::Endpoint;
@@ -35,6 +36,7 @@ pub struct Builder {
     memory: LadderMemory,
     network_key: Option<String>,
     quic: QuicOptions,
+    backoff: (Duration, Duration),
 }
 
 impl Builder {
@@ -51,6 +53,7 @@ impl Builder {
             memory: LadderMemory::default(),
             network_key: None,
             quic: QuicOptions::default(),
+            backoff: (Backoff::BASE, Backoff::CAP),
         }
     }
 
@@ -89,6 +92,14 @@ impl Builder {
     /// How native QUIC connections are kept.
     pub fn with_quic(mut self, options: QuicOptions) -> Self {
         self.quic = options;
+        self
+    }
+
+    /// How long the client waits before it connects again: evenly distributed between zero and a bound that doubles from
+    /// `base` to `cap` with each attempt, until a connection has held for 30 s. 1 s and 60 s where nothing is said. Less is
+    /// for tests and local networks: many clients that come back at once are what a server does not survive.
+    pub fn with_backoff(mut self, base: Duration, cap: Duration) -> Self {
+        self.backoff = (base, cap);
         self
     }
 
@@ -164,6 +175,7 @@ impl Builder {
             memory: self.memory,
             network_key: self.network_key,
             quic: self.quic,
+            backoff: self.backoff,
         })
         .await
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate_fallback::ladder::{AttemptId, Ladder, LadderConfig, LadderMemory};
 use tidegate_protocol::frame::ServerFrame;
@@ -45,6 +45,8 @@ pub(crate) struct Options {
     pub(crate) memory: LadderMemory,
     pub(crate) network_key: Option<String>,
     pub(crate) quic: QuicOptions,
+    /// Base and cap.
+    pub(crate) backoff: (Duration, Duration),
 }
 
 /// Starts a client and waits for its first connection.
@@ -57,7 +59,9 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
     let (heard_sender, heard) = mpsc::channel(HEARD_BOUND);
     let (first, connected) = oneshot::channel();
     let untaken = Arc::new(Mutex::new(Some(Events { events: events_receiver })));
-    let mut session = Session::new(Config::default(), clock::rng());
+    let (backoff_base, backoff_cap) = options.backoff;
+    let config = Config { backoff_base, backoff_cap, ..Config::default() };
+    let mut session = Session::new(config, clock::rng());
     let (ladder, dialer) = prepare(&options, &tracker).await?;
     session.connect(options.token);
     let driver = Driver {

@@ -170,6 +170,8 @@ fn limits() -> Vec<Key<Settings>> {
             "Bytes queued for one subscription; beyond it the subscription catches up from history later."),
         Key::new("limits.ephemeral_age", &DURATION, |s| &mut s.limits.edge.ephemeral_age, "",
             "For an ephemeral item to wait for a client that is behind; then it is dropped."),
+        Key::new("limits.repeats", &FLAG, |s| &mut s.limits.edge.repeats, "",
+            "Small publications are sent again, by datagram, where a QUIC or WebTransport connection loses packets."),
         Key::new("limits.tcp_unsent", &SIZE, |s| &mut s.limits.edge.tcp_unsent, "",
             "Bytes that the kernel takes of a TCP connection ahead of what it can send (TCP_NOTSENT_LOWAT)."),
         Key::new("limits.http_headers", &SIZE, |s| &mut s.limits.edge.http_headers, "",

@@ -20,7 +20,7 @@ use super::early::Early;
 use super::inbound::{Carrier, Inbox};
 use super::lanes::{ControlStopped, Lanes};
 use super::webtransport::{DATAGRAM_HEADER, UNI_HEADER};
-use crate::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind};
+use crate::{Closing, Connection, Inbound, Lane, PathStats, RecvError, Sent, TransportKind};
 
 /// A client connected by QUIC or WebTransport.
 ///
@@ -259,6 +259,19 @@ impl Connection for QuicConnection {
             }
         };
         self.connection.send_datagram(datagram).is_ok()
+    }
+
+    fn path(&self) -> Option<PathStats> {
+        let path = self.connection.stats().path;
+        let header = if self.carrier.is_http3() { size_of_val(&DATAGRAM_HEADER) } else { 0 };
+        let datagram_size = self.connection.max_datagram_size().map_or(0, |size| size.saturating_sub(header));
+        Some(PathStats {
+            rtt: path.rtt,
+            congestion_window: path.cwnd,
+            sent_packets: path.sent_packets,
+            lost_packets: path.lost_packets,
+            datagram_size,
+        })
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>> {

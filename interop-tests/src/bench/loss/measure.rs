@@ -43,10 +43,12 @@ pub(super) fn measure(cell: &Cell, work: &Work) -> Result<Samples> {
             stop.send_replace(true);
             samples
         };
-        let (published, received) = tokio::join!(server, client);
-        // Why there is no publisher says more than that there is none.
-        published??;
-        received
+        match tokio::join!(server, client) {
+            (Ok(Ok(())), outcome) => outcome,
+            (Ok(Err(error)) | Err(error), Ok(_)) => Err(error.context("the publisher")),
+            // Each may have failed for the other's failure.
+            (Ok(Err(server)) | Err(server), Err(client)) => Err(client.context(format!("{server:#}"))),
+        }
     })
 }
 
@@ -157,5 +159,4 @@ const FLOOD_BYTES: usize = 8_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Of the devices: what mobile networks have.
 const MTU: u16 = 1_400;
-const CONFIG: &str =
-    "auth.origins = [\"*\"]\nnamespaces.default.history_count = 10000\n";
+const CONFIG: &str = "auth.origins = [\"*\"]\nnamespaces.default.history_count = 10000\n";

@@ -1,4 +1,4 @@
-//! Networks that misbehave: a wire that is cut, a proxy that loses answers, and a web server for pages.
+//! A proxy that loses answers, and a web server for pages.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,73 +14,9 @@ use hyper_util::rt::TokioIo;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tidegate_interop_tests::http::send;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-
-/// Carries TCP connections to one address, until they are cut.
-pub(super) struct Wire {
-    pub(super) address: SocketAddr,
-    shared: Arc<WireShared>,
-    _stop: DropGuard,
-}
-
-#[derive(Default)]
-struct WireShared {
-    /// Cancelled to cut what is connected now.
-    cut: Mutex<CancellationToken>,
-    /// What clients sent first, a connection each.
-    heads: Mutex<Vec<String>>,
-}
-
-impl Wire {
-    pub(super) async fn to(target: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let shared = Arc::<WireShared>::default();
-        let stop = CancellationToken::new();
-        let (carrying, tasks) = (Arc::clone(&shared), TaskTracker::new());
-        let lines = tasks.clone();
-        let all = stop.clone();
-        tasks.spawn(stop.clone().run_until_cancelled_owned(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let cut = locked(&carrying.cut).clone();
-                let shared = Arc::clone(&carrying);
-                let all = all.clone();
-                lines.spawn(async move {
-                    tokio::select! {
-                        // An end of either side ends both.
-                        _ = carry(client, target, shared) => {}
-                        () = cut.cancelled() => {}
-                        () = all.cancelled() => {}
-                    }
-                });
-            }
-        }));
-        Ok(Self { address, shared, _stop: stop.drop_guard() })
-    }
-
-    /// Ends every connection at once, in the middle of whatever it carries.
-    pub(super) fn cut(&self) {
-        std::mem::take(&mut *locked(&self.shared.cut)).cancel();
-    }
-
-    /// What clients sent first.
-    pub(super) fn heads(&self) -> Vec<String> {
-        locked(&self.shared.heads).clone()
-    }
-}
-
-async fn carry(mut client: TcpStream, target: SocketAddr, shared: Arc<WireShared>) -> Result<()> {
-    let mut server = TcpStream::connect(target).await?;
-    let mut head = vec![0; 8 << 10];
-    let read = client.read(&mut head).await?;
-    locked(&shared.heads).push(String::from_utf8_lossy(&head[..read]).to_lowercase());
-    server.write_all(&head[..read]).await?;
-    tokio::io::copy_bidirectional(&mut client, &mut server).await?;
-    Ok(())
-}
 
 /// Passes requests on, and loses some of the answers: the request was served then, and its client does not know.
 pub(super) struct Lossy {

@@ -93,7 +93,7 @@ export class Channels {
   /** Asks for everything, right behind `connect`. @param {Connection} connection */
   open(connection) {
     for (const subscription of this.#subscriptions.values()) {
-      // What the server begins by itself can be taken over once it has, not before. With a ticket it begins nothing.
+      // What the server begins by itself can be taken over once it has, not before. With a ticket it has by then.
       if (!subscription.listed || connection.isResuming) this.#ask(connection, subscription);
     }
   }
@@ -277,8 +277,11 @@ export class Channels {
     const subscription = known ?? this.#add(channel, null, 0);
     subscription.byServer ||= !known;
     subscription.listed = true;
-    // What was asked before it was known to be listed is answered by "already subscribed".
-    connection.subscribing.delete(connection.joined.get(channel)?.requestId ?? 0);
+    const asked = connection.joined.get(channel)?.requestId ?? 0;
+    // Behind a ticket the server reads what was asked once it has begun its own: that takes it over.
+    if (asked !== 0 && connection.connected.resumed) return;
+    // Else what was asked before it was known to be listed is answered by "already subscribed".
+    connection.subscribing.delete(asked);
     if (subscription.position) return this.#ask(connection, subscription);
     const joined = this.#join(connection, subscription);
     this.#begin(now, connection, subscription, joined, begun, true);

@@ -47,14 +47,15 @@ export class Connections {
    * @param {() => number} options.random
    * @param {() => string} options.makeKey
    * @param {typeof LIMITS} options.limits
+   * @param {{ baseMs?: number, capMs?: number }} options.backoff
    * @param {Channels} options.channels
    * @param {Requests} options.requests
    */
-  constructor({ emit, nextId, random, makeKey, limits, channels, requests }) {
+  constructor({ emit, nextId, random, makeKey, limits, backoff, channels, requests }) {
     this.#emit = emit;
     this.#nextId = nextId;
     this.#random = random;
-    this.#backoff = new Backoff(random);
+    this.#backoff = new Backoff(random, backoff);
     this.#limits = limits;
     this.#ticket = new Ticket(makeKey);
     this.#channels = channels;
@@ -345,10 +346,12 @@ export class Connections {
       return;
     }
     if (this.#state.name === "closing") return this.#end("closed by the app");
-    const wasRefused = connection.phase === "greeting" && connection.isResuming && isTicketRefusal(why.code);
-    if (isTicketRefusal(why.code)) this.#ticket.drop();
-    const policy =
-      why.code === CloseCode.superseded && this.#ticket.wasTakenFrom(connection.id) ? "now" : why.policy;
+    const isAttempt = connection.phase === "greeting" && connection.isResuming;
+    // An attempt that came too late is of no more use than one that is refused.
+    const wasRefused = isAttempt && (isTicketRefusal(why.code) || why.code === CloseCode.superseded);
+    const wasOurs = why.code === CloseCode.superseded && (isAttempt || this.#ticket.wasTakenFrom(connection.id));
+    if (isTicketRefusal(why.code) || wasRefused || why.code === CloseCode.tokenExpired) this.#ticket.drop();
+    const policy = wasOurs ? "now" : why.policy;
     if (connection === this.next) return this.#loseNext(now, { ...why, policy }, wasRefused);
     const delay = () => Math.max(wasRefused ? 0 : this.#delay(policy), afterMs);
     if (this.next && policy !== "never") this.#inherit(now, connection, { ...why, policy });

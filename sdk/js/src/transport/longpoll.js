@@ -18,7 +18,7 @@
  * @property {Promise<void>} done
  */
 
-import { decodeList, toJson } from "../codec.js";
+import { MAX_FRAMES_PER_MESSAGE, decodeList, toJson } from "../codec.js";
 import { CloseCode } from "../close-codes.js";
 import { ClientFrame, ServerFrame } from "../schema.js";
 import { deadline, toError } from "../transport.js";
@@ -297,6 +297,7 @@ const RETRY_MS = 250;
 const ANSWER_GRACE_MS = 10_000;
 /** How long an interrupted poll may take to return once the newer one has. */
 const OLDER_GRACE_MS = 3_000;
-const MAX_FRAMES = 64;
+/** As many as a poll may hold: what follows `connect` leaves with it. */
+const MAX_FRAMES = MAX_FRAMES_PER_MESSAGE;
 const BODY_LENGTH = 65_536;
 const MAX_OUTBOX_EPHEMERAL = 64;

@@ -78,7 +78,7 @@ class Connection {
       heartbeat: true,
       send: (frames) => {
         // In one write: `connect` and all that follows it leave in one flight.
-        this.#write(joined(frames.map((frame) => encodeDelimited(ClientFrame, frame))));
+        this.#write(joined(frames.map((frame) => encodeDelimited(ClientFrame, withRepeats(frame)))));
       },
       sendEphemeral: (frame) => this.#sendEphemeral(frame),
       close: () => {
@@ -184,6 +184,16 @@ class Connection {
 async function* chunks(readable) {
   const reader = readable.getReader();
   for (let next = await reader.read(); !next.done; next = await reader.read()) yield next.value;
+}
+
+/**
+ * `connect` tells that publications are taken from datagrams too: they go the same way as those of streams.
+ *
+ * @param {Frame} frame
+ * @returns {Frame}
+ */
+function withRepeats(frame) {
+  return frame.name === "connect" ? { ...frame, body: { ...frame.body, repeats: true } } : frame;
 }
 
 /** @param {Uint8Array[]} parts @returns {Uint8Array} */

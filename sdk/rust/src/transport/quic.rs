@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
-use tidegate_protocol::frame::{CloseCode, StreamHeader};
+use tidegate_protocol::frame::{ClientBody, CloseCode, StreamHeader};
 use tidegate_protocol::session::client::Transmit;
 use tidegate_transport::quic::{EarlyData, QuicClient, QuicError, is_probe};
 use tokio::sync::{Notify, mpsc};
@@ -154,7 +154,11 @@ async fn write_control(
     mut outbound: mpsc::Receiver<Transmit>,
     control: mpsc::Sender<Inbound>,
 ) {
-    while let Some(Transmit { frame, datagram, .. }) = outbound.recv().await {
+    while let Some(Transmit { mut frame, datagram, .. }) = outbound.recv().await {
+        if let Some(ClientBody::Connect(connect)) = &mut frame.body {
+            // What is read from datagrams goes the same way as what streams bring.
+            connect.repeats = true;
+        }
         let bytes = encode_delimited(&frame);
         if datagram && connection.max_datagram_size().is_some_and(|limit| bytes.len() <= limit) {
             // At most once: what the connection cannot take now is lost.
