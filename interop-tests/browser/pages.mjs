@@ -3,26 +3,56 @@
  * `{id, value}` or `{id, error}`. What pages receive goes out as `{page, event, ..}`.
  */
 
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { join, normalize } from "node:path";
 import { createInterface } from "node:readline";
 
 import { chromium } from "playwright-core";
+
+const INSIDE = [
+  // As if the gateway's certificate were one that browsers trust. An exception made later would cost each connection
+  // another handshake.
+  "--ignore-certificate-errors",
+  // Requests of the browser's own would travel over the link.
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  "--no-first-run",
+];
 
 const pages = new Map();
 let browser;
 let context;
 
 const orders = {
-  async launch() {
+  /** `inside`: in the laboratory. */
+  async launch({ inside = false }) {
     browser = await chromium.launch({
       executablePath: process.env.TIDEGATE_CHROMIUM,
-      args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+      args: ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", ...(inside ? INSIDE : [])],
     });
     context = await browser.newContext({ viewport: { width: 1440, height: 900 } });
     context.setDefaultTimeout(20_000);
   },
 
-  async open({ page: name, url }) {
-    const page = pages.get(name)?.page ?? (await context.newPage());
+  /** Serves an empty page and `sdk/js` on this end's own loopback; the page's URL. */
+  async serve({ sdk }) {
+    const server = createServer(async (request, response) => {
+      const path = new URL(request.url, "http://localhost").pathname;
+      const file = path.startsWith("/sdk/") ? await readFile(join(sdk, normalize(path.slice("/sdk".length)))).catch(() => null) : "";
+      if (file === null) response.statusCode = 404;
+      response.setHeader("content-type", file ? "text/javascript" : "text/html");
+      response.end(file || "<!doctype html><title>lab</title>");
+    });
+    await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+    return `http://localhost:${server.address().port}/`;
+  },
+
+  async open({ page: name, url, connectsAnywhere = false }) {
+    // A page of the gateway's may connect to the gateway alone, by its Content Security Policy.
+    const opener = connectsAnywhere ? await browser.newContext({ bypassCSP: true }) : context;
+    const page = pages.get(name)?.page ?? (await opener.newPage());
     if (!pages.has(name)) {
       const problems = [];
       pages.set(name, { page, problems });

@@ -12,7 +12,7 @@ mod load;
 mod loss;
 mod machine;
 mod measure;
-mod mobility;
+pub mod mobility;
 mod proc;
 mod publisher;
 mod report;

@@ -100,6 +100,20 @@ impl Gateway {
     pub async fn restart(&mut self) -> Result<()> {
         let status = self.terminate().await?;
         ensure!(status.success(), "ended with {status}: {}", self.log());
+        self.respawn().await
+    }
+
+    /// Kills it, and starts it again likewise.
+    ///
+    /// # Errors
+    /// When it does not become ready again.
+    pub async fn crash(&mut self) -> Result<()> {
+        self.signal(Signal::SIGKILL)?;
+        self.ended().await?;
+        self.respawn().await
+    }
+
+    async fn respawn(&mut self) -> Result<()> {
         let addresses = self.addresses;
         (self.child, self.addresses) = spawn(self.mode, &self.folder, Some(addresses)).await?;
         Ok(())

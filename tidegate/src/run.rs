@@ -35,12 +35,12 @@ use self::signals::{Signal, Signals};
 
 /// Runs until a signal ends it.
 pub(crate) fn blocking(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?
-        .block_on(run(loaded, certs_dir))?;
-    Ok(ExitCode::SUCCESS)
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let ended = runtime.block_on(run(loaded, certs_dir));
+    // A file that cannot be read to its end (a network's, a pipe) must not hold up the end of the process.
+    runtime.shutdown_background();
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 /// Checks, starts, serves, ends.
@@ -140,7 +140,8 @@ impl Refresher {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while stop.run_until_cancelled(ticks.tick()).await.is_some() {
             let this = self.clone();
-            if tokio::task::spawn_blocking(move || this.refresh()).await.is_err() {
+            let refreshed = tokio::task::spawn_blocking(move || this.refresh());
+            if let Some(Err(_)) = stop.run_until_cancelled(refreshed).await {
                 error!("looking for new certificates failed");
             }
         }

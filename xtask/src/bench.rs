@@ -10,13 +10,16 @@ use crate::workspace::Workspace;
 /// Flags of `cargo xtask bench`.
 #[derive(clap::Args)]
 #[command(after_help = "Benchmarks:
-  fanout  one publication to many subscriptions: deliveries per second, CPU per delivery, latency
-  idle    memory per connection that does nothing
+  fanout    one publication to many subscriptions: deliveries per second, CPU per delivery, latency
+  idle      memory per connection that does nothing
+  loss      latency over links that lose packets, by transport; writes a chart
+  mobility  what blocked, dying and changing networks cost a client
 
-Each runs beside a raw loop over the same number of sockets, the physical limit.
+The first two run beside a raw loop over the same number of sockets, the physical limit; the others in network
+namespaces joined by a seeded link (docs/LAB.md), which need root.
 `cargo xtask bench NAME --help` shows the flags of one; docs/PERFORMANCE.md has the figures.")]
 pub(crate) struct Args {
-    /// fanout or idle, then what the benchmark itself takes
+    /// fanout, idle, loss or mobility, then what the benchmark itself takes
     #[arg(required = true, value_names = ["NAME", "ARGS"], num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) benchmark: Vec<String>,
 }

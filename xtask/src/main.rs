@@ -36,7 +36,7 @@ enum Command {
     Tidy,
     /// Cargo.lock against known security floors and yanked versions
     Advisories,
-    /// Run a benchmark beside its physical limit, in release mode: fanout, idle
+    /// Run a benchmark in release mode: fanout, idle, loss, mobility
     Bench(bench::Args),
     /// Run the simulated tests, with one seed or with the tests' own
     Sim(sim::Args),

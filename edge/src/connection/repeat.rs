@@ -35,9 +35,8 @@ impl Session {
         let now = clock::now();
         while let Some(Repeat { datagram, items }) = inner.repeats.poll_transmit(now) {
             if !inner.connection.send_datagram(&datagram) {
-                // Datagrams wait for the congestion window already.
-                inner.repeats.handle_blocked();
-                return;
+                // Datagrams wait for the congestion window already: these would come too late.
+                continue;
             }
             let metrics = self.worker.metrics();
             metrics.repeats.inc_by(items);

@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
 use super::http::{self, Carrier};
+use super::quic::has_room;
 use super::tcp::failed;
 use crate::worker::{Admitted, Worker};
 
@@ -50,7 +51,7 @@ pub(super) fn serve(
                 incoming = listening.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            match accepting.admit_connection() {
+            match accepting.admit_connection().filter(|_| has_room(&accepting, &listening)) {
                 Some(admitted) => {
                     let worker = Rc::clone(&accepting);
                     accepting.spawn(Box::pin(begin(worker, incoming, admitted)));

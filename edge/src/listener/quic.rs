@@ -3,6 +3,7 @@
 use std::net::UdpSocket;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_fallback::http::{check_origin, request_token};
 use tidegate_protocol::frame::CloseCode;
@@ -24,11 +25,22 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Ends what is left, and waits until the last packets are out.
+    /// Ends what is left, and waits until the last packets are out, within a bound: who closes the socket need not
+    /// drain to the end (RFC 9000 §10.2). quinn alone would wait for the idle timeout of a connection whose very first
+    /// packet was a close: it drains without a timer of its own.
     pub(crate) async fn close(self) {
-        for endpoint in [self.quic, self.http3].into_iter().flatten() {
+        let endpoints: Vec<_> = [self.quic, self.http3].into_iter().flatten().collect();
+        for endpoint in &endpoints {
             endpoint.close(CloseCode::Shutdown, "the server is going away");
-            endpoint.wait_idle().await;
+        }
+        let idle = async {
+            for endpoint in &endpoints {
+                endpoint.wait_idle().await;
+            }
+        };
+        if tokio::time::timeout(LAST_PACKETS, idle).await.is_err() {
+            let left: usize = endpoints.iter().map(|endpoint| endpoint.open_connections()).sum();
+            debug!(left, "QUIC connections were not drained to the end");
         }
     }
 }
@@ -60,7 +72,7 @@ pub(super) fn serve(
                 incoming = listening.accept() => incoming,
             };
             let Some(incoming) = incoming else { return };
-            match accepting.admit() {
+            match accepting.admit().filter(|_| has_room(&accepting, &listening)) {
                 Some(admitted) => {
                     let worker = Rc::clone(&accepting);
                     // Boxed: the handshake's state is large, and gone once the session's own task runs.
@@ -81,6 +93,13 @@ pub(super) fn serve(
         }
     });
     Some(endpoint)
+}
+
+/// Whether a worker's endpoint takes one more. Connections that have ended hold memory while they drain, and count
+/// against the node's bound no more; somebody who only opens and closes makes nothing else.
+pub(super) fn has_room(worker: &Worker, endpoint: &QuicEndpoint) -> bool {
+    let limits = worker.limits();
+    endpoint.open_connections() < limits.connections.saturating_add(limits.quic.max_incoming)
 }
 
 async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
@@ -159,3 +178,6 @@ fn check(
         None => Ok(None),
     }
 }
+
+/// For the last packets to get out: three PTOs of most paths.
+const LAST_PACKETS: Duration = Duration::from_secs(1);

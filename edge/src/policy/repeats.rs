@@ -80,9 +80,10 @@ impl Repeats {
     }
 }
 
-/// What is known of the path. Counts fade: what is older than some thousand packets hardly counts.
+/// What is known of the path. Counts fade: what is older than some two thousand packets hardly counts.
 #[derive(Debug, Default)]
 struct Path {
+    /// In thousandths of a packet, so that a single loss fades too.
     sent: u64,
     lost: u64,
     /// As the transport counts them, at the last look.
@@ -98,8 +99,8 @@ impl Path {
             // The client moved: another path, counted from zero.
             *self = Self::default();
         }
-        self.sent += stats.sent_packets - self.sent_before;
-        self.lost += stats.lost_packets - self.lost_before;
+        self.sent = self.sent.saturating_add((stats.sent_packets - self.sent_before).saturating_mul(1_000));
+        self.lost = self.lost.saturating_add((stats.lost_packets - self.lost_before).saturating_mul(1_000));
         (self.sent_before, self.lost_before) = (stats.sent_packets, stats.lost_packets);
         while self.sent > REMEMBERED {
             self.sent /= 2;
@@ -115,8 +116,8 @@ impl Path {
     /// With hysteresis: what was lost a while ago fades before the repeats end.
     fn is_lossy(&self) -> bool {
         let least = if self.ring.is_some() { LEAST_LOSS_TO_GO_ON } else { LEAST_LOSS };
-        let judged = self.sent.max(LEAST_SENT);
-        self.lost >= LEAST_LOST && self.lost * 1_000 >= judged * least && self.lost * 1_000 <= judged * MOST_LOSS
+        let judged = self.sent.max(LEAST_SENT) / 1_000;
+        (judged * least..=judged * MOST_LOSS).contains(&self.lost)
     }
 }
 
@@ -130,7 +131,8 @@ struct Ring {
     /// By repeat, how long after the item was sent.
     delays: [Duration; REPEATS],
     datagram_size: usize,
-    /// Bytes that may be repeated now, at most `allowance_bound`; so many come back each `rtt`.
+    /// Bytes that may be sent now, at most `allowance_bound`; so many come back each `rtt`. What is delivered the first
+    /// time counts, so that repeats take of the congestion window what it leaves, and not all of that.
     allowance: u64,
     allowance_bound: u64,
     rtt: Duration,
@@ -165,7 +167,7 @@ impl Ring {
         self.refill(now);
         self.rtt = stats.rtt;
         self.datagram_size = stats.datagram_size;
-        self.allowance_bound = stats.congestion_window / ALLOWED;
+        self.allowance_bound = stats.congestion_window / 4 * ALLOWED_QUARTERS;
         self.allowance = if first { self.allowance_bound } else { self.allowance.min(self.allowance_bound) };
         for (delay, (share, least, most)) in self.delays.iter_mut().zip(DELAYS) {
             *delay = (stats.rtt / share).clamp(least, most);
@@ -173,6 +175,8 @@ impl Ring {
     }
 
     fn push(&mut self, now: Instant, slot: u32, bytes: &Bytes) {
+        self.refill(now);
+        self.allowance = self.allowance.saturating_sub((bytes.len() + OVERHEAD) as u64);
         if bytes.len() > LARGEST.min(self.datagram_size) {
             return;
         }
@@ -230,7 +234,9 @@ impl Ring {
                 && item.sent + self.delays[repeat] <= now + COMBINED
             {
                 let length = item.bytes.len();
-                if length <= self.datagram_size && length as u64 <= self.allowance {
+                // While it is short it is kept for the last.
+                let reserve = if repeat + 1 < REPEATS { self.allowance_bound / 2 } else { 0 };
+                if length <= self.datagram_size && (length + OVERHEAD) as u64 + reserve <= self.allowance {
                     if datagram.len() + length > self.datagram_size {
                         break;
                     }
@@ -245,6 +251,7 @@ impl Ring {
         while self.next[REPEATS - 1] > 0 {
             self.pop();
         }
+        self.allowance = self.allowance.saturating_sub(if items > 0 { OVERHEAD as u64 } else { 0 });
         (items > 0).then(|| Repeat { datagram: datagram.freeze(), items })
     }
 
@@ -279,16 +286,17 @@ const LARGEST: usize = 512;
 /// Bounds of the ring. At the bound the oldest goes unrepeated.
 const MAX_ITEMS: usize = 64;
 const MAX_BYTES: usize = 32 << 10;
-/// The part of the congestion window that repeats may take in a round trip: half.
-const ALLOWED: u64 = 2;
+/// The part of the congestion window that may be used in a round trip, for repeats to be added: a full one would make
+/// everything wait.
+const ALLOWED_QUARTERS: u64 = 3;
+/// Of a packet, beside what is delivered.
+const OVERHEAD: usize = 40;
 /// Deliveries between two looks at the path: the transport's statistics take a lock.
-const LOOK_EVERY: u32 = 32;
-/// Packets that the share of losses is taken over, at most.
-const REMEMBERED: u64 = 1_024;
-/// Fewer packets are judged as if they were so many.
-const LEAST_SENT: u64 = 200;
-/// One may be a fluke.
-const LEAST_LOST: u64 = 2;
+const LOOK_EVERY: u32 = 16;
+/// What the share of losses is taken over at most, thousandths of packets.
+const REMEMBERED: u64 = 2_048_000;
+/// Fewer are judged as if they were so many, thousandths of packets.
+const LEAST_SENT: u64 = 200_000;
 /// Losses in a thousand at which repeats begin.
 const LEAST_LOSS: u64 = 5;
 /// Losses in a thousand below which they end.

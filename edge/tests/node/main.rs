@@ -1,5 +1,7 @@
 //! A whole edge on loopback, in front of a core that the test plays.
 
+mod quic;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -137,6 +139,19 @@ async fn what_is_left_after_the_grace_is_cut() {
     let mut rest = Vec::new();
     // The end of the stream, or a reset: not an open socket that nobody serves.
     let _how = socket.read_to_end(&mut rest).await;
+}
+
+#[tokio::test]
+async fn a_panic_on_a_worker_does_not_hold_up_its_end() {
+    let (links, _cores) = links(1);
+    let routes: tidegate_edge::Routes = Arc::new(|_| panic!("a route that fails"));
+    let parts = Parts { routes: Some(routes), ..parts(links) };
+    let edge = EdgeNode::start(config(1, Limits::default()), parts).expect("an edge");
+    let address = edge.addresses().plain.expect("the plain listener");
+    let mut socket = TcpStream::connect(address).await.expect("a connection");
+    socket.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.expect("written");
+    assert!(matches!(socket.read(&mut [0]).await, Ok(0) | Err(_)), "its connection is gone");
+    tokio::time::timeout(GRACE / 2, edge.shutdown(GRACE)).await.expect("nothing to wait for");
 }
 
 #[tokio::test]

@@ -127,6 +127,9 @@ struct Outcome {
     received: u64,
     missing: u64,
     reconnects: u64,
+    /// Packets to the subscriber, and those of them that the laboratory delivered over 1 ms late.
+    packets: u64,
+    late: u64,
     failure: Option<String>,
 }
 
@@ -140,6 +143,8 @@ impl Outcome {
             received: 0,
             missing: 0,
             reconnects: 0,
+            packets: 0,
+            late: 0,
             failure: None,
         };
         match samples {
@@ -149,6 +154,7 @@ impl Outcome {
                 outcome.received = samples.received();
                 outcome.missing = samples.missing();
                 outcome.reconnects = samples.transport_changes;
+                (outcome.packets, outcome.late) = (samples.packets, samples.late);
             }
             Err(error) => outcome.failure = Some(format!("{error:#}")),
         }
@@ -159,10 +165,12 @@ impl Outcome {
         match &self.failure {
             Some(failure) => format!("{}: FAILED: {failure}", self.cell),
             None => format!(
-                "{}: p50 {} ms, p99 {} ms{}",
+                "{}: p50 {} ms, p99 {} ms, {} of {} packets late{}",
                 self.cell,
                 figure(self.p50_ms),
                 figure(self.p99_ms),
+                self.late,
+                self.packets,
                 if self.missing > 0 { format!(", {} MISSING", self.missing) } else { String::new() }
             ),
         }

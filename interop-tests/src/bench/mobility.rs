@@ -1,9 +1,10 @@
 //! `bench mobility`: what blocked, dying and changing networks cost a client.
 //!
-//! Scenarios of `sdk/rust` in a laboratory ([`crate::lab`]): UDP blocked from the start, black-holed after open and back,
-//! NAT rebindings, an outage, a change of address; each under a stream of 20 publications per second, none of which may be
-//! lost, repeated or reordered.
+//! Scenarios of `sdk/rust`, and of `sdk/js` in Chromium, in a laboratory ([`crate::lab`]): UDP blocked from the start,
+//! black-holed after open and back, NAT rebindings, an outage, a change of address; each under a stream of 20 publications
+//! per second, none of which may be lost, repeated or reordered.
 
+pub mod browser;
 mod scenarios;
 mod stage;
 
@@ -14,7 +15,8 @@ use anyhow::Result;
 use serde::Serialize;
 use tidegate_transport::netem::Profile;
 
-use self::scenarios::Measured;
+pub use self::scenarios::Measured;
+pub use self::stage::{Restart, Stage, play};
 use super::cli::MobilityArgs;
 use super::machine::Machine;
 use super::proc;
@@ -27,21 +29,21 @@ pub(super) fn run(arguments: &MobilityArgs) -> Result<ExitCode> {
     let (seed, few) = (arguments.seed, arguments.rounds);
     let mut machine = Machine::look(&arguments.tidegate);
     let mut rows: Vec<Row> = Vec::new();
-    let mut progress = Progress::new(7);
+    let mut progress = Progress::new(15);
     let mut note = |what: &str, bound: Option<Duration>, outcome: Result<Measured>| {
         let row = Row::of(what, bound, outcome);
         progress.end(&row.line());
         rows.push(row);
     };
 
-    let alone = stage::play(profile(), seed, move |stage| scenarios::websocket_alone(stage, few));
+    let alone = play(profile(), seed, move |stage| scenarios::websocket_alone(stage, few));
     let usual = alone.as_ref().map(|alone| median(&alone.times)).unwrap_or_default();
     note("connect: WebSocket alone", None, alone);
-    let first = stage::play(profile(), seed, move |stage| scenarios::blocked(stage, few));
+    let first = play(profile(), seed, move |stage| scenarios::blocked(stage, few));
     note("connect: UDP blocked, first time", Some(usual + Duration::from_millis(550)), first);
-    let again = stage::play(profile(), seed, move |stage| scenarios::remembered(stage, few));
+    let again = play(profile(), seed, move |stage| scenarios::remembered(stage, few));
     note("connect: UDP blocked, remembered", Some(usual + Duration::from_millis(20)), again);
-    let hole = stage::play(profile(), seed, move |stage| scenarios::black_hole(stage, few.div_ceil(3)));
+    let hole = play(profile(), seed, move |stage| scenarios::black_hole(stage, few.div_ceil(3)));
     let (away, back) =
         hole.map_or_else(|error| (Err(error), Ok(Measured::default())), |(a, b)| (Ok(a), Ok(b)));
     note("longest gap: UDP black-holed after open", Some(Duration::from_secs(10)), away);
@@ -49,14 +51,28 @@ pub(super) fn run(arguments: &MobilityArgs) -> Result<ExitCode> {
     let rebindings = arguments.rebindings;
     // RFC 9002 §6.2.1: smoothed round trip, four deviations (here about a tenth of it), the peer's acknowledgement delay.
     let pto = rtt + (rtt / 10 * 4).max(Duration::from_millis(1)) + Duration::from_millis(25);
-    let nat = stage::play(profile(), seed, move |stage| scenarios::rebindings(stage, rebindings, rtt / 2));
+    let nat = play(profile(), seed, move |stage| scenarios::rebindings(stage, rebindings, rtt / 2));
     note("stall: NAT rebinding", Some(rtt + pto), nat);
     let elevator = Duration::from_secs(8);
-    let outage =
-        stage::play(profile(), seed, move |stage| scenarios::outage(stage, few.div_ceil(3), elevator));
+    let outage = play(profile(), seed, move |stage| scenarios::outage(stage, few.div_ceil(3), elevator));
     note("up to date after 8 s of outage", None, outage);
-    let swap = stage::play(profile(), seed, move |stage| scenarios::address_changes(stage, few));
+    let swap = play(profile(), seed, move |stage| scenarios::address_changes(stage, few));
     note("longest gap: address change", None, swap);
+
+    let alone = play(profile(), seed, move |stage| browser::websocket_alone(stage, few));
+    let usual = alone.as_ref().map(|alone| median(&alone.times)).unwrap_or_default();
+    note("connect: WebSocket alone (Chromium)", None, alone);
+    let first = play(profile(), seed, move |stage| browser::blocked(stage, few));
+    note("connect: UDP blocked, first time (Chromium)", Some(usual + Duration::from_millis(550)), first);
+    let again = play(profile(), seed, move |stage| browser::remembered(stage, few));
+    note("connect: UDP blocked, remembered (Chromium)", Some(usual + Duration::from_millis(20)), again);
+    let hole = play(profile(), seed, move |stage| browser::black_hole(stage, few.div_ceil(3)));
+    let (away, back) =
+        hole.map_or_else(|error| (Err(error), Ok(Measured::default())), |(a, b)| (Ok(a), Ok(b)));
+    note("longest gap: UDP black-holed after open (Chromium)", Some(Duration::from_secs(10)), away);
+    note("longest gap: UDP back, on WebTransport again (Chromium)", None, back);
+    let outage = play(profile(), seed, move |stage| browser::outage(stage, few.div_ceil(3), elevator));
+    note("up to date after 8 s of outage (Chromium)", None, outage);
 
     progress.finish();
     machine.load_after = proc::load_average();

@@ -38,11 +38,21 @@ impl Browser {
     /// # Errors
     /// When Node.js or Chromium cannot be started.
     pub async fn launch() -> Result<Self> {
-        let mut command = Command::new(programs::node());
-        command.arg(programs::file("browser/pages.mjs")).env("TIDEGATE_CHROMIUM", programs::chromium()?);
-        let browser = Self::start(command)?;
+        let browser = Self::start(pages()?)?;
         browser.order(json!({ "do": "launch" })).await?;
         Ok(browser)
+    }
+
+    /// One inside a laboratory, in the namespace of the calling thread: it minds no certificate of the gateway's and says
+    /// nothing by itself. With the URL of an empty page, which it serves itself, with `sdk/js` at `/sdk/`.
+    ///
+    /// # Errors
+    /// When Node.js or Chromium cannot be started.
+    pub async fn inside() -> Result<(Self, String)> {
+        let browser = Self::start(pages()?)?;
+        browser.order(json!({ "do": "launch", "inside": true })).await?;
+        let url = browser.order(json!({ "do": "serve", "sdk": programs::root().join("sdk/js/src") })).await?;
+        Ok((browser, url.as_str().context("a URL")?.to_owned()))
     }
 
     /// No browser but Node.js itself, which knows one page and [`Browser::evaluate`] alone. `sdk` is `sdk/js` there.
@@ -88,6 +98,16 @@ impl Browser {
     /// When it does not load.
     pub async fn open(&self, page: &str, url: &str) -> Result<()> {
         self.order(json!({ "do": "open", "page": page, "url": url })).await.map(drop)
+    }
+
+    /// The same, for a page that connects to other addresses than the gateway's own.
+    ///
+    /// # Errors
+    /// When it does not load.
+    pub async fn open_to_anywhere(&self, page: &str, url: &str) -> Result<()> {
+        self.order(json!({ "do": "open", "page": page, "url": url, "connectsAnywhere": true }))
+            .await
+            .map(drop)
     }
 
     /// Evaluates JavaScript in a page: the body of an async function.
@@ -156,6 +176,12 @@ impl Browser {
     fn locked(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn pages() -> Result<Command> {
+    let mut command = Command::new(programs::node());
+    command.arg(programs::file("browser/pages.mjs")).env("TIDEGATE_CHROMIUM", programs::chromium()?);
+    Ok(command)
 }
 
 async fn read(stdout: ChildStdout, shared: Arc<Mutex<Shared>>) {

@@ -145,12 +145,8 @@ impl Shared {
                 }
             }
         }));
-        let mapping = Mapping {
-            inside: Arc::clone(&inside),
-            answered,
-            hole: None,
-            deaf: Some(stop.drop_guard()),
-        };
+        let mapping =
+            Mapping { inside: Arc::clone(&inside), answered, hole: None, deaf: Some(stop.drop_guard()) };
         mappings.insert(client, mapping);
         Ok(Some(inside))
     }

@@ -10,7 +10,7 @@ use tidegate_client::{
 };
 use tidegate_interop_tests::gateway::Gateway;
 use tidegate_interop_tests::middle::Relay;
-use tidegate_interop_tests::wait::{PATIENCE, within};
+use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tokio::net::UdpSocket;
 
 use crate::support::ROOMY;
@@ -171,7 +171,14 @@ async fn a_restart_is_not_taken_for_a_block() -> Result<()> {
     let mut gateway = Gateway::dev(ROOMY).await?;
     let builder =
         builder(&gateway, gateway.addresses.quic).with_url(gateway.url("wss")).with_url(gateway.url("https"));
-    let client = builder.connect().await?;
+    // Where the machine is busy TCP may win the very first race, and QUIC be blamed before anything was restarted.
+    let client = until("a client by QUIC", || async {
+        let client = builder.clone().connect().await?;
+        let memory = client.ladder_memory().await?;
+        ensure!(client.transport() == Some(Transport::Quic) && !is_anything_broken(&memory)?, "{memory:?}");
+        Ok(client)
+    })
+    .await?;
     let mut events = client.take_events().context("events")?;
     for restart in 0..2 {
         gateway.restart().await?;

@@ -1,11 +1,16 @@
 //! Ends in order, and certificates that change under way.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use serde_json::json;
+use tempfile::TempDir;
 use tidegate_interop_tests::clients::browser::Browser;
 use tidegate_interop_tests::clients::{
     Collector, Subscriber, from_heads, native, node_ws, python_web_socket, python_web_transport,
@@ -87,6 +92,26 @@ async fn a_second_signal_ends_at_once() -> Result<()> {
     // It may have ended already: then there is nothing to hasten.
     let _ = gateway.signal(Signal::SIGTERM);
     let status = gateway.ended().await?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_never_ends_holds_up_no_end() -> Result<()> {
+    let folder = TempDir::new()?;
+    let keys = folder.path().join("keys.json");
+    let key = json!({ "kty": "oct", "alg": "HS256", "k": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8" });
+    fs::write(&keys, json!({ "keys": [key] }).to_string())?;
+    let mut gateway = Gateway::dev(&format!("[auth]\njwks_files = [{keys:?}]\n")).await?;
+    fs::remove_file(&keys)?;
+    mkfifo(&keys, Mode::S_IRWXU)?;
+    // There is a writer only once the gateway reads; it says nothing.
+    let _silent = until("the pipe is read", || async {
+        let mut options = fs::OpenOptions::new();
+        Ok(options.write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(&keys)?)
+    })
+    .await?;
+    let status = gateway.terminate().await?;
     ensure!(status.success(), "{status}");
     Ok(())
 }

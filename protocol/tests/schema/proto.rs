@@ -210,6 +210,7 @@ fn always_spelt(field: &FieldDescriptor) -> bool {
     let left_out = [
         "ClientFrame.id",
         "ServerFrame.id",
+        "Connect.repeats",
         "Connected.resumed",
         "Connected.subscriptions",
         "HistoryRequest.limit",

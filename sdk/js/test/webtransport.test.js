@@ -51,8 +51,9 @@ class FakeWebTransport {
     for (const frame of frames) void this.controlWriter.write(encodeDelimited(ServerFrame, frame));
   }
 
-  sendDatagram(frame) {
-    void this.datagramWriter.write(encodeDelimited(ServerFrame, frame));
+  sendDatagram(...frames) {
+    const parts = frames.map((frame) => encodeDelimited(ServerFrame, frame));
+    void this.datagramWriter.write(new Uint8Array(Buffer.concat(parts)));
   }
 
   /** Opens a stream and writes to it in pieces of `size` bytes. */
@@ -114,7 +115,8 @@ async function connected(options = {}) {
 async function greet() {
   while (FakeWebTransport.sessions.length === 0) await new Promise((resolve) => setImmediate(resolve));
   const server = FakeWebTransport.sessions.at(-1);
-  const { id } = await server.received("connect");
+  const { id, body: greeting } = await server.received("connect");
+  assert.equal(greeting.repeats, true, "datagrams may hold publications");
   const body = { session: "s", ping_ms: 25_000, node: "fake", region: "test", subscriptions: [] };
   server.send({ id, name: "connected", body });
   return server;
@@ -154,6 +156,25 @@ test("publications of several streams that overtake the reply and each other com
   server.send(subscribed(subscribeId, 0), publication(1), publication(8));
   await done;
   assert.deepEqual(offsets, [1, 2, 3, 4, 5, 6, 7, 8]);
+  client.disconnect({ holdMs: 60_000 });
+  await client.close();
+});
+
+test("a publication that datagrams repeat is delivered once, by whichever is first", async () => {
+  const { client, subscription, server, subscribeId } = await connected();
+  const offsets = [];
+  const done = new Promise((resolve) => {
+    subscription.on("publication", ({ offset }) => offsets.push(offset) === 4 && resolve());
+  });
+  server.send(subscribed(subscribeId, 0));
+  await subscription.ready();
+  server.sendDatagram(publication(1), publication(2));
+  while (offsets.length < 2) await new Promise((resolve) => setImmediate(resolve));
+  server.openStream({ channel: "room:1", catch_up: false }, [1, 2, 3].map(publication), 3);
+  await new Promise((resolve) => setImmediate(resolve));
+  server.sendDatagram(publication(3), publication(4));
+  await done;
+  assert.deepEqual(offsets, [1, 2, 3, 4]);
   client.disconnect({ holdMs: 60_000 });
   await client.close();
 });

@@ -17,7 +17,7 @@ use tidegate_protocol::frame::codec::decode_message;
 use tidegate_protocol::frame::shared::{Framing, SharedFrame};
 use tidegate_protocol::frame::{
     ClientBody, ClientFrame, Connect, Connected, Ephemeral, Publication, Publish, ServerBody, ServerFrame,
-    Subscribe,
+    Subscribe, Unsubscribe,
 };
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, Recovery};
@@ -25,7 +25,9 @@ use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
 use tidegate_protocol::session::resume::{Bounds, SpentTable};
 use tidegate_protocol::{ChannelName, Epoch, NodeId, Offset, Position, Region};
 use tidegate_transport::link::{CoreLink, memory};
-use tidegate_transport::{Closing, Connection, Inbound, Lane, RecvError, Sent, TransportKind, clock};
+use tidegate_transport::{
+    Closing, Connection, Inbound, Lane, PathStats, RecvError, Sent, TransportKind, clock,
+};
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 use tokio_util::sync::CancellationToken;
@@ -382,7 +384,31 @@ impl Client {
     }
 
     pub(super) fn datagrams(&self) -> usize {
-        self.wire.borrow().datagrams
+        self.wire.borrow().datagrams.len()
+    }
+
+    /// The offsets of the publications in each datagram.
+    pub(super) fn repeated(&self) -> Vec<Vec<u64>> {
+        let offset = |frame: ServerFrame| match frame.body {
+            Some(ServerBody::Publication(publication)) => publication.offset,
+            other => panic!("no publication but {other:?}"),
+        };
+        let wire = self.wire.borrow();
+        wire.datagrams.iter().map(|bytes| decode(bytes).into_iter().map(offset).collect()).collect()
+    }
+
+    pub(super) fn forget_datagrams(&self) {
+        self.wire.borrow_mut().datagrams.clear();
+    }
+
+    /// Unsubscribes.
+    pub(super) fn leave(&self, id: u64, channel: &str) {
+        self.say(id, ClientBody::Unsubscribe(Unsubscribe { channel: channel.to_owned() }));
+    }
+
+    /// What the transport says of its path.
+    pub(super) fn set_path(&self, path: PathStats) {
+        self.wire.borrow_mut().path = Some(path);
     }
 
     /// Does not answer a close.
@@ -485,7 +511,8 @@ struct Wire {
     takes_datagrams: bool,
     /// The handshake is not complete.
     early: bool,
-    datagrams: usize,
+    datagrams: Vec<Bytes>,
+    path: Option<PathStats>,
     catch_ups_finished: usize,
     holds_close: bool,
     closing: Option<Closing>,
@@ -507,7 +534,8 @@ impl Wire {
             breaks_after: None,
             takes_datagrams: false,
             early: false,
-            datagrams: 0,
+            datagrams: Vec::new(),
+            path: None,
             catch_ups_finished: 0,
             holds_close: false,
             closing: None,
@@ -589,10 +617,16 @@ impl Connection for Scripted {
         Ok(Sent::Taken)
     }
 
-    fn send_datagram(&mut self, _bytes: &Bytes) -> bool {
+    fn send_datagram(&mut self, bytes: &Bytes) -> bool {
         let mut wire = self.0.borrow_mut();
-        wire.datagrams += usize::from(wire.takes_datagrams);
+        if wire.takes_datagrams {
+            wire.datagrams.push(bytes.clone());
+        }
         wire.takes_datagrams
+    }
+
+    fn path(&self) -> Option<PathStats> {
+        self.0.borrow().path
     }
 
     fn poll_ready(&mut self, cx: &mut Context<'_>, lane: Lane) -> Poll<Result<(), RecvError>> {

@@ -1,3 +1,5 @@
+//! A stream of events driven by hand, and against every order of answers and publications.
+
 use std::sync::Arc;
 
 use proptest::prelude::*;

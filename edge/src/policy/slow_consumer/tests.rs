@@ -1,3 +1,5 @@
+//! The backlog against a model, and at each of its bounds.
+
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -41,7 +41,11 @@ pub(super) fn measure(cell: &Cell, work: &Work) -> Result<Samples> {
             go.send(()).map_err(|()| anyhow!("the publisher is gone"))?;
             let samples = receiver.samples(cell, work).await;
             stop.send_replace(true);
-            samples
+            let down = lab.control().counters().down;
+            samples.map(|mut samples| {
+                (samples.packets, samples.late) = (down.delivered, down.late);
+                samples
+            })
         };
         match tokio::join!(server, client) {
             (Ok(Ok(())), outcome) => outcome,

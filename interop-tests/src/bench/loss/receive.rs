@@ -35,7 +35,7 @@ impl Where {
         Ok(Self {
             quic: gateway.url("quic"),
             websocket: gateway.url("wss"),
-            webtransport: format!("https://{}", gateway.addresses.quic),
+            webtransport: format!("https://{}/v1/connect", gateway.addresses.quic),
             certificate_hash: hash,
         })
     }

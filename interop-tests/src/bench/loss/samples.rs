@@ -20,6 +20,9 @@ pub(super) struct Samples {
     latencies_us: Vec<u64>,
     /// Connections after the first.
     pub(super) transport_changes: u64,
+    /// Packets to the subscriber, and those of them that the laboratory delivered over 1 ms late.
+    pub(super) packets: u64,
+    pub(super) late: u64,
 }
 
 impl Samples {
@@ -31,6 +34,8 @@ impl Samples {
             received: 0,
             latencies_us: Vec::new(),
             transport_changes: 0,
+            packets: 0,
+            late: 0,
         }
     }
 

@@ -12,9 +12,11 @@ const LADDER: [Transport; 2] = [Transport::Quic, Transport::WebSocket];
 
 /// What a scenario measured: durations, and connections that were lost meanwhile.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Measured {
-    pub(super) times: Vec<Duration>,
-    pub(super) losses: u32,
+pub struct Measured {
+    /// How long it took, each time.
+    pub times: Vec<Duration>,
+    /// Connections that ended without another to go on with.
+    pub losses: u32,
 }
 
 /// Time to a connected client over WebSocket alone.

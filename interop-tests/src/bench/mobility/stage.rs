@@ -11,7 +11,7 @@ use tidegate_client::{
 };
 use tidegate_transport::clock;
 use tidegate_transport::netem::Profile;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval_at};
 
 use crate::gateway::Gateway;
@@ -20,14 +20,34 @@ use crate::wait::within;
 
 /// What a scenario is handed.
 #[derive(Debug, Clone)]
-pub(super) struct Stage {
-    pub(super) control: Control,
+pub struct Stage {
+    /// Changes the link.
+    pub control: Control,
     quic: String,
     websocket: String,
-    certificate_hash: String,
+    /// What the gateway says of itself: a script's addresses.
+    pub(super) urls: Value,
+    pub(super) certificate_hash: String,
+    restarts: mpsc::Sender<(Restart, oneshot::Sender<()>)>,
+}
+
+/// How the gateway ends before it starts again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    /// Told to.
+    InOrder,
+    /// Killed: its clients hear nothing.
+    Crash,
 }
 
 impl Stage {
+    /// Ends the gateway and starts it again at the same addresses; without the publications of before.
+    pub(super) async fn restart(&self, how: Restart) -> Result<()> {
+        let (done, restarted) = oneshot::channel();
+        self.restarts.send((how, done)).await?;
+        restarted.await.context("the gateway did not come back")
+    }
+
     /// A client that knows the server by these transports, in this order.
     pub(super) fn client(&self, transports: &[Transport]) -> Builder {
         let mut urls = transports.iter().map(|transport| match transport {
@@ -41,7 +61,10 @@ impl Stage {
 }
 
 /// Sets the stage and plays a scenario in the client's namespace.
-pub(super) fn play<F, T>(
+///
+/// # Errors
+/// Where there is no laboratory, or the scenario fails.
+pub fn play<F, T>(
     profile: Profile,
     seed: u64,
     scenario: impl FnOnce(Stage) -> F + Send + 'static,
@@ -57,17 +80,24 @@ where
         let (stop, stopping) = watch::channel(false);
         let (host, control) = (lab.server().address().into(), lab.control().clone());
         let server = lab.server().task(move || async move {
-            let gateway = Gateway::dev_on(host, CONFIG).await?;
+            let mut gateway = Gateway::dev_on(host, CONFIG).await?;
             let facts = gateway.facts().await?;
             let hash = facts["certificate_hash"].as_str().context("no hash of the certificate")?;
+            let (restarts, asked) = mpsc::channel(1);
             let stage = Stage {
                 control,
+                urls: json!({
+                    "webtransport": format!("https://{}/v1/connect", gateway.addresses.quic),
+                    "websocket": format!("wss://{}/v1/connect", gateway.addresses.tls),
+                    "longpoll": format!("https://{}/v1/poll", gateway.addresses.tls),
+                }),
+                restarts,
                 quic: gateway.url("quic"),
                 websocket: gateway.url("wss"),
                 certificate_hash: hash.to_owned(),
             };
             ready.send(stage).map_err(|_| anyhow!("the scenario ended early"))?;
-            publish(&gateway, stopping).await
+            publish(&mut gateway, asked, stopping).await
         })?;
         let client = async {
             let stage = stage.await.context("the gateway did not start")?;
@@ -83,11 +113,24 @@ where
     })
 }
 
-async fn publish(gateway: &Gateway, mut stop: watch::Receiver<bool>) -> Result<()> {
+async fn publish(
+    gateway: &mut Gateway,
+    mut restarts: mpsc::Receiver<(Restart, oneshot::Sender<()>)>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<()> {
     let mut ticks = interval_at(clock::now().into(), INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let publishing = async {
         for number in 1_u64.. {
+            if let Ok((how, done)) = restarts.try_recv() {
+                match how {
+                    Restart::InOrder => gateway.restart().await?,
+                    Restart::Crash => gateway.crash().await?,
+                }
+                ticks.reset();
+                // A scenario that is over asks no more.
+                let _ = done.send(());
+            }
             ticks.tick().await;
             gateway.publish(CHANNEL, json!({ "n": number, "sent_us": unix_us() })).await?;
         }
@@ -218,6 +261,6 @@ pub(super) fn unix_us() -> u64 {
 
 /// Between two publications.
 pub(super) const INTERVAL: Duration = Duration::from_millis(50);
-const CHANNEL: &str = "mobility:1";
+pub(super) const CHANNEL: &str = "mobility:1";
 const PATIENCE: Duration = Duration::from_secs(90);
-const CONFIG: &str = "namespaces.default.history_count = 10000\n";
+const CONFIG: &str = "auth.origins = [\"*\"]\nnamespaces.default.history_count = 10000\n";

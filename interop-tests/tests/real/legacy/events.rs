@@ -11,8 +11,8 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tidegate_interop_tests::clients::browser::Browser;
 use tidegate_interop_tests::gateway::Gateway;
-use tidegate_interop_tests::middle::Wire;
 use tidegate_interop_tests::http::{dial, get};
+use tidegate_interop_tests::middle::Wire;
 use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tokio_util::task::TaskTracker;
 

@@ -207,6 +207,22 @@ fn live_publications_that_overtake_catch_up_wait_for_it() {
 }
 
 #[test]
+fn what_comes_by_datagram_and_by_stream_is_delivered_once_by_whichever_is_first() {
+    let mut rig = Rig::opened();
+    rig.subscribe("a", 1);
+    // By datagram; by stream; the next one's repeat overtakes what the stream still lacks.
+    for (offset, delivered) in [(2, &[2][..]), (2, &[]), (4, &[]), (3, &[3, 4]), (3, &[]), (4, &[]), (2, &[])]
+    {
+        rig.publication("a", offset);
+        assert_eq!(rig.offsets(), delivered, "{offset}");
+    }
+    rig.advance(Duration::from_secs(10));
+    let asked = rig.transmits();
+    let is_probe = |frame: &ClientFrame| matches!(frame.body, Some(ClientBody::Ping(_)));
+    assert!(asked.iter().all(is_probe), "no gap is left: {asked:?}");
+}
+
+#[test]
 fn a_gap_that_stays_is_asked_for_again() {
     let mut rig = Rig::opened();
     rig.subscribe("a", 1);

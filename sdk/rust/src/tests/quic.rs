@@ -82,11 +82,16 @@ async fn lanes_are_put_together_and_a_close_code_brings_the_client_back() {
         // connect, subscribe.
         for _ in 0..2 {
             let frame = peer.next().await.unwrap();
+            if let Some(ClientBody::Connect(connect)) = &frame.body {
+                assert!(connect.repeats, "datagrams may hold publications");
+            }
             peer.answer(gateway.handle(frame).0.unwrap()).await;
         }
         let mut live = peer.lane(false).await;
         let frame = peer.next().await.unwrap();
         let (answer, publication) = gateway.handle(frame);
+        // Repeated, and the repeat is first.
+        peer.connection.send_datagram(encode_delimited(publication.as_ref().unwrap())).unwrap();
         live.write_all(&encode_delimited(&publication.unwrap())).await.unwrap();
         peer.answer(answer.unwrap()).await;
         // Ephemeral, there and back by datagram.
