@@ -14,8 +14,8 @@ use tidegate_protocol::frame::{ErrorCode, ServerBody};
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
 use tidegate_protocol::session::resume::Outcome;
 use tidegate_protocol::{ChannelName, Offset, Position};
-use tidegate_transport::{TransportKind, clock};
 use tidegate_transport::link::{EdgeLink, LinkReceiver, LinkSender, TrySendError};
+use tidegate_transport::{TransportKind, clock};
 use tokio::sync::Notify;
 
 use crate::channel_poll::Waiter;

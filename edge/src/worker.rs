@@ -401,8 +401,7 @@ impl Worker {
     pub(crate) fn clear(&self) {
         self.upstream().clear();
         // Each taken out before it is dropped: a drop may come back here.
-        let held =
-            (self.sessions.take(), self.registry.take(), self.long_polls.take(), self.events.take());
+        let held = (self.sessions.take(), self.registry.take(), self.long_polls.take(), self.events.take());
         drop(held);
         self.known.take();
     }

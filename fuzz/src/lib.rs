@@ -22,7 +22,9 @@ use tidegate_protocol::frame::codec::{
 use tidegate_protocol::frame::{ClientFrame, ServerFrame, StreamHeader};
 use tidegate_protocol::{ChannelName, SessionId};
 
-pub use http::{channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader};
+pub use http::{
+    channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader,
+};
 pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 

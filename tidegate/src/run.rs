@@ -35,8 +35,10 @@ use self::signals::{Signal, Signals};
 
 /// Runs until a signal ends it.
 pub(crate) fn blocking(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
     let ended = runtime.block_on(run(loaded, certs_dir));
     // A file that cannot be read to its end (a network's, a pipe) must not hold up the end of the process.
     runtime.shutdown_background();

@@ -158,6 +158,9 @@ pub(super) struct MobilityArgs {
     /// How often most scenarios are repeated; the slow ones a third as often
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub(super) rounds: u32,
+    /// Only scenarios whose name contains this: connect, black hole, rebinding, outage, address; "outage in Chromium"
+    #[arg(long, value_name = "TEXT")]
+    pub(super) only: Option<String>,
     /// NAT rebindings
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) rebindings: u32,

@@ -26,53 +26,67 @@ use super::report::{Progress, Table, short, write_json};
 pub(super) fn run(arguments: &MobilityArgs) -> Result<ExitCode> {
     let rtt = Duration::from_millis(arguments.rtt);
     let profile = || Profile::delay(rtt / 2).with_rate(20_000_000, 250_000);
-    let (seed, few) = (arguments.seed, arguments.rounds);
+    let (seed, few, fewer) = (arguments.seed, arguments.rounds, arguments.rounds.div_ceil(3));
     let mut machine = Machine::look(&arguments.tidegate);
     let mut rows: Vec<Row> = Vec::new();
-    let mut progress = Progress::new(15);
+    let mut progress = Progress::new(14);
+    let wanted = |what: &str| arguments.only.as_deref().is_none_or(|only| what.contains(only));
     let mut note = |what: &str, bound: Option<Duration>, outcome: Result<Measured>| {
         let row = Row::of(what, bound, outcome);
         progress.end(&row.line());
         rows.push(row);
     };
-
-    let alone = play(profile(), seed, move |stage| scenarios::websocket_alone(stage, few));
-    let usual = alone.as_ref().map(|alone| median(&alone.times)).unwrap_or_default();
-    note("connect: WebSocket alone", None, alone);
-    let first = play(profile(), seed, move |stage| scenarios::blocked(stage, few));
-    note("connect: UDP blocked, first time", Some(usual + Duration::from_millis(550)), first);
-    let again = play(profile(), seed, move |stage| scenarios::remembered(stage, few));
-    note("connect: UDP blocked, remembered", Some(usual + Duration::from_millis(20)), again);
-    let hole = play(profile(), seed, move |stage| scenarios::black_hole(stage, few.div_ceil(3)));
-    let (away, back) =
-        hole.map_or_else(|error| (Err(error), Ok(Measured::default())), |(a, b)| (Ok(a), Ok(b)));
-    note("longest gap: UDP black-holed after open", Some(Duration::from_secs(10)), away);
-    note("longest gap: UDP back, on QUIC again", None, back);
-    let rebindings = arguments.rebindings;
-    // RFC 9002 §6.2.1: smoothed round trip, four deviations (here about a tenth of it), the peer's acknowledgement delay.
-    let pto = rtt + (rtt / 10 * 4).max(Duration::from_millis(1)) + Duration::from_millis(25);
-    let nat = play(profile(), seed, move |stage| scenarios::rebindings(stage, rebindings, rtt / 2));
-    note("stall: NAT rebinding", Some(rtt + pto), nat);
     let elevator = Duration::from_secs(8);
-    let outage = play(profile(), seed, move |stage| scenarios::outage(stage, few.div_ceil(3), elevator));
-    note("up to date after 8 s of outage", None, outage);
-    let swap = play(profile(), seed, move |stage| scenarios::address_changes(stage, few));
-    note("longest gap: address change", None, swap);
+    let bounds =
+        |usual: Duration| (Some(usual + Duration::from_millis(550)), Some(usual + Duration::from_millis(20)));
 
-    let alone = play(profile(), seed, move |stage| browser::websocket_alone(stage, few));
-    let usual = alone.as_ref().map(|alone| median(&alone.times)).unwrap_or_default();
-    note("connect: WebSocket alone (Chromium)", None, alone);
-    let first = play(profile(), seed, move |stage| browser::blocked(stage, few));
-    note("connect: UDP blocked, first time (Chromium)", Some(usual + Duration::from_millis(550)), first);
-    let again = play(profile(), seed, move |stage| browser::remembered(stage, few));
-    note("connect: UDP blocked, remembered (Chromium)", Some(usual + Duration::from_millis(20)), again);
-    let hole = play(profile(), seed, move |stage| browser::black_hole(stage, few.div_ceil(3)));
-    let (away, back) =
-        hole.map_or_else(|error| (Err(error), Ok(Measured::default())), |(a, b)| (Ok(a), Ok(b)));
-    note("longest gap: UDP black-holed after open (Chromium)", Some(Duration::from_secs(10)), away);
-    note("longest gap: UDP back, on WebTransport again (Chromium)", None, back);
-    let outage = play(profile(), seed, move |stage| browser::outage(stage, few.div_ceil(3), elevator));
-    note("up to date after 8 s of outage (Chromium)", None, outage);
+    if wanted("connect") {
+        let alone = play(profile(), seed, move |stage| scenarios::websocket_alone(stage, few));
+        let (first_bound, again_bound) = bounds(usual(&alone));
+        note("connect: WebSocket alone", None, alone);
+        let first = play(profile(), seed, move |stage| scenarios::blocked(stage, few));
+        note("connect: UDP blocked, first time", first_bound, first);
+        let again = play(profile(), seed, move |stage| scenarios::remembered(stage, few));
+        note("connect: UDP blocked, remembered", again_bound, again);
+    }
+    if wanted("black hole") {
+        let (away, back) = both(play(profile(), seed, move |stage| scenarios::black_hole(stage, fewer)));
+        note("black hole after open: longest gap", Some(Duration::from_secs(10)), away);
+        note("black hole over, back on QUIC: longest gap", None, back);
+    }
+    if wanted("rebinding") {
+        // RFC 9002 §6.2.1: smoothed round trip, four deviations (here about a tenth of it each), the acknowledgement delay.
+        let pto = rtt + (rtt / 10 * 4).max(Duration::from_millis(1)) + Duration::from_millis(25);
+        let rebindings = arguments.rebindings;
+        let stalls = play(profile(), seed, move |stage| scenarios::rebindings(stage, rebindings, rtt / 2));
+        note("rebinding of the NAT: stall", Some(rtt + pto), stalls);
+    }
+    if wanted("outage") {
+        let outage = play(profile(), seed, move |stage| scenarios::outage(stage, fewer, elevator));
+        note("outage of 8 s: up to date after", None, outage);
+    }
+    if wanted("address") {
+        let swap = play(profile(), seed, move |stage| scenarios::address_changes(stage, few));
+        note("address change: longest gap", None, swap);
+    }
+    if wanted("connect in Chromium") {
+        let alone = play(profile(), seed, move |stage| browser::websocket_alone(stage, few));
+        let (first_bound, again_bound) = bounds(usual(&alone));
+        note("connect in Chromium: WebSocket alone", None, alone);
+        let first = play(profile(), seed, move |stage| browser::blocked(stage, few));
+        note("connect in Chromium: UDP blocked, first time", first_bound, first);
+        let again = play(profile(), seed, move |stage| browser::remembered(stage, few));
+        note("connect in Chromium: UDP blocked, remembered", again_bound, again);
+    }
+    if wanted("black hole in Chromium") {
+        let (away, back) = both(play(profile(), seed, move |stage| browser::black_hole(stage, fewer)));
+        note("black hole in Chromium after open: longest gap", Some(Duration::from_secs(10)), away);
+        note("black hole in Chromium over, back on WebTransport: longest gap", None, back);
+    }
+    if wanted("outage in Chromium") {
+        let outage = play(profile(), seed, move |stage| browser::outage(stage, fewer, elevator));
+        note("outage of 8 s in Chromium: up to date after", None, outage);
+    }
 
     progress.finish();
     machine.load_after = proc::load_average();
@@ -153,6 +167,17 @@ struct Report {
     rtt_ms: u64,
     machine: Machine,
     rows: Vec<Row>,
+}
+
+/// What a connection over WebSocket alone takes.
+fn usual(alone: &Result<Measured>) -> Duration {
+    alone.as_ref().map(|alone| median(&alone.times)).unwrap_or_default()
+}
+
+/// Of a scenario that gives two rows; the second is empty where it failed.
+fn both(outcome: Result<(Measured, Measured)>) -> (Result<Measured>, Result<Measured>) {
+    outcome
+        .map_or_else(|error| (Err(error), Ok(Measured::default())), |(first, second)| (Ok(first), Ok(second)))
 }
 
 fn median(times: &[Duration]) -> Duration {

@@ -11,9 +11,9 @@ use tidegate_interop_tests::http::post;
 use tidegate_interop_tests::raw::{Carrier, Greeting, Pace, Raw, Received};
 use tidegate_interop_tests::slow_link::SlowLink;
 
-/// A link of 20 Mbit/s and 50 ms.
+/// A link of 4 Mbit/s and 50 ms: slower than what the client's stream window (64 KiB) would let through.
 const DELAY: Duration = Duration::from_millis(25);
-const RATE: u64 = 2_500_000;
+const RATE: u64 = 500_000;
 const LINK_QUEUE: usize = 256 << 10;
 const CHANNELS: usize = 64;
 

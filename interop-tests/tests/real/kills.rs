@@ -88,20 +88,57 @@ async fn run<S: Subject>(gateway: &Arc<Gateway>, middle: &Middle, mut subject: S
     let stored = load.end().await.with_context(|| format!("SEED={}", plan.seed))?;
     let heads = account::heads(gateway).await?;
     let account = subject.finish(&heads).await.with_context(|| format!("SEED={}", plan.seed))?;
-    let summary = format!("{kills} kills {by:?}, {moves} moves asked for, in {took:?}; {}", account.summary);
-    account::check(gateway, &stored, &account)
-        .await
-        .with_context(|| format!("SEED={} {summary}", plan.seed))?;
-    println!("SEED={} {summary}", plan.seed);
+    let metrics = Metrics::read(gateway).await?;
+    let summary = format!(
+        "SEED={}: {kills} kills ({by:?} by QUIC or WebTransport, WebSocket, long poll), {moves} moves asked for, in \
+         {took:?}; {}; {}",
+        plan.seed,
+        metrics.summary(),
+        account.summary
+    );
+    account::check(gateway, &stored, &account).await.with_context(|| summary.clone())?;
+    println!("{summary}");
     // What never happened proves nothing.
-    for transport in plan.transports {
-        ensure!(by[*transport as usize] > plan.kills / 20, "SEED={} {summary}", plan.seed);
-    }
+    let were_all = plan.transports.iter().all(|transport| by[*transport as usize] > plan.kills / 20);
+    ensure!(were_all && metrics.duplicates > 0.0, "{summary}");
+    ensure!(metrics.honoured > plan.kills as f64 / 10.0 && metrics.theft == 0.0, "{summary}");
     Ok(())
 }
 
+/// What the gateway saw of it.
+struct Metrics {
+    /// Publishes that came again.
+    duplicates: f64,
+    /// Tickets that resumed the session, ..
+    honoured: f64,
+    /// .. that did once more, ..
+    repeated: f64,
+    /// .. or were taken for stolen.
+    theft: f64,
+}
+
+impl Metrics {
+    async fn read(gateway: &Gateway) -> Result<Self> {
+        let all = gateway.metrics().await?;
+        let of = |name: &str| all.get(name).copied().unwrap_or(0.0);
+        Ok(Self {
+            duplicates: of("tidegate_core_duplicate_keys_total"),
+            honoured: of(r#"tidegate_edge_resumes_total{result="honoured"}"#),
+            repeated: of(r#"tidegate_edge_resumes_total{result="repeated"}"#),
+            theft: of(r#"tidegate_edge_resumes_total{result="theft"}"#),
+        })
+    }
+
+    fn summary(&self) -> String {
+        let Self { duplicates, honoured, repeated, theft } = self;
+        format!(
+            "{duplicates} publishes came again; {honoured} resumed, {repeated} once more, {theft} for stolen"
+        )
+    }
+}
+
 /// A black hole is noticed by idle timeouts, which are short here so that there can be many.
-const CONFIG: &str = "[quic]\nidle_timeout = \"400ms\"\n\n[namespaces.default]\nhistory_count = 20000\nhistory_bytes = \
+const CONFIG: &str = "[quic]\nidle_timeout = \"300ms\"\n\n[namespaces.default]\nhistory_count = 20000\nhistory_bytes = \
                       \"64MiB\"\nhistory_age = \"1h\"\n";
 
 fn seed(usual: u64) -> Result<u64> {

@@ -11,7 +11,8 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Map, Value, json, value::RawValue};
 use tidegate_client::{
-    Client, ClientError, Epoch, LadderConfig, Offset, Payload, Position, Publication, Subscription, SubscriptionEvent,
+    Client, ClientError, Epoch, LadderConfig, Offset, Payload, Position, Publication, Subscription,
+    SubscriptionEvent,
 };
 use tidegate_edge::auth::Secret;
 use tidegate_protocol::ChannelName;

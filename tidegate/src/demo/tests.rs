@@ -16,7 +16,8 @@ fn filled() -> (Routes, Arc<CertStore>) {
     let routes = routes(&demo);
     assert_eq!(get(&routes, Method::GET, "/dev.json").unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
     let address = |text: &str| Some(text.parse().unwrap());
-    let addresses = Addresses { quic: address("127.0.0.1:1"), tls: None, plain: address("0.0.0.0:2"), http3: None };
+    let addresses =
+        Addresses { quic: address("127.0.0.1:1"), tls: None, plain: address("0.0.0.0:2"), http3: None };
     demo.fill(&addresses, address("[::]:3"), Arc::clone(&store));
     (routes, store)
 }

@@ -88,7 +88,10 @@ impl Subject for Script {
         }
         let problems = seen["problems"].as_array().context("problems")?;
         account.problems = problems.iter().map(Value::to_string).collect();
-        seen["received"] = Value::Null;
+        if let Some(seen) = seen.as_object_mut() {
+            seen.remove("received");
+            seen.remove("acknowledged");
+        }
         account.summary = format!("{} acknowledged; {seen}", account.acknowledged.len());
         Ok(account)
     }

@@ -35,6 +35,10 @@ pub(super) async fn watch(path: Path, received: Arc<Notify>, control: mpsc::Send
         watch.handle_received(now, datagrams, probe_timeout);
         watch.handle_timeout(now);
         if requested {
+            if suspect.is_some() {
+                // It is asked for a last word: from a socket of its own, since quinn's back-off may be seconds long.
+                drop(client.rebind());
+            }
             client.probe();
             asked = Some((datagrams, now));
         }
