@@ -12,6 +12,9 @@ use quinn_proto::RttEstimator;
 /// too short to be seen in the delay), or persistent congestion (RFC 9002 §7.6). Radio links lose packets for reasons of
 /// their own; plain CUBIC answers each with three tenths of its window and, where the application sends little, has no way
 /// to win them back (ADR 0011). The idea is TCP Veno's (Fu and Liew, 2003), with the decision between two and not three.
+///
+/// For the same reason its window is never below [`LEAST_PACKETS`], not even after persistent congestion: the probes of an
+/// outage would fill one of two packets, and nothing would get out when the network is back.
 #[derive(Debug, Clone)]
 pub(super) struct CubicDelay {
     cubic: Cubic,
@@ -20,6 +23,8 @@ pub(super) struct CubicDelay {
     /// Bytes that arrived and that were lost of late.
     acked: u64,
     lost: u64,
+    /// Bytes that may always be in flight.
+    least: u64,
 }
 
 impl CubicDelay {
@@ -66,11 +71,12 @@ impl Controller for CubicDelay {
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.least = LEAST_PACKETS * u64::from(new_mtu);
         self.cubic.on_mtu_update(new_mtu);
     }
 
     fn window(&self) -> u64 {
-        self.cubic.window()
+        self.cubic.window().max(self.least)
     }
 
     fn metrics(&self) -> ControllerMetrics {
@@ -97,10 +103,13 @@ pub(super) struct CubicDelayConfig(pub(super) Arc<CubicConfig>);
 impl ControllerFactory for CubicDelayConfig {
     fn build(self: Arc<Self>, now: Instant, current_mtu: u16) -> Box<dyn Controller> {
         let cubic = Cubic::new(Arc::clone(&self.0), now, current_mtu);
-        Box::new(CubicDelay { cubic, delayed: false, acked: 0, lost: 0 })
+        let least = LEAST_PACKETS * u64::from(current_mtu);
+        Box::new(CubicDelay { cubic, delayed: false, acked: 0, lost: 0, least })
     }
 }
 
+/// What RFC 6928 lets everybody begin with.
+const LEAST_PACKETS: u64 = 10;
 /// Per cent of bytes lost that a path without a queue may have.
 const TOLERATED: u64 = 15;
 /// Bytes that a share of losses is judged by: some thirty packets.
@@ -118,9 +127,9 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
         let now = Instant::now();
         let mut config = CubicConfig::default();
-        config.initial_window(14_720);
+        config.initial_window(38_400);
         let cubic = Cubic::new(Arc::new(config), now, 1_200);
-        CubicDelay { cubic, delayed: false, acked: 100 * PACKET, lost: 0 }
+        CubicDelay { cubic, delayed: false, acked: 100 * PACKET, lost: 0, least: LEAST_PACKETS * PACKET }
     }
 
     fn lose(controller: &mut CubicDelay, is_persistent: bool, bytes: u64) -> bool {
@@ -150,6 +159,14 @@ mod tests {
         assert!((0..30).any(|_| lose(&mut many, false, PACKET)), "a fifth of all is lost");
         assert!(lose(&mut controller(), false, 0), "ECN");
         assert!(lose(&mut controller(), true, PACKET));
+    }
+
+    #[test]
+    fn ten_packets_may_always_be_under_way() {
+        let mut controller = controller();
+        assert!(lose(&mut controller, true, PACKET));
+        assert_eq!(controller.cubic.window(), 2 * PACKET);
+        assert_eq!(controller.window(), 10 * PACKET);
     }
 
     #[test]
