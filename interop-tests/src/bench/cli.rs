@@ -141,9 +141,6 @@ pub(super) struct LossArgs {
     /// A smoke test: one condition, a few seconds
     #[arg(long, conflicts_with_all = ["loss", "rtt", "channels", "seconds"])]
     pub(super) quick: bool,
-    /// The program that is measured
-    #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
-    pub(super) tidegate: PathBuf,
 }
 
 /// What blocked, dying and changing networks cost a client: QUIC with WebSocket behind it
@@ -170,9 +167,6 @@ pub(super) struct MobilityArgs {
     /// Result file [default: target/bench/mobility-TIME.json]
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
-    /// The program that is measured
-    #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
-    pub(super) tidegate: PathBuf,
 }
 
 /// `2` or `2x3`.
@@ -217,7 +211,10 @@ mod tests {
 
     #[test]
     fn flags_that_make_no_sense_together_are_refused() {
-        let parse = |flags: &str| Cli::try_parse_from(format!("bench {flags} --tidegate x").split(' '));
+        let parse = |flags: &str| {
+            let program = if flags.starts_with("loss") { "" } else { " --tidegate x" };
+            Cli::try_parse_from(format!("bench {flags}{program}").split(' '))
+        };
         for flags in [
             "fanout --quick",
             "fanout --transport ws,quic --subscribers 10 --channels 5 --window 2 --workers 1,2",

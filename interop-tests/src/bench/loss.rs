@@ -25,6 +25,7 @@ use super::cli::LossArgs;
 use super::machine::Machine;
 use super::proc;
 use super::report::{Progress, Table, short, write_json};
+use crate::programs;
 
 /// Measures and prints.
 pub(super) fn run(arguments: &LossArgs) -> Result<ExitCode> {
@@ -35,7 +36,7 @@ pub(super) fn run(arguments: &LossArgs) -> Result<ExitCode> {
         rate: u64::from(arguments.rate) * 1_000_000,
     };
     let cells = cells(arguments);
-    let mut machine = Machine::look(&arguments.tidegate);
+    let mut machine = Machine::look(&programs::tidegate()?);
     let mut progress = Progress::new(cells.len());
     progress.begin(format!(
         "{} measurements, {} at a time, seed {}",

@@ -21,13 +21,14 @@ use super::cli::MobilityArgs;
 use super::machine::Machine;
 use super::proc;
 use super::report::{Progress, Table, short, write_json};
+use crate::programs;
 
 /// Measures and prints.
 pub(super) fn run(arguments: &MobilityArgs) -> Result<ExitCode> {
     let rtt = Duration::from_millis(arguments.rtt);
     let profile = || Profile::delay(rtt / 2).with_rate(20_000_000, 250_000);
     let (seed, few, fewer) = (arguments.seed, arguments.rounds, arguments.rounds.div_ceil(3));
-    let mut machine = Machine::look(&arguments.tidegate);
+    let mut machine = Machine::look(&programs::tidegate()?);
     let mut rows: Vec<Row> = Vec::new();
     let mut progress = Progress::new(14);
     let wanted = |what: &str| arguments.only.as_deref().is_none_or(|only| what.contains(only));
