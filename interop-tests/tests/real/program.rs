@@ -33,15 +33,15 @@ async fn dev_prints_addresses_and_commands_that_work_when_pasted() -> Result<()>
         ensure!(text.contains(&expected), "{expected} is not in {text}");
     }
     let curls: Vec<_> = text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
-    let [publish, poll] = curls.as_slice() else { bail!("two curl commands are expected in {text}") };
+    let [publish, poll, follow] = curls.as_slice() else {
+        bail!("three curl commands are expected in {text}")
+    };
     let published = shell(publish).await?;
     ensure!(published["position"]["offset"] == 1, "{publish}: {published}");
     let polled = shell(poll).await?;
     ensure!(polled["publications"][0]["data"] == json!({ "text": "hello" }), "{poll}: {polled}");
     ensure!(polled["position"] == published["position"], "{poll}: {polled}");
     // Following does not end by itself.
-    let follow =
-        text.lines().map(str::trim).find(|line| line.ends_with("/events")).context("a line that follows")?;
     let mut follow = Command::new("sh")
         .arg("-c")
         .arg(format!("exec {follow} -s"))
