@@ -80,7 +80,7 @@ async fn connect(gateway: &Gateway, alpn: &[u8]) -> Result<quinn::Connection> {
     )?));
     let mut transport = TransportConfig::default();
     transport
-        .stream_receive_window(VarInt::from_u32(64 << 10))
+        .stream_receive_window(VarInt::from_u32(256 << 10))
         .receive_window(VarInt::from_u32(512 << 10))
         .max_concurrent_uni_streams(VarInt::from_u32(1024));
     config.transport_config(Arc::new(transport));

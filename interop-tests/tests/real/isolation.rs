@@ -11,7 +11,7 @@ use tidegate_interop_tests::http::post;
 use tidegate_interop_tests::raw::{Carrier, Greeting, Pace, Raw, Received};
 use tidegate_interop_tests::slow_link::SlowLink;
 
-/// A link of 4 Mbit/s and 50 ms: slower than what the client's stream window (64 KiB) would let through.
+/// A link of 4 Mbit/s and 50 ms: slower than what the client's stream window (256 KiB) would let through.
 const DELAY: Duration = Duration::from_millis(25);
 const RATE: u64 = 500_000;
 const LINK_QUEUE: usize = 256 << 10;
@@ -127,8 +127,8 @@ fn is_calm(received: &Received, round: usize) -> bool {
 const ROUNDS: usize = 4;
 /// Bytes of the flood that arrive before anything else is published.
 const SETTLED: usize = 256 << 10;
-/// QUIC's send window with its reserve (80 KiB), what the client's stream may hold unread (64 KiB), datagrams that wait
-/// (16 KiB). In one pipe it would be a subscription's bound, 1 MiB.
+/// QUIC's send window with its reserve (80 KiB), datagrams that wait (16 KiB), and as much again for what is under way
+/// between server and test. With a send window of 1 MiB it is what the client's stream lets through, 230 KiB.
 const IN_FRONT: usize = 160 << 10;
 
 #[tokio::test(flavor = "multi_thread")]
