@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::process;
 use crate::workspace::Workspace;
+use crate::{prerequisites, process};
 
 /// Flags of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -29,6 +29,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     process::run(workspace.cargo().args(["build", "--release", "--package", "tidegate"]))?;
     let mut bench = workspace.cargo();
     bench.args(["run", "--release", "--package", "tidegate-interop-tests", "--bin", "bench", "--"]);
+    if args.benchmark.first().is_some_and(|name| IN_THE_LABORATORY.contains(&name.as_str())) {
+        prerequisites::install_for_laboratory(workspace)?.export(&mut bench);
+    }
     bench.args(&args.benchmark).env("TIDEGATE_BIN", workspace.tidegate("release"));
     process::exit_code(&mut bench)
 }
+
+/// Those that run browsers in network namespaces.
+const IN_THE_LABORATORY: [&str; 2] = ["loss", "mobility"];

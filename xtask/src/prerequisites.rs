@@ -15,33 +15,46 @@ pub(crate) const SDK_JS: &str = "sdk/js";
 
 /// The programs that the real tests start.
 pub(crate) struct Tools {
-    pub(crate) chromium: PathBuf,
-    pub(crate) node: PathBuf,
+    pub(crate) browser: Browser,
     pub(crate) python: PathBuf,
 }
 
 impl Tools {
     /// Tells a test run where the programs are.
     pub(crate) fn export<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        command
-            .env("TIDEGATE_CHROMIUM", &self.chromium)
-            .env("TIDEGATE_NODE", &self.node)
-            .env("TIDEGATE_PYTHON", &self.python)
+        self.browser.export(command).env("TIDEGATE_PYTHON", &self.python)
+    }
+}
+
+/// Chromium and what drives it.
+pub(crate) struct Browser {
+    pub(crate) chromium: PathBuf,
+    pub(crate) node: PathBuf,
+}
+
+impl Browser {
+    /// Tells where they are.
+    pub(crate) fn export<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("TIDEGATE_CHROMIUM", &self.chromium).env("TIDEGATE_NODE", &self.node)
     }
 }
 
 /// Finds or installs everything.
 pub(crate) fn install(workspace: &Workspace) -> Result<Tools> {
     rust_components(workspace)?;
-    let node = node()?;
     nextest(workspace)?;
-    let chromium = chromium()?;
+    let browser = install_for_laboratory(workspace)?;
     let python = python(workspace)?;
+    npm_packages(workspace, SDK_JS)?;
+    Ok(Tools { browser, python })
+}
+
+/// Finds or installs what the benchmarks in the laboratory need: namespaces, and a browser inside.
+pub(crate) fn install_for_laboratory(workspace: &Workspace) -> Result<Browser> {
+    let browser = Browser { node: node()?, chromium: chromium()? };
     laboratory()?;
-    for folder in [SDK_JS, BROWSER_TESTS] {
-        npm_packages(workspace, folder)?;
-    }
-    Ok(Tools { chromium, node, python })
+    npm_packages(workspace, BROWSER_TESTS)?;
+    Ok(browser)
 }
 
 /// rustfmt and clippy, which a minimal Rust lacks.

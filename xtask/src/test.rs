@@ -49,14 +49,14 @@ fn javascript(workspace: &Workspace, tools: &Tools, steps: &mut Steps) -> Result
     steps.run("sdk/js types", "mend the JSDoc that is named above", || {
         let tsc = sdk.join("node_modules/typescript/bin/tsc");
         ensure!(tsc.is_file(), "{} is missing: typescript must be a devDependency of sdk/js", tsc.display());
-        let mut command = workspace.command(&tools.node);
+        let mut command = workspace.command(&tools.browser.node);
         command.current_dir(&sdk).arg(tsc).args(["--project", ".", "--noEmit", "--allowJs", "--checkJs"]);
         process::run(&mut command)
     })?;
     steps.run("sdk/js tests", "run `node --test` in sdk/js", || {
         // `node --test` is content with nothing to run; a suite that vanished must not pass.
         ensure!(has_tests(&sdk)?, "sdk/js has no *.test.js file");
-        process::run(workspace.command(&tools.node).current_dir(&sdk).arg("--test"))
+        process::run(workspace.command(&tools.browser.node).current_dir(&sdk).arg("--test"))
     })
 }
 
