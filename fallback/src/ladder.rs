@@ -57,8 +57,8 @@ pub struct Ladder {
     /// The server closed, or a connection that worked ended: it may be restarting, so the next race blames nobody. A climb
     /// soon after does.
     doubt: bool,
-    /// Opened and led nowhere: last in the next race.
-    shunned: Option<TransportKind>,
+    /// Opened and led nowhere since a connection last answered, the latest last: behind all others in a race.
+    shunned: Vec<TransportKind>,
     events: VecDeque<LadderEvent>,
 }
 
@@ -144,7 +144,7 @@ impl Ladder {
             race: None,
             climb: Climb::default(),
             doubt: false,
-            shunned: None,
+            shunned: Vec::new(),
             events: VecDeque::new(),
         }
     }
@@ -236,6 +236,7 @@ impl Ladder {
             self.plan_climb(now);
         }
         let Some(next) = self.next.take_if(|next| next.attempt == attempt) else { return };
+        self.shunned.clear();
         let before = self.current.take();
         if let Some(before) = &before
             && next.demotes
@@ -279,7 +280,7 @@ impl Ladder {
             && let Some(next) = self.next.take_if(|next| next.attempt == attempt)
         {
             // Opened, and not answered: as good as a black hole. If it is, a fresh one of its kind is none better.
-            self.shunned = Some(next.transport);
+            self.shun(next.transport);
             let trial = self.trial(now, next.transport, false);
             self.current = Some(Current { attempt, transport: next.transport, trial, suspicion: None });
         }
@@ -343,7 +344,7 @@ impl Ladder {
         self.network = memory::cut(network);
         self.known().forgive();
         self.climb.failures = 0;
-        self.shunned = None;
+        self.shunned.clear();
         self.doubt = false;
         let top = self.rungs.first().copied();
         if let Some(transport) = self.current.as_ref().map(|current| current.transport) {

@@ -11,7 +11,7 @@ impl Ladder {
     /// The next connection ended without an answer.
     pub(super) fn lost_next(&mut self, now: Instant, next: &Next, by_server: bool) {
         if !by_server {
-            self.shunned = Some(next.transport);
+            self.shun(next.transport);
             // Beside one that works, it is the transport; alone, it may have been the server's end.
             self.died_young(now, next.transport, next.purpose == Purpose::Climb);
         }
@@ -41,6 +41,12 @@ impl Ladder {
         if climbed {
             self.climb.failures = self.climb.failures.saturating_add(1);
         }
+    }
+
+    /// Until a connection answers, the others come before it.
+    pub(super) fn shun(&mut self, transport: TransportKind) {
+        self.shunned.retain(|one| *one != transport);
+        self.shunned.push(transport);
     }
 
     pub(super) fn blame(&mut self, now: Instant, transport: TransportKind) {

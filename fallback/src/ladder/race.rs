@@ -11,7 +11,7 @@ use super::{AttemptId, DialFailure, LadderConfig, Purpose};
 pub(super) struct Race {
     pub(super) purpose: Purpose,
     began: Instant,
-    /// By rank; those that are remembered as broken stand behind the others.
+    /// By doubt, then by rank.
     runners: Vec<Runner>,
     /// Opened beside a suspect connection, which has until then to answer.
     held: Option<(AttemptId, Instant)>,
@@ -39,6 +39,16 @@ enum RunnerState {
     Failed(DialFailure),
 }
 
+/// What speaks against a rung when a race begins; the more, the later its turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Doubt {
+    None,
+    /// Remembered as broken.
+    Broken,
+    /// Opened a while ago, and led nowhere: in front it would win again. Whose turn was longest ago comes first.
+    Shunned(usize),
+}
+
 /// What is known when a race is run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conditions<'a> {
@@ -51,16 +61,19 @@ impl Race {
         now: Instant,
         purpose: Purpose,
         rungs: impl IntoIterator<Item = TransportKind>,
-        is_broken: impl Fn(TransportKind) -> bool,
+        doubt: impl Fn(TransportKind) -> Doubt,
     ) -> Self {
-        let (broken, sound): (Vec<_>, Vec<_>) = rungs.into_iter().partition(|rung| is_broken(*rung));
+        let mut runners: Vec<_> = rungs.into_iter().map(|rung| (doubt(rung), rung)).collect();
+        runners.sort_by_key(|(doubt, _)| *doubt);
         // Where all are broken, none is.
-        let last_resort = !sound.is_empty();
-        let runner = |transport, last_resort| Runner { transport, last_resort, state: RunnerState::Waiting };
-        let runners = sound
+        let some_sound = runners.iter().any(|(doubt, _)| *doubt == Doubt::None);
+        let runners = runners
             .into_iter()
-            .map(|transport| runner(transport, false))
-            .chain(broken.into_iter().map(|transport| runner(transport, last_resort)))
+            .map(|(doubt, transport)| Runner {
+                transport,
+                last_resort: some_sound && doubt > Doubt::None,
+                state: RunnerState::Waiting,
+            })
             .collect();
         Self { purpose, began: now, runners, held: None, tcp_refused: None }
     }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tidegate_transport::TransportKind;
 
-use super::race::Race;
+use super::race::{Doubt, Race};
 use super::{AttemptId, Current, DialFailure, Ladder, LadderEvent, Next, Purpose};
 
 impl Ladder {
@@ -12,10 +12,14 @@ impl Ladder {
     pub(super) fn search(&mut self, now: Instant, purpose: Purpose, rungs: Vec<TransportKind>, mind: bool) {
         self.abandon_race();
         let wall_ms = self.wall_ms(now);
-        let shunned = self.shunned.take();
+        let shunned = self.shunned.clone();
         let known = self.known();
-        let is_broken = |rung| shunned == Some(rung) || (mind && known.is_broken(rung, wall_ms));
-        self.race = Some(Race::new(now, purpose, rungs, is_broken));
+        let doubt = |rung| match shunned.iter().position(|one| *one == rung) {
+            Some(turn) => Doubt::Shunned(turn),
+            None if mind && known.is_broken(rung, wall_ms) => Doubt::Broken,
+            None => Doubt::None,
+        };
+        self.race = Some(Race::new(now, purpose, rungs, doubt));
     }
 
     pub(super) fn suspect_search(&mut self, now: Instant) {

@@ -441,6 +441,33 @@ fn a_connection_that_never_answers_is_given_up_for_the_next_rung() {
 }
 
 #[test]
+fn rungs_that_lead_nowhere_stand_back_until_one_answers() {
+    let mut hand = Hand::new();
+    // Both TCP rungs are remembered as broken, wrongly by now: QUIC opens, and says nothing.
+    hand.ladder.blame(hand.now, WebSocket);
+    hand.ladder.blame(hand.now, LongPoll);
+    let given_up = |hand: &mut Hand, transport| {
+        hand.dial();
+        let (first, attempt, _) = hand.next_dial();
+        assert_eq!(first, transport);
+        hand.opened(attempt);
+        hand.ladder.handle_lost(hand.now, attempt, false);
+    };
+    given_up(&mut hand, Quic);
+    given_up(&mut hand, WebSocket);
+    // Neither of the two again before the third had its turn; then in the order in which they failed.
+    given_up(&mut hand, LongPoll);
+    given_up(&mut hand, Quic);
+    hand.dial();
+    let (_, socket, _) = hand.next_dial();
+    hand.opened(socket);
+    hand.ladder.handle_connected(hand.now, socket);
+    hand.ladder.handle_lost(hand.now, socket, false);
+    hand.dial();
+    assert_eq!(hand.next_dial().0, Quic, "forgotten: one answered");
+}
+
+#[test]
 fn the_app_may_choose_a_rung() {
     let mut hand = Hand::new();
     assert!(!hand.ladder.move_to(hand.now, WebSocket), "nothing to move from");
