@@ -4,7 +4,7 @@
 //! for at most 14 days (W3C WebTransport, "custom certificate requirements"). The leaf stays below that and is
 //! issued again well before its end; whoever prefers to trust the CA can do that instead.
 
-mod files;
+pub(crate) mod files;
 
 use std::fmt;
 use std::fs;
@@ -301,7 +301,7 @@ impl Authority {
     }
 }
 
-fn params(common_name: &str, now: SystemTime, lifetime: Duration) -> CertificateParams {
+pub(crate) fn params(common_name: &str, now: SystemTime, lifetime: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);

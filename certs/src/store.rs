@@ -5,6 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
@@ -39,6 +41,12 @@ impl CertStore {
         Ok(Self { serving: RwLock::new(serving), source: Mutex::new(Source::Files(source)) })
     }
 
+    /// Serves one certificate for ever.
+    pub fn fixed(certificate: &LoadedCertificate) -> Self {
+        let serving = Serving::new(std::slice::from_ref(certificate));
+        Self { serving: RwLock::new(serving), source: Mutex::new(Source::Fixed) }
+    }
+
     /// Serves a development leaf and keeps it fresh.
     #[cfg(feature = "dev")]
     pub fn from_dev(dev: DevCertificates) -> Self {
@@ -61,6 +69,7 @@ impl CertStore {
     pub fn needs_reload(&self, now: SystemTime) -> bool {
         match &*self.lock_source() {
             Source::Files(files) => files.changed(now),
+            Source::Fixed => false,
             #[cfg(feature = "dev")]
             Source::Development(_) => false,
         }
@@ -74,6 +83,7 @@ impl CertStore {
         let mut source = self.lock_source();
         match &mut *source {
             Source::Files(files) => self.serve(Serving::new(&files.load(now)?)),
+            Source::Fixed => {}
             #[cfg(feature = "dev")]
             Source::Development(dev) => {
                 self.renew(dev, now)?;
@@ -89,7 +99,7 @@ impl CertStore {
     #[cfg_attr(not(feature = "dev"), expect(unused_variables, reason = "nothing is issued then"))]
     pub fn renew_if_due(&self, now: SystemTime) -> Result<bool, StoreError> {
         match &mut *self.lock_source() {
-            Source::Files(_) => Ok(false),
+            Source::Files(_) | Source::Fixed => Ok(false),
             #[cfg(feature = "dev")]
             Source::Development(dev) => self.renew(dev, now),
         }
@@ -141,6 +151,17 @@ impl ResolvesServerCert for CertStore {
     }
 }
 
+/// Towards other nodes: the first certificate, whoever asks.
+impl ResolvesClientCert for CertStore {
+    fn resolve(&self, _hints: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.select(None))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
 impl fmt::Debug for CertStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let serving = self.read_serving();
@@ -170,6 +191,8 @@ pub enum StoreError {
 /// Where the next certificates come from.
 enum Source {
     Files(FileSource),
+    /// Nowhere.
+    Fixed,
     #[cfg(feature = "dev")]
     Development(Box<DevCertificates>),
 }

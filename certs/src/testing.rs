@@ -70,14 +70,15 @@ pub(crate) struct Pair {
     pub(crate) server: Connection,
 }
 
-/// A whole handshake in memory, with the client's clock at `at`; the first error of either end.
+/// A whole handshake in memory, with both clocks at `at`; the first error of either end.
 pub(crate) fn handshake(
-    server: ServerConfig,
+    mut server: ServerConfig,
     mut client: ClientConfig,
     name: &str,
     at: SystemTime,
 ) -> Result<Pair, rustls::Error> {
     client.time_provider = Arc::new(FixedTime(rustls_time(at)));
+    server.time_provider = Arc::new(FixedTime(rustls_time(at)));
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut pair = Pair {
         client: ClientConnection::new(Arc::new(client), name)?.into(),

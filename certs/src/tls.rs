@@ -1,18 +1,20 @@
 //! TLS settings of both ends: TLS 1.3 only, one provider, nothing kept for connections that are over.
 
+mod link;
 mod pinned;
 
 use std::sync::Arc;
 
-use rustls::client::WantsClientCert;
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 
 use crate::hash::CertificateHash;
 use crate::store::CertStore;
 
+use self::link::ClusterVerifier;
 use self::pinned::PinnedVerifier;
 
 /// aws-lc, with AES-128 first: it is what QUIC begins with anyway, the cheapest per byte with AES
@@ -42,11 +44,52 @@ pub fn server_config(store: Arc<CertStore>, alpn: &[&[u8]]) -> ServerConfig {
         .expect("the provider has TLS 1.3 suites and key exchanges")
         .with_no_client_auth()
         .with_cert_resolver(store);
-    config.alpn_protocols = owned(alpn);
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    config.max_early_data_size = 0;
+    finish_server(&mut config, alpn);
     config
+}
+
+/// TLS for a node that other nodes dial: its certificate from `store`, and nobody without one of the CA's in `roots`.
+///
+/// # Errors
+/// When there is no root: nobody could connect.
+pub fn link_server_config(
+    store: Arc<CertStore>,
+    roots: RootCertStore,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, TlsError> {
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), crypto_provider())
+        .build()
+        .map_err(|_| TlsError::NoRoots)?;
+    let mut config = ServerConfig::builder_with_provider(crypto_provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3 suites and key exchanges")
+        .with_client_cert_verifier(clients)
+        .with_cert_resolver(store);
+    finish_server(&mut config, alpn);
+    Ok(config)
+}
+
+/// TLS for a node that dials others: its certificate from `store`, trust in the CA's in `roots` alone. Names are not
+/// checked here: the dialer compares the certificate's with the name that the other node gives itself.
+///
+/// # Errors
+/// When there is no root: such a node could connect to nobody.
+pub fn link_client_config(
+    store: Arc<CertStore>,
+    roots: RootCertStore,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    if roots.is_empty() {
+        return Err(TlsError::NoRoots);
+    }
+    let mut config = client_builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(ClusterVerifier::new(roots)))
+        .with_client_cert_resolver(store);
+    config.alpn_protocols = owned(alpn);
+    // A resumed handshake would not look at certificates again.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 /// TLS for a client that trusts what these roots signed, and checks the server's name.
@@ -94,6 +137,13 @@ fn client_builder() -> ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
     ClientConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has TLS 1.3 suites and key exchanges")
+}
+
+fn finish_server(config: &mut ServerConfig, alpn: &[&[u8]]) {
+    config.alpn_protocols = owned(alpn);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
 }
 
 fn finish_client(builder: ConfigBuilder<ClientConfig, WantsClientCert>, alpn: &[&[u8]]) -> ClientConfig {

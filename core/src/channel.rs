@@ -5,6 +5,7 @@ mod keys;
 mod record;
 mod recovery;
 mod sequencer;
+mod snapshot;
 mod table;
 
 use std::time::Duration;
@@ -20,6 +21,7 @@ use recovery::{Outcome, judge};
 use sequencer::Sequencer;
 
 pub use record::LogFrameError;
+pub(crate) use snapshot::SnapshotCursor;
 pub(crate) use table::{ChannelTable, Limits, Stats, outcome_unknown};
 
 /// For fuzz targets: reads `bytes` as a frame of the log; how many records are in it. What was read must be the same
@@ -96,6 +98,11 @@ impl Channel {
         self.touched_ms = replayed.record.time_ms;
         self.sequencer.assign();
         self.keep(replayed.record, replayed.key.as_deref(), rules, limits);
+    }
+
+    /// Another beginning of a numbering that has no number yet.
+    fn rebirth(&mut self, birth: u64) {
+        self.sequencer = Sequencer::new(birth);
     }
 
     /// The offset that `key` was stored with.

@@ -1,16 +1,28 @@
-//! What survives a core node: one log of frames per partition, and who may write to it.
+//! What survives a core node: one log of frames per partition, who may write to it, and which nodes are alive.
 //!
 //! An engine gives order, durability and fencing; it knows nothing of channels. Numbering is the partition's.
 
-#[cfg(test)]
-pub(crate) mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+#[doc(hidden)]
+pub mod conformance;
+#[cfg(any(test, feature = "conformance"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the suite uses a part of it"))]
+pub(crate) mod forgetful;
+mod leases;
+mod local;
 mod memory;
+mod nats;
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use tidegate_protocol::NodeId;
 
+pub use local::{LocalConfig, LocalEngine, LocalError};
 pub use memory::MemoryEngine;
+pub use nats::{NatsConfig, NatsEngine, NatsError, NatsLogin};
 
 /// A partition of all channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,17 +95,105 @@ pub struct Capabilities {
     pub durable: bool,
     /// Frames outlive the machine.
     pub replicated: bool,
-    /// The largest frame, bytes.
+    /// Several nodes may share it.
+    pub shared: bool,
+    /// The largest frame, and the largest piece of a snapshot, bytes.
     pub max_frame: usize,
+    /// How long a membership lasts without being renewed.
+    pub lease: Duration,
+}
+
+/// A core node, as the others know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its name.
+    pub id: NodeId,
+    /// Where edges and other nodes reach its links: `host:port`.
+    pub address: String,
+    /// The program's version.
+    pub version: String,
+    /// When it started, milliseconds of Unix time.
+    pub started_ms: u64,
+}
+
+/// Who owns a partition, as the lease table says. It decides who tries; the log decides who may write.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartitionRecord {
+    /// Who serves it; `None` before the first claim and after a release to nobody.
+    pub owner: Option<NodeId>,
+    /// Who is to have it: told to read the log already, and to say when it has.
+    pub next: Option<NodeId>,
+    /// `next` has read the log up to a short rest.
+    pub ready: bool,
+    /// The owner has stopped: `next` may claim at once.
+    pub released: bool,
+    /// Grows with every claim.
+    pub term: u64,
+    /// Identity of the log.
+    pub epoch: u64,
+    /// A position that was certainly in the log; one that ends before it has lost frames.
+    pub high_water: u64,
+}
+
+/// A change of the lease table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClusterEvent {
+    /// A node joined or changed; `None`: it left, or its lease ended.
+    Node {
+        /// Which one.
+        id: NodeId,
+        /// What it says of itself.
+        record: Option<NodeRecord>,
+    },
+    /// A partition's record changed.
+    Partition {
+        /// Which one.
+        partition: PartitionId,
+        /// What it is now.
+        record: PartitionRecord,
+    },
+    /// Everything that was there when the watch began has been told. Once.
+    Synced,
+}
+
+/// The right to be taken for alive.
+pub trait Membership: Send + std::fmt::Debug {
+    /// Proves to be alive for another [`Capabilities::lease`], counted from the call.
+    fn renew(&mut self) -> EngineFuture<'_, Result<(), RenewError>>;
+
+    /// Says that it goes. Without it the others wait for the lease to end.
+    fn leave(self: Box<Self>) -> EngineFuture<'static, ()>;
+}
+
+/// Changes of the lease table, beginning with all that is there.
+pub trait Watch: Send + std::fmt::Debug {
+    /// The next change; `None` where the watch broke: begin another. Cancel-safe.
+    fn next(&mut self) -> EngineFuture<'_, Option<ClusterEvent>>;
+}
+
+/// A snapshot that is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What the log says up to and with this position is in it.
+    pub at: LogPosition,
+    /// In how many pieces, from 0.
+    pub pieces: u32,
 }
 
 /// What an engine's methods return: boxed, since the engine is chosen at run time, once per log frame.
 pub type EngineFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Logs and the right to write to them.
+/// Logs, snapshots, the lease table, and the right to write.
 pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
-    /// Takes the partition. After `Ok` no older claim can append.
-    fn claim(&self, partition: PartitionId) -> EngineFuture<'_, Result<Claim, ClaimError>>;
+    /// Enters the lease table as a live node.
+    fn join(&self, node: NodeRecord) -> EngineFuture<'_, Result<Box<dyn Membership>, JoinError>>;
+
+    /// Follows the lease table.
+    fn watch(&self) -> EngineFuture<'_, Result<Box<dyn Watch>, Unavailable>>;
+
+    /// Takes the partition for `node`. After `Ok` no older claim can append. A log that ends before its high water, or
+    /// whose chain of frames is broken, gets a new epoch and begins behind its tail.
+    fn claim(&self, partition: PartitionId, node: &NodeId) -> EngineFuture<'_, Result<Claim, ClaimError>>;
 
     /// Writes `frame` behind the claim's tail; `Ok` is its position, now the tail, and as durable as
     /// [`Self::capabilities`] says. `&mut`: one frame in flight.
@@ -114,11 +214,85 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
         from: LogPosition,
     ) -> EngineFuture<'_, Result<Vec<(LogPosition, Bytes)>, ReplayError>>;
 
-    /// Gives the partition up in order.
-    fn release(&self, claim: Claim) -> EngineFuture<'_, ()>;
+    /// The owner asks `next` to prepare (`None`: takes that back). `Fenced` where the claim is not the newest.
+    fn propose<'a>(
+        &'a self,
+        claim: &'a Claim,
+        next: Option<&'a NodeId>,
+    ) -> EngineFuture<'a, Result<(), AppendError>>;
+
+    /// `node`, which is next while `term` owns the partition, has read the log. `Fenced` where it is not next any more.
+    fn ready<'a>(
+        &'a self,
+        partition: PartitionId,
+        term: u64,
+        node: &'a NodeId,
+    ) -> EngineFuture<'a, Result<(), AppendError>>;
+
+    /// Notes the claim's tail as high water; called every few seconds while frames are written.
+    fn note_high_water<'a>(&'a self, claim: &'a Claim) -> EngineFuture<'a, Result<(), AppendError>>;
+
+    /// Writes a piece of the snapshot of what the log says up to `at`; pieces in order, from 0.
+    fn put_piece<'a>(
+        &'a self,
+        claim: &'a Claim,
+        at: LogPosition,
+        index: u32,
+        piece: Bytes,
+    ) -> EngineFuture<'a, Result<(), AppendError>>;
+
+    /// Makes the pieces written the partition's snapshot, and drops older ones, and frames that nobody needs any more.
+    fn finish_snapshot<'a>(
+        &'a self,
+        claim: &'a Claim,
+        snapshot: Snapshot,
+    ) -> EngineFuture<'a, Result<(), AppendError>>;
+
+    /// The newest snapshot.
+    fn snapshot(&self, partition: PartitionId) -> EngineFuture<'_, Result<Option<Snapshot>, ReplayError>>;
+
+    /// A piece of it; `Truncated` where a newer one has taken its place.
+    fn read_piece(
+        &self,
+        partition: PartitionId,
+        at: LogPosition,
+        index: u32,
+    ) -> EngineFuture<'_, Result<Bytes, ReplayError>>;
+
+    /// Gives the partition up in order; `to` may claim it at once.
+    fn release(&self, claim: Claim, to: Option<NodeId>) -> EngineFuture<'_, ()>;
 
     /// What it promises.
     fn capabilities(&self) -> Capabilities;
+}
+
+/// The engine cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the engine is not available: {0}")]
+pub struct Unavailable(pub String);
+
+/// Why a node could not join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// A live node has this name: names must differ.
+    #[error("a node named {0} is alive already: give each node its own name (`node.name`)")]
+    NameTaken(NodeId),
+    /// The engine cannot be reached.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// Why a membership was not renewed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RenewError {
+    /// It has ended: join again.
+    #[error("the node's lease has ended")]
+    Lost,
+    /// The outcome is unknown: try again, as long as the lease lasts.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
 }
 
 /// Why a partition could not be taken.
@@ -128,6 +302,14 @@ pub enum ClaimError {
     /// The engine was made with fewer partitions.
     #[error("the engine has no partition {0}")]
     UnknownPartition(u16),
+    /// What is stored cannot be read: it needs an operator.
+    #[error("the store of partition {partition} is damaged: {reason}")]
+    Damaged {
+        /// Which one.
+        partition: u16,
+        /// What and where.
+        reason: String,
+    },
     /// The engine cannot be reached.
     #[error("the engine is not available: {0}")]
     Unavailable(String),
@@ -148,6 +330,9 @@ pub enum AppendError {
         /// What the engine takes.
         limit: usize,
     },
+    /// Nothing was written, and nothing can be until somebody makes room or mends the store.
+    #[error("the store takes nothing more: {0}")]
+    Refused(String),
     /// The outcome is unknown: send the same frame again.
     #[error("the engine is not available: {0}")]
     Unavailable(String),
@@ -163,9 +348,24 @@ pub enum ReplayError {
         /// The oldest one left.
         first: LogPosition,
     },
+    /// The frame at this position does not follow the one before it: the store lost or swapped frames. The next claim
+    /// gives the log a new epoch.
+    #[error("frame {} of the log does not follow the one before it: frames were lost", at.0)]
+    Diverged {
+        /// Which one.
+        at: LogPosition,
+    },
     /// The engine has no such partition.
     #[error("the engine has no partition {0}")]
     UnknownPartition(u16),
+    /// What is stored cannot be read: it needs an operator.
+    #[error("the store of partition {partition} is damaged: {reason}")]
+    Damaged {
+        /// Which one.
+        partition: u16,
+        /// What and where.
+        reason: String,
+    },
     /// The engine cannot be reached.
     #[error("the engine is not available: {0}")]
     Unavailable(String),

@@ -9,6 +9,7 @@ mod link;
 mod metrics;
 mod partition;
 mod placement;
+mod presence;
 mod session;
 
 pub mod engine;

@@ -10,6 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::channel::{ChannelTable, Stats};
+use crate::presence::PresenceTable;
 use crate::session::Sessions;
 
 /// The counters of one core node. Clones count together.
@@ -26,10 +27,21 @@ pub struct CoreMetrics {
     duplicate_keys: Counter,
     ephemeral_dropped: Counter,
     links_cut: Counter,
+    log_frames: Counter,
+    log_records: Counter,
+    append_duration: Histogram,
+    frames_refused: Counter,
+    replay_duration: Histogram,
+    snapshots: Counter,
+    claims: Counter,
+    handovers: Counter,
+    fences: Counter,
+    partitions_served: Gauge,
     channels: Gauge,
     interest: Gauge,
     history_bytes: Gauge,
     resumed: Gauge,
+    presence: Gauge,
 }
 
 impl CoreMetrics {
@@ -48,10 +60,21 @@ impl CoreMetrics {
             duplicate_keys: Counter::default(),
             ephemeral_dropped: Counter::default(),
             links_cut: Counter::default(),
+            log_frames: Counter::default(),
+            log_records: Counter::default(),
+            append_duration: Histogram::new(PUBLISH_SECONDS),
+            frames_refused: Counter::default(),
+            replay_duration: Histogram::new(REPLAY_SECONDS),
+            snapshots: Counter::default(),
+            claims: Counter::default(),
+            handovers: Counter::default(),
+            fences: Counter::default(),
+            partitions_served: Gauge::default(),
             channels: Gauge::default(),
             interest: Gauge::default(),
             history_bytes: Gauge::default(),
             resumed: Gauge::default(),
+            presence: Gauge::default(),
         }
     }
 
@@ -87,6 +110,8 @@ impl CoreMetrics {
             "Links that stayed full for too long and were cut",
             self.links_cut.clone(),
         );
+        self.register_logs(registry);
+        self.register_ownership(registry);
         registry.register("tidegate_core_channels", "Channels held", self.channels.clone());
         registry.register(
             "tidegate_core_interest",
@@ -102,6 +127,55 @@ impl CoreMetrics {
             "tidegate_core_resumed_sessions",
             "Sessions of which spent tickets are remembered",
             self.resumed.clone(),
+        );
+        registry.register(
+            "tidegate_core_presence_entries",
+            "Users of an edge on a channel that are counted, and channels that an edge watches",
+            self.presence.clone(),
+        );
+    }
+
+    fn register_logs(&self, registry: &mut Registry) {
+        registry.register("tidegate_core_log_frames", "Log frames written", self.log_frames.clone());
+        registry.register(
+            "tidegate_core_log_records",
+            "Publications in them: more per frame is cheaper",
+            self.log_records.clone(),
+        );
+        registry.register(
+            "tidegate_core_append_duration_seconds",
+            "What the engine took to keep a log frame",
+            self.append_duration.clone(),
+        );
+        registry.register(
+            "tidegate_core_log_frames_refused",
+            "Log frames that the engine had no room for, or could not write: nothing of them was acknowledged",
+            self.frames_refused.clone(),
+        );
+        registry.register(
+            "tidegate_core_replay_duration_seconds",
+            "What reading a log took after its partition was claimed",
+            self.replay_duration.clone(),
+        );
+        registry.register("tidegate_core_snapshots", "Snapshots written", self.snapshots.clone());
+    }
+
+    fn register_ownership(&self, registry: &mut Registry) {
+        registry.register(
+            "tidegate_core_partitions_served",
+            "Partitions that this node owns and serves",
+            self.partitions_served.clone(),
+        );
+        registry.register("tidegate_core_claims", "Partitions taken, each a new term", self.claims.clone());
+        registry.register(
+            "tidegate_core_handovers",
+            "Partitions given to another node in order",
+            self.handovers.clone(),
+        );
+        registry.register(
+            "tidegate_core_fences",
+            "Partitions stopped at once: taken over, or the node could not prove to be alive",
+            self.fences.clone(),
         );
     }
 
@@ -120,6 +194,36 @@ impl CoreMetrics {
 
     pub(crate) fn observe_publish(&self, took: Duration) {
         self.publish_duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn observe_append(&self, took: Duration, records: u64) {
+        self.append_duration.observe(took.as_secs_f64());
+        self.log_frames.inc();
+        self.log_records.inc_by(records);
+    }
+
+    pub(crate) fn count_frame_refused(&self) {
+        self.frames_refused.inc();
+    }
+
+    pub(crate) fn observe_replay(&self, took: Duration) {
+        self.replay_duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn count_snapshot(&self) {
+        self.snapshots.inc();
+    }
+
+    pub(crate) fn count_claim(&self) {
+        self.claims.inc();
+    }
+
+    pub(crate) fn count_handover(&self) {
+        self.handovers.inc();
+    }
+
+    pub(crate) fn count_fence(&self) {
+        self.fences.inc();
     }
 
     pub(crate) fn count_ephemeral_dropped(&self) {
@@ -145,33 +249,38 @@ pub(crate) struct PartitionGauges {
     interest: i64,
     history_bytes: i64,
     resumed: i64,
+    presence: i64,
 }
 
 impl PartitionGauges {
     /// Nothing yet.
     pub(crate) fn new(metrics: CoreMetrics) -> Self {
-        Self { metrics, channels: 0, interest: 0, history_bytes: 0, resumed: 0 }
+        metrics.partitions_served.inc();
+        Self { metrics, channels: 0, interest: 0, history_bytes: 0, resumed: 0, presence: 0 }
     }
 
     /// Corrects the sums to what is held now.
-    pub(crate) fn update(&mut self, table: &ChannelTable, sessions: &Sessions) {
+    pub(crate) fn update(&mut self, table: &ChannelTable, sessions: &Sessions, presence: &PresenceTable) {
         let history_bytes = i64::try_from(table.history_bytes()).unwrap_or(i64::MAX);
         // No count can reach 2^63.
-        self.set(table.channels() as i64, table.interest() as i64, history_bytes, sessions.len() as i64);
+        let (channels, interest) = (table.channels() as i64, table.interest() as i64);
+        self.set([channels, interest, history_bytes, sessions.len() as i64, presence.entries() as i64]);
     }
 
-    fn set(&mut self, channels: i64, interest: i64, history_bytes: i64, resumed: i64) {
+    fn set(&mut self, [channels, interest, history_bytes, resumed, presence]: [i64; 5]) {
         correct(&self.metrics.channels, &mut self.channels, channels);
         correct(&self.metrics.interest, &mut self.interest, interest);
         correct(&self.metrics.history_bytes, &mut self.history_bytes, history_bytes);
         correct(&self.metrics.resumed, &mut self.resumed, resumed);
+        correct(&self.metrics.presence, &mut self.presence, presence);
     }
 }
 
 impl Drop for PartitionGauges {
     /// A partition that ended holds nothing.
     fn drop(&mut self) {
-        self.set(0, 0, 0, 0);
+        self.set([0; 5]);
+        self.metrics.partitions_served.dec();
     }
 }
 
@@ -192,5 +301,6 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
+const REPLAY_SECONDS: [f64; 10] = [0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
 const PUBLISH_SECONDS: [f64; 14] =
     [0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0];

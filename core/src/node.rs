@@ -1,27 +1,41 @@
-//! A core node: its partitions, its links, and the handle that the backend API publishes through.
+//! A core node: its partitions, its links, and how it begins, alone or as one of several.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+pub(crate) mod cluster;
+pub(crate) mod lease;
+mod listen;
+mod requests;
+pub(crate) mod restore;
+pub(crate) mod slot;
+mod status;
 
-use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, LinkName, Publish, Recovery};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tidegate_protocol::link::LinkName;
 use tidegate_protocol::namespace::Namespaces;
-use tidegate_protocol::{ChannelName, Position};
+use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::clock;
 use tidegate_transport::link::{self, CoreLink, EdgeLink};
-use tokio::sync::{Semaphore, TryAcquireError, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::channel::{ChannelTable, Limits, LinkId, LogFrameError, outcome_unknown};
+use crate::channel::{ChannelTable, Limits, LinkId, LogFrameError};
 use crate::config::CoreConfig;
-use crate::engine::{ClaimError, Engine, LogPosition, PartitionId, ReplayError};
-use crate::link::{serve, unavailable};
+use crate::engine::{Claim, ClaimError, Engine, JoinError, NodeRecord, PartitionId, ReplayError};
+use crate::link::{serve, serve_partition};
 use crate::metrics::CoreMetrics;
-use crate::partition::{Command, Partition, UnixClock};
-use crate::placement::partition_of;
+use crate::partition::{End, Pace, Partition, PartitionStatus, UnixClock};
+use crate::placement::ownership::{Bounds, Ownership};
+use crate::presence::PresenceTable;
 use crate::session::Sessions;
+use cluster::Control;
+use lease::Lease;
+use restore::{RestoreError, Restorer};
+use slot::{Served, Slots, View};
 
 /// What a node's tasks run under.
 #[derive(Debug, Clone)]
@@ -30,7 +44,7 @@ pub struct Lifecycle {
     pub tracker: TaskTracker,
     /// Cancelled: links end, what partitions have queued is finished, then they end. Edges should be gone by then.
     pub drain: CancellationToken,
-    /// Cancelled: everything ends at once.
+    /// Cancelled: everything ends at once. To the other nodes of a cluster that is a crash.
     pub abort: CancellationToken,
 }
 
@@ -40,8 +54,20 @@ pub struct CoreNode {
     inner: Arc<Inner>,
 }
 
+/// A partition's link within a process, and what is said first on one over the network.
+#[derive(Debug)]
+pub struct OpenedPartition {
+    /// Of the owner.
+    pub term: u64,
+    /// Identity of the partition's log.
+    pub epoch: u64,
+    /// For frames.
+    pub link: EdgeLink,
+}
+
 impl CoreNode {
-    /// Takes all partitions, reads their logs, and serves them on the runtime that this is called in.
+    /// A node that is alone: takes all partitions, reads their logs, and serves them on the runtime that this is called
+    /// in. It needs no lease; a partition that somebody else takes ends for good.
     pub async fn start(
         config: CoreConfig,
         engine: Arc<dyn Engine>,
@@ -49,45 +75,78 @@ impl CoreNode {
         metrics: CoreMetrics,
         lifecycle: Lifecycle,
     ) -> Result<Self, StartError> {
-        let max_frame = engine.capabilities().max_frame;
-        if config.partitions == 0 {
-            return Err(StartError::NoPartitions);
-        }
-        if config.batch_bytes + config.max_payload + RECORD_OVERHEAD > max_frame {
-            return Err(StartError::FrameLimit { max_frame });
-        }
-        let config = Arc::new(config);
-        let clock = UnixClock::start();
-        let mut queues = Vec::with_capacity(usize::from(config.partitions));
-        let mut partitions = Vec::with_capacity(usize::from(config.partitions));
-        for id in (0..config.partitions).map(PartitionId) {
-            let claim = engine.claim(id).await?;
-            let mut table =
-                ChannelTable::new(limits(&config), Arc::clone(&namespaces), claim.epoch(), claim.tail().0);
-            replay(&*engine, id, claim.first(), claim.tail(), &mut table, clock).await?;
-            let (sender, queue) = mpsc::channel(config.partition_queue.max(1));
-            queues.push(sender);
-            partitions.push(Partition {
-                table,
-                sessions: Sessions::new(config.max_resumed),
-                engine: Arc::clone(&engine),
-                claim,
-                queue,
-                config: Arc::clone(&config),
-                metrics: metrics.clone(),
-                clock,
-                drain: lifecycle.drain.clone(),
-                abort: lifecycle.abort.clone(),
-            });
+        let name = NodeId::new("local");
+        let inner = Inner::new(config, engine, namespaces, metrics, lifecycle, name, Lease::endless(), None)?;
+        let mut partitions = Vec::with_capacity(usize::from(inner.slots.len()));
+        for id in 0..inner.slots.len() {
+            let began = clock::now();
+            let claim = inner.engine.claim(PartitionId(id), &inner.name).await?;
+            inner.metrics.count_claim();
+            let table = inner.restorer.restore(&claim, None).await?;
+            inner.metrics.observe_replay(clock::now().saturating_duration_since(began));
+            let stop = inner.lifecycle.abort.child_token();
+            partitions.push(inner.partition(claim, table, mpsc::channel(1).1, stop, None));
         }
         // Only now: a node that could not take every partition serves none.
-        for partition in partitions {
-            lifecycle.tracker.spawn(partition.run());
+        for (partition, (task, served)) in (0..).zip(partitions) {
+            inner.slots.set(partition, View::Serving(served));
+            let running = run(task, inner.metrics.clone(), inner.lifecycle.abort.clone());
+            inner.lifecycle.tracker.spawn(running);
         }
-        let backend = Semaphore::new(config.backend_in_flight.min(Semaphore::MAX_PERMITS));
-        let next_link = AtomicU32::new(LinkId::NODE.0 + 1);
-        let queues = Arc::from(queues);
-        Ok(Self { inner: Arc::new(Inner { queues, config, metrics, lifecycle, backend, next_link }) })
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// A node of a cluster, which shares the engine with others. It serves what it wins, as soon as that is free or handed
+    /// over; [`Self::is_serving`] tells when.
+    pub async fn join(
+        config: CoreConfig,
+        engine: Arc<dyn Engine>,
+        namespaces: Arc<Namespaces>,
+        metrics: CoreMetrics,
+        lifecycle: Lifecycle,
+        record: NodeRecord,
+    ) -> Result<Self, StartError> {
+        let lease = engine.capabilities().lease;
+        let (handle, inputs) = cluster::Handle::new();
+        let handle = Arc::new(handle);
+        let name = record.id.clone();
+        let handover = Bounds { lease, handovers: config.handovers.max(1) };
+        let inner = Inner::new(
+            config,
+            engine,
+            namespaces,
+            metrics,
+            lifecycle,
+            name,
+            Lease::over(),
+            Some(Arc::clone(&handle)),
+        )?;
+        // A node that crashed and is back finds itself alive until its old lease ends.
+        let patience = clock::now() + lease * 2;
+        let (began, membership) = loop {
+            let began = clock::now();
+            match inner.engine.join(record.clone()).await {
+                Ok(membership) => break (began, membership),
+                Err(JoinError::NameTaken(_)) if began < patience => sleep(lease / 6).await,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let partitions = inner.slots.len();
+        let machine =
+            Ownership::new(record.id.clone(), partitions, handover, clock::rng(), Some(began), clock::now());
+        inner.lease.set(machine.alive_until());
+        let inner = Arc::new(inner);
+        let driver = cluster::run(Arc::clone(&inner), handle, record, machine, membership, inputs);
+        inner.lifecycle.tracker.spawn(driver);
+        Ok(Self { inner })
+    }
+
+    /// Hands every partition over to the other nodes, then leaves the cluster; after `within` without waiting for them to
+    /// be ready. Links and requests end with the `drain` that follows. A node that is alone has nobody to leave.
+    pub async fn leave(&self, within: Duration) {
+        if let Some(cluster) = &self.inner.cluster {
+            cluster.leave(within).await;
+        }
     }
 
     /// A new link in this process. It ends when the edge drops both halves, or the receiving one and then something
@@ -107,71 +166,23 @@ impl CoreNode {
         edge
     }
 
-    /// Serves the core's end of a link, in-process or not.
+    /// Serves the core's end of a link to all partitions, within this process.
     pub fn attach(&self, name: Option<LinkName>, link: CoreLink) {
-        let inner = &self.inner;
-        let id = LinkId(inner.next_link.fetch_add(1, Ordering::Relaxed));
-        let cut = inner.lifecycle.drain.child_token();
-        let abort = inner.lifecycle.abort.clone();
-        let queues = Arc::clone(&inner.queues);
-        inner.lifecycle.tracker.spawn(async move {
-            tokio::select! {
-                biased;
-                () = abort.cancelled() => {}
-                () = serve(id, name, link, queues, cut) => {}
-            }
-        });
+        let slots = self.inner.slots.clone();
+        let id = self.inner.next_link();
+        let cut = self.inner.lifecycle.drain.child_token();
+        self.inner.spawn(serve(id, name, link, slots, cut));
     }
 
-    /// Publishes for the backend; `None` for an ephemeral one.
-    pub async fn publish(&self, publish: Publish) -> Result<Option<Position>, LinkError> {
-        let mut results = self.publish_batch(vec![publish]).await?;
-        results.pop().unwrap_or_else(|| Err(unavailable()))
-    }
-
-    /// Publishes for the backend, in order per channel, all at once. The outer error means that none was taken.
-    pub async fn publish_batch(
-        &self,
-        publishes: Vec<Publish>,
-    ) -> Result<Vec<Result<Option<Position>, LinkError>>, LinkError> {
-        let _permits = self.admit(publishes.len())?;
-        let mut results = Vec::with_capacity(publishes.len());
-        let deadline = tokio::time::Instant::from_std(clock::now() + self.inner.config.backend_wait);
-        let mut pending = Vec::with_capacity(publishes.len());
-        for publish in publishes {
-            let queue = self.queue(&publish.channel);
-            let frame = EdgeFrame::Publish { request: 0, publish };
-            let sent = tokio::time::timeout_at(deadline, request(queue, frame)).await;
-            pending.push(sent.unwrap_or_else(|_| Err(unavailable())));
-        }
-        for answer in pending {
-            results.push(match answer {
-                Ok(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(Ok(CoreFrame::Published { result, .. })) => result,
-                    _ => Err(outcome_unknown()),
-                },
-                Err(error) => Err(error),
-            });
-        }
-        Ok(results)
-    }
-
-    /// Reads history for the backend: what comes after `since`, at most the newest `limit` (0: all).
-    pub async fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> Result<Recovery, LinkError> {
-        let _permit = self.admit(1)?;
-        let queue = self.queue(&channel);
-        let frame = EdgeFrame::History { request: 0, channel, since, limit };
-        let answer = async { request(queue, frame).await?.await.map_err(|_| unavailable()) };
-        match timeout(self.inner.config.backend_wait, answer).await {
-            Ok(Ok(CoreFrame::Recovered { result, .. })) => result,
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(_)) | Err(_) => Err(unavailable()),
-        }
+    /// A link to one partition for all workers of an edge, as [`Self::serve_links`] gives it to edges elsewhere: cut as
+    /// soon as it is full, and told of a hand-over. Waits for a partition that this node is about to serve; `None` where it
+    /// is not.
+    pub async fn open(&self, partition: u16, edge: NodeId) -> Option<OpenedPartition> {
+        let served = self.inner.open(partition).await?;
+        let (term, epoch) = (served.term, served.epoch);
+        let (link, core) = link::memory(self.inner.config.link_queue.max(1));
+        self.inner.attach_partition(edge, core, served, &self.inner.lifecycle.drain);
+        Some(OpenedPartition { term, epoch, link })
     }
 
     /// Its counters.
@@ -179,24 +190,10 @@ impl CoreNode {
         &self.inner.metrics
     }
 
-    /// False once a partition has ended: the node drains, aborts, or lost a log to another node.
+    /// True while the node serves all that it is to serve. One that is alone serves everything until it drains, aborts, or
+    /// loses a log; one of a cluster must be known to the others as alive. False also while an engine takes nothing more.
     pub fn is_serving(&self) -> bool {
-        self.inner.queues.iter().all(|queue| !queue.is_closed())
-    }
-
-    fn queue(&self, channel: &ChannelName) -> &mpsc::Sender<Command> {
-        &self.inner.queues[usize::from(partition_of(channel, self.inner.config.partitions))]
-    }
-
-    fn admit(&self, requests: usize) -> Result<tokio::sync::SemaphorePermit<'_>, LinkError> {
-        let requests = u32::try_from(requests).unwrap_or(u32::MAX);
-        self.inner.backend.try_acquire_many(requests).map_err(|error| {
-            let message = match error {
-                TryAcquireError::NoPermits => "too many backend requests are in flight: try again",
-                TryAcquireError::Closed => "the node is going away",
-            };
-            LinkError { code: ErrorCode::Unavailable, message: message.to_owned() }
-        })
+        self.inner.is_serving()
     }
 }
 
@@ -213,6 +210,9 @@ pub enum StartError {
         /// What the engine takes, bytes.
         max_frame: usize,
     },
+    /// It is not taken for a node of the cluster.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// A partition could not be taken.
     #[error(transparent)]
     Claim(#[from] ClaimError),
@@ -230,47 +230,182 @@ pub enum StartError {
     },
 }
 
-#[derive(Debug)]
-struct Inner {
-    queues: Arc<[mpsc::Sender<Command>]>,
-    config: Arc<CoreConfig>,
-    metrics: CoreMetrics,
-    lifecycle: Lifecycle,
-    /// What the backend API may have in flight.
-    backend: Semaphore,
-    next_link: AtomicU32,
-}
-
-async fn replay(
-    engine: &dyn Engine,
-    partition: PartitionId,
-    first: LogPosition,
-    tail: LogPosition,
-    table: &mut ChannelTable,
-    clock: UnixClock,
-) -> Result<(), StartError> {
-    let mut next = first;
-    while next <= tail {
-        let frames = engine.replay(partition, next).await?;
-        if frames.is_empty() {
-            return Err(StartError::Incomplete { partition: partition.0 });
-        }
-        for (position, frame) in frames {
-            table.replay(&frame, clock.unix_ms())?;
-            next = position.next();
+impl From<RestoreError> for StartError {
+    fn from(error: RestoreError) -> Self {
+        match error {
+            RestoreError::Claim(error) => error.into(),
+            RestoreError::Replay(error) => error.into(),
+            RestoreError::LogFrame(error) => error.into(),
+            RestoreError::Incomplete(partition) => Self::Incomplete { partition },
         }
     }
-    Ok(())
 }
 
-async fn request(
-    queue: &mpsc::Sender<Command>,
-    frame: EdgeFrame,
-) -> Result<oneshot::Receiver<CoreFrame>, LinkError> {
-    let (sender, answer) = oneshot::channel();
-    let command = Command::Request { frame, answer: sender, at: clock::now() };
-    queue.send(command).await.map_err(|_| unavailable())?;
-    Ok(answer)
+#[derive(Debug)]
+struct Inner {
+    name: NodeId,
+    /// Where its links are, once it has any.
+    region: OnceLock<Region>,
+    slots: Slots,
+    config: Arc<CoreConfig>,
+    engine: Arc<dyn Engine>,
+    restorer: Restorer,
+    namespaces: Arc<Namespaces>,
+    metrics: CoreMetrics,
+    lifecycle: Lifecycle,
+    clock: UnixClock,
+    lease: Arc<Lease>,
+    pace: Arc<Pace>,
+    /// Where others share the engine.
+    cluster: Option<Arc<cluster::Handle>>,
+    /// What the backend API may have in flight.
+    backend: Semaphore,
+    /// Edges that may wait for partitions.
+    opening: Semaphore,
+    next_link: AtomicU32,
+    connections: Mutex<BTreeMap<u64, status::Connected>>,
+    next_connection: AtomicU64,
+}
+
+impl Inner {
+    #[expect(clippy::too_many_arguments, reason = "what a node is made of, in one place")]
+    fn new(
+        config: CoreConfig,
+        engine: Arc<dyn Engine>,
+        namespaces: Arc<Namespaces>,
+        metrics: CoreMetrics,
+        lifecycle: Lifecycle,
+        name: NodeId,
+        lease: Lease,
+        cluster: Option<Arc<cluster::Handle>>,
+    ) -> Result<Self, StartError> {
+        let max_frame = engine.capabilities().max_frame;
+        if config.partitions == 0 {
+            return Err(StartError::NoPartitions);
+        }
+        if config.batch_bytes + config.max_payload + RECORD_OVERHEAD > max_frame {
+            return Err(StartError::FrameLimit { max_frame });
+        }
+        let clock = UnixClock::start();
+        let restorer = Restorer {
+            engine: Arc::clone(&engine),
+            namespaces: Arc::clone(&namespaces),
+            limits: limits(&config),
+            clock,
+            turns: Arc::new(Semaphore::new(config.replays.clamp(1, Semaphore::MAX_PERMITS))),
+        };
+        Ok(Self {
+            name,
+            region: OnceLock::new(),
+            slots: Slots::new(config.partitions),
+            engine,
+            restorer,
+            namespaces,
+            metrics,
+            lifecycle,
+            clock,
+            lease: Arc::new(lease),
+            pace: Arc::new(Pace::new()),
+            cluster,
+            backend: Semaphore::new(config.backend_in_flight.min(Semaphore::MAX_PERMITS)),
+            opening: Semaphore::new(config.opening.min(Semaphore::MAX_PERMITS)),
+            next_link: AtomicU32::new(LinkId::NODE.0 + 1),
+            connections: Mutex::default(),
+            next_connection: AtomicU64::new(0),
+            config: Arc::new(config),
+        })
+    }
+
+    /// The task of a partition, to be run, and where it is found then. It ends at once when `stop` is cancelled.
+    fn partition(
+        &self,
+        claim: Claim,
+        table: ChannelTable,
+        hand_over: mpsc::Receiver<Option<NodeId>>,
+        stop: CancellationToken,
+        control: Option<Control>,
+    ) -> (Partition, Served) {
+        let (sender, queue) = mpsc::channel(self.config.partition_queue.max(1));
+        let status = Arc::new(PartitionStatus::default());
+        let (term, epoch) = (claim.term(), claim.epoch());
+        let served = Served { queue: sender, term, epoch, status: Arc::clone(&status) };
+        let partition = Partition {
+            table,
+            sessions: Sessions::new(self.config.max_resumed),
+            presence: PresenceTable::new(self.config.presence(), Arc::clone(&self.namespaces)),
+            engine: Arc::clone(&self.engine),
+            replicated: self.engine.capabilities().replicated,
+            slot: self.slots.handle(claim.partition().0),
+            claim,
+            queue,
+            config: Arc::clone(&self.config),
+            metrics: self.metrics.clone(),
+            clock: self.clock,
+            node: self.name.clone(),
+            lease: Arc::clone(&self.lease),
+            restorer: self.restorer.clone(),
+            status,
+            pace: Arc::clone(&self.pace),
+            control,
+            hand_over,
+            tracker: self.lifecycle.tracker.clone(),
+            drain: self.lifecycle.drain.clone(),
+            abort: stop,
+        };
+        (partition, served)
+    }
+
+    /// Waits, where it is worth it, until the partition is served here.
+    async fn open(&self, partition: u16) -> Option<Served> {
+        if let Some(served) = self.slots.served(partition) {
+            return Some(served);
+        }
+        let _turn = self.opening.try_acquire().ok()?;
+        timeout(self.config.open_wait, self.slots.wait(partition)).await.ok()?
+    }
+
+    /// Serves the core's end of an edge's link to a partition, until `end` at the latest.
+    fn attach_partition(&self, edge: NodeId, link: CoreLink, served: Served, end: &CancellationToken) {
+        let name = LinkName { node: edge, worker: 0 };
+        self.spawn(serve_partition(self.next_link(), name, link, served.queue, end.child_token()));
+    }
+
+    fn is_serving(&self) -> bool {
+        let mine = |partition| match self.slots.served(partition) {
+            Some(served) => !served.status.is_refusing(),
+            None => self.cluster.is_some(),
+        };
+        self.cluster.as_ref().is_none_or(|cluster| cluster.is_settled()) && (0..self.slots.len()).all(mine)
+    }
+
+    fn next_link(&self) -> LinkId {
+        LinkId(self.next_link.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn connected(&self) -> MutexGuard<'_, BTreeMap<u64, status::Connected>> {
+        // Nothing is done while it is held but to insert, remove or copy.
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let abort = self.lifecycle.abort.clone();
+        self.lifecycle.tracker.spawn(async move {
+            tokio::select! {
+                biased;
+                () = abort.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+}
+
+/// Runs a partition to its end, and counts ends that nobody wanted.
+async fn run(task: Partition, metrics: CoreMetrics, abort: CancellationToken) -> End {
+    let end = task.run().await;
+    if matches!(end, End::Fenced | End::Aborted) && !abort.is_cancelled() {
+        metrics.count_fence();
+    }
+    end
 }
 
 fn limits(config: &CoreConfig) -> Limits {

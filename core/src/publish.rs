@@ -1,21 +1,23 @@
-//! The backend API: `POST /v1/publish` and `GET /v1/channels/{channel}/history`, for the app's own server.
+//! The backend API: `POST /v1/publish`, `GET /v1/channels/{channel}/history` and `/presence`, for the app's own server;
+//! `GET /v1/status`, for its operators.
 
 mod answer;
 mod request;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Body;
 use tidegate_protocol::frame::ErrorCode;
 use tidegate_protocol::link::Recovery;
+use tidegate_transport::link::Backend;
 
-use crate::node::CoreNode;
-use answer::{ApiError, BatchAnswer, HistoryAnswer, PublishAnswer, json};
-use request::{HistoryQuery, Publishes, parse_history, parse_publishes};
+use answer::{ApiError, BatchAnswer, HistoryAnswer, PublishAnswer, json, presence_answer};
+use request::{HistoryQuery, Publishes, decode_channel, parse_history, parse_publishes};
 
 /// For fuzz targets: reads `body` as that of a publish request; how many publications it holds, good or bad.
 #[doc(hidden)]
@@ -84,17 +86,17 @@ impl Default for BackendConfig {
     }
 }
 
-/// The backend API over one node. Clones are the same.
+/// The backend API over a node, or over links to nodes. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct BackendApi {
-    node: CoreNode,
-    config: std::sync::Arc<BackendConfig>,
+    backend: Arc<dyn Backend>,
+    config: Arc<BackendConfig>,
 }
 
 impl BackendApi {
-    /// The API over `node`.
-    pub fn new(node: CoreNode, config: BackendConfig) -> Self {
-        Self { node, config: std::sync::Arc::new(config) }
+    /// The API over `backend`.
+    pub fn new(backend: Arc<dyn Backend>, config: BackendConfig) -> Self {
+        Self { backend, config: Arc::new(config) }
     }
 
     /// True for the paths that [`Self::handle`] answers with something else than 404.
@@ -124,6 +126,8 @@ impl BackendApi {
                 Route::History { channel } => {
                     self.history(channel, parts.uri.query().unwrap_or_default()).await
                 }
+                Route::Presence { channel } => self.presence(channel).await,
+                Route::Status => self.status().await,
             },
         };
         result.unwrap_or_else(ApiError::response)
@@ -137,7 +141,10 @@ impl BackendApi {
         let body = self.read(body).await?;
         match parse_publishes(&self.config, headers, &body)? {
             Publishes::One(publish) => {
-                let position = self.node.publish(*publish).await?;
+                let mut results = self.backend.publish(vec![*publish]).await?;
+                let unanswered =
+                    || Err(ApiError::new(ErrorCode::Unavailable, "the publish was not answered"));
+                let position = results.pop().map_or_else(unanswered, |result| Ok(result?))?;
                 Ok(json(StatusCode::OK, &PublishAnswer::from(Ok(position))))
             }
             Publishes::Batch(items) => {
@@ -153,7 +160,7 @@ impl BackendApi {
                         Err(error) => answers.push(Some(Err(error).into())),
                     }
                 }
-                let mut results = self.node.publish_batch(accepted).await?.into_iter();
+                let mut results = self.backend.publish(accepted).await?.into_iter();
                 let results = answers
                     .into_iter()
                     .filter_map(|answer| {
@@ -167,9 +174,22 @@ impl BackendApi {
 
     async fn history(&self, channel: &str, query: &str) -> Result<Response<Full<Bytes>>, ApiError> {
         let HistoryQuery { channel, since, limit } = parse_history(channel, query)?;
-        let Recovery { position, recovered, publications } = self.node.history(channel, since, limit).await?;
+        let Recovery { position, recovered, publications } =
+            self.backend.history(channel, since, limit).await?;
         let position = position.into();
         Ok(json(StatusCode::OK, &HistoryAnswer { position, recovered, publications }))
+    }
+
+    async fn presence(&self, channel: &str) -> Result<Response<Full<Bytes>>, ApiError> {
+        let channel = decode_channel(channel)?;
+        let members = self.backend.members(channel.clone()).await?;
+        Ok(json(StatusCode::OK, &presence_answer(&channel, members)))
+    }
+
+    async fn status(&self) -> Result<Response<Full<Bytes>>, ApiError> {
+        let mut response = Response::new(Full::new(self.backend.status().await?));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(response)
     }
 
     fn authorize(&self, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -216,6 +236,11 @@ enum Route<'a> {
     History {
         channel: &'a str,
     },
+    /// The same.
+    Presence {
+        channel: &'a str,
+    },
+    Status,
 }
 
 impl<'a> Route<'a> {
@@ -223,14 +248,20 @@ impl<'a> Route<'a> {
         if path == "/v1/publish" {
             return Some(Self::Publish);
         }
-        let channel = path.strip_prefix("/v1/channels/")?.strip_suffix("/history")?;
-        if channel.contains('/') { None } else { Some(Self::History { channel }) }
+        if path == "/v1/status" {
+            return Some(Self::Status);
+        }
+        match path.strip_prefix("/v1/channels/")?.split_once('/')? {
+            (channel, "history") => Some(Self::History { channel }),
+            (channel, "presence") => Some(Self::Presence { channel }),
+            _ => None,
+        }
     }
 
     fn method(self) -> &'static Method {
         match self {
             Self::Publish => &Method::POST,
-            Self::History { .. } => &Method::GET,
+            Self::History { .. } | Self::Presence { .. } | Self::Status => &Method::GET,
         }
     }
 }

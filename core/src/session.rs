@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use tidegate_protocol::NodeId;
 use tidegate_protocol::link::{CoreFrame, LinkName};
 use tidegate_protocol::session::resume::{Bounds, Outcome, Spending, Spent, SpentTable, Told};
 
@@ -17,22 +18,34 @@ pub(crate) struct Sessions {
     spent: SpentTable<LinkId>,
     /// The newest link of each name.
     names: BTreeMap<LinkName, LinkId>,
+    /// The newest link of each edge that has one for all of its workers.
+    nodes: BTreeMap<NodeId, LinkId>,
 }
 
 impl Sessions {
     /// None yet; at most so many of which something was spent.
     pub(crate) fn new(limit: usize) -> Self {
-        Self { spent: SpentTable::new(Bounds { sessions: limit }), names: BTreeMap::new() }
+        Self {
+            spent: SpentTable::new(Bounds { sessions: limit }),
+            names: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+        }
     }
 
-    /// A link begins.
+    /// A worker's link begins.
     pub(crate) fn attach(&mut self, link: LinkId, name: LinkName) {
         self.names.insert(name, link);
+    }
+
+    /// The link of all workers of an edge begins.
+    pub(crate) fn attach_node(&mut self, link: LinkId, node: NodeId) {
+        self.nodes.insert(node, link);
     }
 
     /// A link is gone. What it held is remembered: a ticket stays spent.
     pub(crate) fn detach(&mut self, link: LinkId) {
         self.names.retain(|_, other| *other != link);
+        self.nodes.retain(|_, other| *other != link);
     }
 
     /// Judges an attempt; `holder` is who issued the ticket. Appends the answer, and before it what others are told.
@@ -49,7 +62,8 @@ impl Sessions {
         let first = (outcome == Outcome::First).then_some((Told::Resumed, Vec::new()));
         if let Some((told, mut links)) = told.or(first) {
             // The connection that the ticket was given to, of which the table knows only where it was resumed itself.
-            links.extend(self.names.get(holder).filter(|link| !links.contains(link)).copied().as_slice());
+            let issuer = self.names.get(holder).or_else(|| self.nodes.get(&holder.node));
+            links.extend(issuer.filter(|link| !links.contains(link)).copied().as_slice());
             let generation = spending.generation.saturating_add(1);
             let session = spending.session;
             outputs.extend(
@@ -146,6 +160,22 @@ mod tests {
         spend(&mut sessions, 0, 1, 2, 1);
         let (outcome, told) = spend(&mut sessions, 0, 1, 3, 1);
         assert_eq!((outcome, told), (Outcome::Repeated, vec![(2, Told::Repeated), (1, Told::Repeated)]));
+    }
+
+    #[test]
+    fn an_edge_with_one_link_is_told_of_all_its_workers() {
+        let mut sessions = Sessions::new(10);
+        sessions.attach_node(LinkId(7), NodeId::new("edge-1"));
+        sessions.attach_node(LinkId(8), NodeId::new("edge-2"));
+        assert_eq!(spend(&mut sessions, 0, 1, 8, 3), (Outcome::First, vec![(7, Told::Resumed)]));
+        assert_eq!(
+            spend(&mut sessions, 1, 2, 7, 2),
+            (Outcome::First, vec![(8, Told::Resumed), (7, Told::Resumed)])
+        );
+        let mut gone = Sessions::new(10);
+        gone.attach_node(LinkId(7), NodeId::new("edge-1"));
+        gone.detach(LinkId(7));
+        assert_eq!(spend(&mut gone, 0, 1, 8, 3), (Outcome::First, vec![]));
     }
 
     #[test]

@@ -18,13 +18,14 @@ use tidegate_protocol::frame::{ClientFrame, CloseCode};
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{Delivery, LinkError, Recovery};
 use tidegate_protocol::session::server::{self, Due};
-use tidegate_protocol::{ChannelName, Position, SessionId};
+use tidegate_protocol::{ChannelName, Epoch, Position, SessionId};
 use tidegate_transport::{Connection, RecvError, TransportKind, clock};
 use tracing::{Instrument, debug_span};
 
 use crate::metrics::Metrics;
 use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
+use crate::presence::Present;
 use crate::upstream::{Answer, Run};
 use crate::worker::{Admitted, Worker};
 
@@ -50,6 +51,8 @@ struct Inner {
     backlog: Option<Box<Backlog>>,
     /// Where each slot stands in the registry.
     keys: Vec<Option<(ChannelName, usize)>>,
+    /// Subscriptions that count for who is on their channels.
+    present: Vec<Present>,
     /// Subscriptions that are parked: refilled once the client has taken what it was sent.
     parked: Vec<u32>,
     /// The rest of a message, while the machine wants no input.
@@ -90,6 +93,7 @@ pub(crate) fn start(
         connection,
         backlog: None,
         keys: Vec::new(),
+        present: Vec::new(),
         parked: Vec::new(),
         unread: VecDeque::new(),
         resuming: None,
@@ -172,9 +176,7 @@ impl Session {
             return;
         }
         self.worker.metrics().gaps.inc();
-        // Of the old numbering: behind the frame that tells of the new one they would be mistaken.
-        self.drop_lane(inner, slot);
-        inner.repeats.drop_lane(slot);
+        self.begin_epoch(inner, slot, &position.epoch);
         // At once: publications of the new numbering are next.
         self.transmit(inner);
         self.wake();
@@ -193,6 +195,7 @@ impl Session {
             }
             Answer::Publish { id, channel, result } => inner.machine.published(id, &channel, result),
             Answer::History { id, channel, result } => inner.machine.history(id, &channel, result),
+            Answer::Members { id, channel, result } => inner.machine.presence(id, &channel, result),
             Answer::Spent { result } => self.spent(inner, result),
         }
         self.transmit(inner);
@@ -220,13 +223,26 @@ impl Session {
             _ => 0,
         };
         let budget = self.catch_up_budget(inner);
+        let before = inner.machine.epoch(slot).cloned();
         let missed = inner.machine.recovered(clock::now(), slot, ask, result, budget);
+        if let Some(epoch) = inner.machine.epoch(slot).cloned()
+            && Some(&epoch) != before.as_ref()
+        {
+            self.begin_epoch(inner, slot, &epoch);
+        }
         // The frame that begins the subscription comes first on one pipe.
         self.transmit(inner);
         self.queue_catch_up(inner, slot, missed);
         if inner.machine.is_parked(slot) {
             self.await_refill(inner, slot);
         }
+    }
+
+    /// What comes next for a subscription is of this epoch. What waits is of another, and would be of no use.
+    fn begin_epoch(&self, inner: &mut Inner, slot: u32, epoch: &Epoch) {
+        self.drop_lane(inner, slot);
+        inner.repeats.drop_lane(slot);
+        inner.connection.begin_epoch(slot, epoch);
     }
 
     /// Wakes the task. It is on this thread, so that it runs later, whoever calls.

@@ -8,6 +8,7 @@ mod listener;
 mod metrics;
 mod node;
 mod policy;
+mod presence;
 mod registry;
 mod upstream;
 mod worker;
@@ -19,4 +20,7 @@ pub mod resume;
 pub use listener::ListenError;
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};
+pub use upstream::hub::{
+    Dialer, HomeRules, Hub, HubConfig, HubError, HubMetrics, OpenFailure, OpenedLink, Uplink, UplinkFuture,
+};
 pub use worker::Routes;

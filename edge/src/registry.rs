@@ -93,6 +93,11 @@ impl Registry {
         None
     }
 
+    /// True where somebody is on `channel`.
+    pub(crate) fn has(&self, channel: &ChannelName) -> bool {
+        self.channels.contains_key(channel)
+    }
+
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.channels.is_empty()

@@ -1,5 +1,7 @@
 //! The worker's end of its link to the core: questions out, answers and publications in, fan-out.
 
+pub(crate) mod hub;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -11,7 +13,7 @@ use indexmap::IndexMap;
 use slab::Slab;
 use tidegate_protocol::frame::shared::Framing;
 use tidegate_protocol::frame::{ErrorCode, ServerBody};
-use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
+use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Members, Recovery};
 use tidegate_protocol::session::resume::Outcome;
 use tidegate_protocol::{ChannelName, Offset, Position};
 use tidegate_transport::link::{EdgeLink, LinkReceiver, LinkSender, TrySendError};
@@ -22,6 +24,7 @@ use crate::channel_poll::Waiter;
 use crate::connection::Session;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::presence;
 use crate::registry::Subscriber;
 use crate::worker::Worker;
 
@@ -57,6 +60,15 @@ pub(crate) enum Answer {
         /// What is retained.
         result: Result<Recovery, LinkError>,
     },
+    /// To the question who is on a channel.
+    Members {
+        /// The client's id.
+        id: u64,
+        /// Which one.
+        channel: ChannelName,
+        /// Who is there.
+        result: Result<Members, LinkError>,
+    },
     /// To the question whether a ticket was spent.
     Spent {
         /// Whether it is honoured.
@@ -74,6 +86,8 @@ pub(crate) enum Asker {
     Publish { session: Weak<Session>, id: u64, channel: ChannelName },
     /// A session's history request.
     History { session: Weak<Session>, id: u64, channel: ChannelName },
+    /// A session's question who is on a channel.
+    Members { session: Weak<Session>, id: u64, channel: ChannelName },
     /// A session that resumes.
     Spend { session: Weak<Session> },
     /// A channel poll.
@@ -181,9 +195,12 @@ impl Upstream {
             CoreFrame::Recovered { request, result } => (request, CoreAnswer::Recovered(result)),
             CoreFrame::Published { request, result } => (request, CoreAnswer::Published(result)),
             CoreFrame::Spent { request, result } => (request, CoreAnswer::Spent(result)),
+            CoreFrame::Members { request, result } => (request, CoreAnswer::Members(result)),
             CoreFrame::Publication(_)
             | CoreFrame::Ephemeral(_)
             | CoreFrame::Rebased { .. }
+            | CoreFrame::PresenceChanged(_)
+            | CoreFrame::Moved { .. }
             | CoreFrame::SessionMoved { .. } => return,
         };
         let asker = usize::try_from(request).ok().and_then(|key| self.askers.borrow_mut().try_remove(key));
@@ -207,6 +224,7 @@ enum CoreAnswer {
     Recovered(Result<Recovery, LinkError>),
     Published(Result<Option<Position>, LinkError>),
     Spent(Result<Outcome, LinkError>),
+    Members(Result<Members, LinkError>),
 }
 
 impl Asker {
@@ -220,6 +238,9 @@ impl Asker {
             }
             (Self::Publish { session, id, channel }, CoreAnswer::Published(result)) => {
                 (session, Answer::Publish { id, channel, result })
+            }
+            (Self::Members { session, id, channel }, CoreAnswer::Members(result)) => {
+                (session, Answer::Members { id, channel, result })
             }
             (Self::Spend { session }, CoreAnswer::Spent(result)) => (session, Answer::Spent { result }),
             (Self::Waiter(waiter), CoreAnswer::Recovered(result)) => return waiter.recovered(result),
@@ -238,6 +259,7 @@ impl Asker {
         let answer = match self {
             Self::Publish { .. } => CoreAnswer::Published(Err(error)),
             Self::Spend { .. } => CoreAnswer::Spent(Err(error)),
+            Self::Members { .. } => CoreAnswer::Members(Err(error)),
             _ => CoreAnswer::Recovered(Err(error)),
         };
         self.hand_on(answer);
@@ -336,6 +358,7 @@ async fn next_batch(receiver: &mut dyn LinkReceiver<CoreFrame>, frames: &mut Vec
 struct Batch {
     runs: IndexMap<ChannelName, Vec<Delivery>>,
     ephemeral: Vec<Delivery>,
+    presence: Vec<Delivery>,
 }
 
 impl Batch {
@@ -350,6 +373,7 @@ impl Batch {
                 }
             },
             CoreFrame::Ephemeral(delivery) => self.ephemeral.push(delivery),
+            CoreFrame::PresenceChanged(delivery) => self.presence.push(delivery),
             CoreFrame::SessionMoved { session, generation, told } => {
                 worker.session_moved(session, generation, told);
             }
@@ -366,6 +390,9 @@ impl Batch {
         }
         for delivery in self.ephemeral {
             fan_out_ephemeral(worker, &delivery, chunk).await;
+        }
+        for delivery in self.presence {
+            presence::fan_out(worker, &delivery, chunk).await;
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::config::{Config, Limits};
 use crate::connection::Session;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::presence::Presence;
 use crate::registry::{Registry, Subscriber};
 use crate::resume::TicketKeys;
 use crate::upstream::{Asker, Upstream};
@@ -115,6 +116,7 @@ pub(crate) struct Worker {
     index: u8,
     shared: Arc<Shared>,
     registry: RefCell<Registry>,
+    presence: RefCell<Presence>,
     upstream: OnceCell<Upstream>,
     sessions: RefCell<Slab<Rc<Session>>>,
     long_polls: RefCell<HashMap<SessionId, LongPollHandle>>,
@@ -137,6 +139,7 @@ impl Worker {
             index,
             shared,
             registry: RefCell::default(),
+            presence: RefCell::default(),
             upstream: OnceCell::new(),
             sessions: RefCell::default(),
             long_polls: RefCell::default(),
@@ -173,6 +176,10 @@ impl Worker {
 
     pub(crate) fn registry(&self) -> RefMut<'_, Registry> {
         self.registry.borrow_mut()
+    }
+
+    pub(crate) fn presence(&self) -> RefMut<'_, Presence> {
+        self.presence.borrow_mut()
     }
 
     /// Set once, before anything is served.
@@ -321,6 +328,11 @@ impl Worker {
         self.upstream().ask(asker, |request| EdgeFrame::History { request, channel, since, limit });
     }
 
+    pub(crate) fn members(&self, session: &Rc<Session>, id: u64, channel: ChannelName) {
+        let asker = Asker::Members { session: Rc::downgrade(session), id, channel: channel.clone() };
+        self.upstream().ask(asker, |request| EdgeFrame::Members { request, channel });
+    }
+
     /// Subscribes a waiter; the key is for [`Worker::unsubscribe`].
     pub(crate) fn wait_on(
         &self,
@@ -403,6 +415,8 @@ impl Worker {
         // Each taken out before it is dropped: a drop may come back here.
         let held = (self.sessions.take(), self.registry.take(), self.long_polls.take(), self.events.take());
         drop(held);
+        let watching = self.presence.take();
+        drop(watching);
         self.known.take();
     }
 }

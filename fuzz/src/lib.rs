@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod http;
+mod links;
 mod tickets;
 mod tokens;
 
@@ -25,6 +26,7 @@ use tidegate_protocol::{ChannelName, SessionId};
 pub use http::{
     channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader,
 };
+pub use links::link_decoder;
 pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_text", client_text),
     ("event_id", event_id),
     ("history_query", history_query),
+    ("link_decoder", link_decoder),
     ("log_frame", log_frame),
     ("origin", origin),
     ("poll_request", poll_request),

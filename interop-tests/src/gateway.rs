@@ -372,7 +372,10 @@ async fn spawn(mode: Mode, folder: &TempDir, at: Option<Addresses>) -> Result<(C
     let mut command = command()?;
     match mode {
         Mode::Dev => command.arg("dev").arg("--certs-dir").arg(path.join("certs")),
-        Mode::Serve => command.arg("serve"),
+        Mode::Serve => {
+            let store = format!("core.local.path={}", path.join("data").display());
+            command.arg("serve").args(["--set", &store])
+        }
     };
     command
         .arg("--config")

@@ -1,11 +1,13 @@
 //! Clusters, scenarios and invariants for Tidegate's tests, and its benchmarks.
 
 pub mod bench;
+pub mod checker;
 pub mod clients;
 pub mod gateway;
 pub mod http;
 pub mod lab;
 pub mod middle;
+pub mod nats;
 pub mod programs;
 pub mod raw;
 pub mod slow_link;

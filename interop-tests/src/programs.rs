@@ -52,6 +52,17 @@ pub fn python() -> Result<PathBuf> {
         .with_context(|| absent("Python's virtual environment", "TIDEGATE_PYTHON"))
 }
 
+/// The NATS server, with JetStream.
+///
+/// # Errors
+/// When there is none.
+pub fn nats_server() -> Result<PathBuf> {
+    let ours = root().join(".tools/venv/bin/nats-server");
+    variable("TIDEGATE_NATS_SERVER")
+        .or_else(|| ours.is_file().then_some(ours))
+        .with_context(|| absent("nats-server", "TIDEGATE_NATS_SERVER"))
+}
+
 /// The root of the repository.
 pub fn root() -> PathBuf {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

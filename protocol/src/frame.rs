@@ -72,7 +72,7 @@ pub struct ServerFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// `None` only for a frame of a later protocol; clients ignore it.
-    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13")]
+    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
     pub body: Option<ServerBody>,
 }
 
@@ -115,6 +115,15 @@ pub enum ServerBody {
     /// Answers the client's ping.
     #[prost(message, tag = "13")]
     Pong(Empty),
+    /// Who is on a channel.
+    #[prost(message, tag = "14")]
+    Presence(Presence),
+    /// A user's first session joined a channel that the subscription watches.
+    #[prost(message, tag = "15")]
+    Join(Join),
+    /// A user's last session left such a channel.
+    #[prost(message, tag = "16")]
+    Leave(Leave),
 }
 
 /// No fields.
@@ -219,6 +228,10 @@ pub struct Subscribe {
     #[prost(sint32, tag = "3")]
     #[serde(skip_serializing_if = "is_zero")]
     pub rank: i32,
+    /// True: `join` and `leave` of this channel are wanted.
+    #[prost(bool, tag = "4")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub presence: bool,
 }
 
 /// A subscription begins.
@@ -401,6 +414,69 @@ pub struct PresenceRequest {
     pub channel: String,
 }
 
+/// Who is on a channel.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Presence {
+    /// Which one.
+    #[prost(string, tag = "1")]
+    pub channel: String,
+    /// By name; a part of them where not `exact`.
+    #[prost(message, repeated, tag = "2")]
+    pub users: Vec<PresentUser>,
+    /// All users, also those that are not listed.
+    #[prost(uint64, tag = "3")]
+    pub users_total: u64,
+    /// All sessions, anonymous ones too.
+    #[prost(uint64, tag = "4")]
+    pub sessions: u64,
+    /// True: `users` is everybody who has a name.
+    #[prost(bool, tag = "5")]
+    pub exact: bool,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PresentUser {
+    /// Who.
+    #[prost(string, tag = "1")]
+    pub user: String,
+    /// How many sessions of that user are there.
+    #[prost(uint32, tag = "2")]
+    pub sessions: u32,
+}
+
+/// A user who was not on the channel is now. At most once, like everything ephemeral.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Join {
+    /// Which one.
+    #[prost(string, tag = "1")]
+    pub channel: String,
+    /// Who.
+    #[prost(string, tag = "2")]
+    pub user: String,
+    /// When the core heard of it, milliseconds of Unix time.
+    #[prost(uint64, tag = "3")]
+    pub time_ms: u64,
+}
+
+/// A user who was on the channel is not any more. At most once.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Leave {
+    /// Which one.
+    #[prost(string, tag = "1")]
+    pub channel: String,
+    /// Who.
+    #[prost(string, tag = "2")]
+    pub user: String,
+    /// When the core heard of it, milliseconds of Unix time.
+    #[prost(uint64, tag = "3")]
+    pub time_ms: u64,
+}
+
 /// Replaces the token.
 #[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 #[serde(default)]
@@ -493,6 +569,9 @@ pub struct StreamHeader {
     #[prost(bool, tag = "2")]
     #[serde(skip_serializing_if = "is_false")]
     pub catch_up: bool,
+    /// Of all publications on the stream.
+    #[prost(string, tag = "3")]
+    pub epoch: String,
 }
 
 json_frame!(ClientFrame, ClientBody, refuse, {
@@ -522,6 +601,9 @@ json_frame!(ServerFrame, ServerBody, ignore, {
     "error" => Error,
     "close" => Close,
     "pong" => Pong,
+    "presence" => Presence,
+    "join" => Join,
+    "leave" => Leave,
 });
 
 /// An opaque payload: JSON text that was checked, or bytes.

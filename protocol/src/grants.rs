@@ -42,7 +42,7 @@ pub struct Grants {
     pub subscribe: Vec<ChannelPattern>,
     /// May be published to.
     pub publish: Vec<ChannelPattern>,
-    /// Whose members may be listed.
+    /// Whose members may be listed and watched.
     pub presence: Vec<ChannelPattern>,
 }
 
@@ -73,6 +73,11 @@ impl Identity {
     /// Whether this session may publish to `channel`.
     pub fn may_publish(&self, channel: &ChannelName, rules: &Namespace) -> bool {
         self.allows(rules.publish, &self.grants.publish, channel)
+    }
+
+    /// Whether this session may list who is on `channel`, and watch them join and leave.
+    pub fn may_see_presence(&self, channel: &ChannelName, rules: &Namespace) -> bool {
+        rules.presence.is_some_and(|access| self.allows(access, &self.grants.presence, channel))
     }
 
     fn allows(&self, access: Access, granted: &[ChannelPattern], channel: &ChannelName) -> bool {

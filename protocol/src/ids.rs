@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use rand::Rng;
+use serde::{Deserialize, Serialize};
 
 /// The name of a channel: 1 to 255 bytes of UTF-8 without white space or control characters.
 ///
@@ -158,7 +159,8 @@ impl fmt::Display for ConnectionId {
 }
 
 /// One process of the fleet.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct NodeId(Arc<str>);
 
 /// A deployment area.
@@ -174,6 +176,12 @@ impl NodeId {
     /// The name.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

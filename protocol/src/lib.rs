@@ -11,6 +11,7 @@ pub mod frame;
 pub mod grants;
 pub mod link;
 pub mod namespace;
+pub mod placement;
 pub mod session;
 
 pub use ids::{ChannelName, ChannelNameError, ConnectionId, NodeId, Region, SessionId, SessionIdError};

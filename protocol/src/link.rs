@@ -4,12 +4,17 @@
 //! replies and publications the other. Everything that a core sends about one channel over one link is in order: the
 //! reply to a `Subscribe` comes before the first publication that is not in it.
 
+mod control;
+pub mod wire;
+
 use std::sync::Arc;
 
 use crate::frame::shared::SharedFrame;
 use crate::frame::{ErrorCode, Payload, Publication};
 use crate::session::resume::{Outcome, Spending, Told};
 use crate::{ChannelName, NodeId, Offset, Position, SessionId};
+
+pub use control::{Directory, DirectoryNode, DirectoryPartition, Hello, LINK_VERSIONS, Welcome};
 
 /// Whose link it is: tickets name it, so that whoever held a session can be told where it went.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +26,7 @@ pub struct LinkName {
 }
 
 /// Edge to core.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum EdgeFrame {
     /// Registers interest (if there is none yet) and asks what comes after `position`.
     Subscribe {
@@ -55,6 +60,31 @@ pub enum EdgeFrame {
         /// At most so many, the newest; 0 for all.
         limit: u32,
     },
+    /// How many sessions of a user are on a channel over this link now; 0: none any more. Anonymous ones count together.
+    Presence {
+        /// Which one.
+        channel: ChannelName,
+        /// Who; `None` for anonymous sessions.
+        user: Option<Arc<str>>,
+        /// How many.
+        sessions: u32,
+        /// Was said before, to an owner that is gone or over a link that is: nobody is to be told of it as news.
+        again: bool,
+    },
+    /// Whether somebody here wants to be told who joins and leaves a channel.
+    Watch {
+        /// Which one.
+        channel: ChannelName,
+        /// From now on, or no longer.
+        on: bool,
+    },
+    /// Asks who is on a channel.
+    Members {
+        /// Echoed.
+        request: u64,
+        /// Which one.
+        channel: ChannelName,
+    },
     /// Spends a resume ticket. Goes to the partition of the session, which remembers it.
     Spend {
         /// Echoed.
@@ -67,7 +97,7 @@ pub enum EdgeFrame {
 }
 
 /// A publish on its way to its sequencer.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Publish {
     /// Where.
     pub channel: ChannelName,
@@ -82,7 +112,7 @@ pub struct Publish {
 }
 
 /// Core to edge.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum CoreFrame {
     /// Answers `Subscribe` and `History`.
     Recovered {
@@ -109,6 +139,23 @@ pub enum CoreFrame {
         /// Its new head.
         position: Position,
     },
+    /// Somebody joined or left a channel that this link watches: a `join` or `leave` frame.
+    PresenceChanged(Delivery),
+    /// Answers `Members`.
+    Members {
+        /// The request's.
+        request: u64,
+        /// Who is there.
+        result: Result<Members, LinkError>,
+    },
+    /// This partition's owner stops: what it has not answered before this frame it has not handled, and somebody else will.
+    /// Nothing of the partition follows on this link.
+    Moved {
+        /// Which one.
+        partition: u16,
+        /// Who has it next, where that is known.
+        to: Option<NodeId>,
+    },
     /// Answers `Spend`.
     Spent {
         /// The request's.
@@ -129,7 +176,7 @@ pub enum CoreFrame {
 }
 
 /// One item on its way to the local subscribers of a link.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Delivery {
     /// Where.
     pub channel: ChannelName,
@@ -148,6 +195,19 @@ pub struct Recovery {
     pub recovered: bool,
     /// In order. Empty where not recovered, except for a `History` request: then what is retained.
     pub publications: Vec<Publication>,
+}
+
+/// Who is on a channel.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Users and how many sessions each has there, by name; cut at the bound of the channel.
+    pub users: Vec<(Arc<str>, u32)>,
+    /// All users, also those that are not listed.
+    pub users_total: u64,
+    /// Sessions, anonymous ones too.
+    pub sessions: u64,
+    /// False where there are more users than are known one by one: then `users` is a part of them.
+    pub exact: bool,
 }
 
 /// A request that failed in the core.

@@ -42,6 +42,8 @@ pub struct Namespace {
     pub publish: Access,
     /// Who may subscribe, poll and read history.
     pub subscribe: Access,
+    /// Who may list who is there, and watch them join and leave; `None`: nobody is counted at all.
+    pub presence: Option<Access>,
 }
 
 impl Default for Namespace {
@@ -53,6 +55,7 @@ impl Default for Namespace {
             conflate: false,
             publish: Access::Granted,
             subscribe: Access::Granted,
+            presence: None,
         }
     }
 }

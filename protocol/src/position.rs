@@ -30,6 +30,14 @@ impl Epoch {
     pub fn is_any(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// What stands for it in datagrams, where room is scarce (PROTOCOL §6.1): FNV-1a of 32 bits over the text, and 1
+    /// where that is 0.
+    pub fn mark(&self) -> u32 {
+        let hash =
+            self.0.bytes().fold(FNV_OFFSET, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(FNV_PRIME));
+        hash.max(1)
+    }
 }
 
 impl fmt::Display for Epoch {
@@ -72,3 +80,6 @@ impl Position {
         Self { epoch, offset }
     }
 }
+
+const FNV_OFFSET: u32 = 0x811c_9dc5;
+const FNV_PRIME: u32 = 0x0100_0193;

@@ -251,7 +251,15 @@ async function drop() {
 }
 
 async function measure() {
-  if (client?.state === "connected" && document.visibilityState === "visible") await client.measureRtt();
+  if (client?.state !== "connected" || document.visibilityState !== "visible") return;
+  await Promise.all([client.measureRtt(), countHere()]);
+}
+
+/** How many are on the channel that is shown. Nobody on this page has a name, so that nobody is told of: it is asked. */
+async function countHere() {
+  const channel = current;
+  const { sessions } = await client.presence(channel).catch(() => ({ sessions: null }));
+  if (channel === current) $("here").textContent = sessions === null ? "–" : String(sessions);
 }
 
 // --- typing -----------------------------------------------------------------------------------------------------------
@@ -314,6 +322,8 @@ function show(name) {
   showMessages();
   showTyping();
   showCurl();
+  $("here").textContent = "–";
+  if (client?.state === "connected") void countHere();
 }
 
 function showMessages() {

@@ -1,9 +1,14 @@
 //! The command line: one module for each command.
 
+mod api;
+mod certs;
 mod config;
+mod core;
 mod dev;
+mod edge;
 mod publish;
 mod serve;
+mod status;
 mod subscribe;
 mod token;
 
@@ -32,9 +37,13 @@ pub(crate) struct Arguments {
 enum Command {
     Dev(dev::Dev),
     Serve(serve::Serve),
+    Edge(edge::Edge),
+    Core(core::Core),
+    Status(status::Status),
     Publish(publish::Publish),
     Subscribe(subscribe::Subscribe),
     Token(Box<token::Token>),
+    Certs(certs::Certs),
     Config(config::Config),
 }
 
@@ -45,16 +54,22 @@ Examples:
   tidegate subscribe room:1                 print what is published
   tidegate config default > tidegate.toml   begin a configuration
   tidegate config check                     look for mistakes in it
-  tidegate serve                            run in production";
+  tidegate serve                            run in production, on one machine
+  tidegate core, tidegate edge              run in production, on several: docs/OPERATIONS.md
+  tidegate status                           nodes, partitions and links of a cluster";
 
 /// Runs what was asked for.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Dev(command) => dev::run(command),
         Command::Serve(command) => serve::run(&command),
+        Command::Edge(command) => edge::run(command),
+        Command::Core(command) => core::run(&command),
+        Command::Status(command) => status::run(&command),
         Command::Publish(command) => publish::run(command),
         Command::Subscribe(command) => subscribe::run(command),
         Command::Token(command) => token::run(&command),
+        Command::Certs(command) => certs::run(&command),
         Command::Config(command) => config::run(&command),
     }
 }

@@ -14,6 +14,7 @@ mod render;
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,6 +35,44 @@ pub(crate) enum Mode {
     Dev,
     /// Production on one machine.
     Serve,
+    /// The part of a cluster that clients connect to.
+    Edge,
+    /// The same, as open as [`Self::Dev`].
+    DevEdge,
+    /// The part of a cluster that owns channels.
+    Core,
+}
+
+impl Mode {
+    /// Whether clients connect to it.
+    pub(crate) fn has_edge(self) -> bool {
+        self != Self::Core
+    }
+
+    /// Whether it owns channels.
+    pub(crate) fn has_core(self) -> bool {
+        !matches!(self, Self::Edge | Self::DevEdge)
+    }
+
+    /// Whether it has links to other nodes.
+    pub(crate) fn is_clustered(self) -> bool {
+        matches!(self, Self::Edge | Self::DevEdge | Self::Core)
+    }
+
+    /// Whether it is for development only: open, with certificates of its own making and the demo page.
+    pub(crate) fn is_dev(self) -> bool {
+        matches!(self, Self::Dev | Self::DevEdge)
+    }
+
+    /// The command, as it is typed.
+    pub(crate) fn command(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Serve => "serve",
+            Self::Edge | Self::DevEdge => "edge",
+            Self::Core => "core",
+        }
+    }
 }
 
 /// Everything that can be set, effective values.
@@ -49,6 +88,8 @@ pub(crate) struct Settings {
     pub(crate) limits: Limits,
     /// `[core]`
     pub(crate) core: CoreConfig,
+    pub(crate) engine: Engine,
+    pub(crate) cluster: Cluster,
     pub(crate) log: Log,
 }
 
@@ -143,8 +184,121 @@ pub(crate) struct Api {
 #[derive(Debug, Clone)]
 pub(crate) struct Namespaces {
     pub(crate) refuse_unknown: bool,
-    pub(crate) default: Namespace,
-    pub(crate) named: BTreeMap<String, Namespace>,
+    pub(crate) default: NamespaceSettings,
+    pub(crate) named: BTreeMap<String, NamespaceSettings>,
+}
+
+/// One of `[namespaces.*]`: its rules, and what only the wiring needs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NamespaceSettings {
+    pub(crate) rules: Namespace,
+    /// Its channels' home region; `None`: `cluster.home`.
+    pub(crate) home: Option<String>,
+}
+
+impl Deref for NamespaceSettings {
+    type Target = Namespace;
+
+    fn deref(&self) -> &Namespace {
+        &self.rules
+    }
+}
+
+impl DerefMut for NamespaceSettings {
+    fn deref_mut(&mut self) -> &mut Namespace {
+        &mut self.rules
+    }
+}
+
+/// `core.engine`, `[core.local]` and `[core.nats]`
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    pub(crate) kind: EngineKind,
+    pub(crate) local: LocalEngine,
+    pub(crate) nats: NatsEngine,
+}
+
+/// What keeps the logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum EngineKind {
+    /// The process: gone when it ends.
+    Memory,
+    /// A folder of this machine.
+    Local,
+    /// NATS JetStream, shared by the cores of a region.
+    Nats,
+}
+
+/// `[core.local]`
+#[derive(Debug, Clone)]
+pub(crate) struct LocalEngine {
+    /// `None`: a folder where the program was started.
+    pub(crate) path: Option<PathBuf>,
+    pub(crate) retain: Retention,
+}
+
+/// `[core.nats]`
+#[derive(Debug, Clone)]
+pub(crate) struct NatsEngine {
+    pub(crate) servers: Vec<String>,
+    pub(crate) prefix: String,
+    pub(crate) replicas: usize,
+    pub(crate) credentials_file: Option<PathBuf>,
+    pub(crate) user: Option<String>,
+    pub(crate) password_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) lease: Duration,
+    pub(crate) retain: Retention,
+}
+
+/// How much of a partition's log is kept, beyond what its snapshot needs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention {
+    pub(crate) age: Duration,
+    pub(crate) bytes: u64,
+}
+
+/// `[cluster]`
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    /// Where a core takes links.
+    pub(crate) listen: SocketAddr,
+    /// How edges reach it; `None`: `listen`, or the node's name where that is unspecified.
+    pub(crate) advertise: Option<String>,
+    /// `None`: the node's own region.
+    pub(crate) home: Option<String>,
+    pub(crate) ca: Option<PathBuf>,
+    pub(crate) certificate: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) request_wait: Duration,
+    pub(crate) regions: BTreeMap<String, ClusterRegion>,
+    pub(crate) homes: Vec<HomeRule>,
+    pub(crate) link: LinkSettings,
+}
+
+/// One of `[cluster.regions.*]`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClusterRegion {
+    /// `host:port` of some or all of its cores.
+    pub(crate) cores: Vec<String>,
+}
+
+/// One of `[[cluster.homes]]`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HomeRule {
+    pub(crate) pattern: String,
+    pub(crate) region: String,
+}
+
+/// `[cluster.link]`
+#[derive(Debug, Clone)]
+pub(crate) struct LinkSettings {
+    pub(crate) heartbeat: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) queue: usize,
 }
 
 /// `[limits]`
@@ -204,16 +358,20 @@ impl Settings {
             },
             namespaces: Namespaces {
                 refuse_unknown: false,
-                default: Namespace::default(),
+                default: NamespaceSettings::default(),
                 named: BTreeMap::new(),
             },
             limits: Limits { edge: EdgeLimits::default(), shutdown: Duration::from_secs(10) },
             core: CoreConfig::default(),
+            engine: Engine::defaults(EngineKind::Local),
+            cluster: Cluster::default(),
             log: Log { level: "info".to_owned(), format: LogFormat::Text },
         };
         match mode {
-            Mode::Serve => serve,
-            Mode::Dev => Self {
+            // An edge has no engine: what is shown for it is what `serve` has.
+            Mode::Serve | Mode::Edge => serve,
+            Mode::Core => Self { engine: Engine::defaults(EngineKind::Nats), ..serve },
+            Mode::Dev | Mode::DevEdge => Self {
                 listen: Listen {
                     quic: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4433))),
                     tls: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 4433))),
@@ -227,16 +385,38 @@ impl Settings {
                     ..serve.auth
                 },
                 namespaces: Namespaces {
-                    default: Namespace {
-                        publish: Access::Anyone,
-                        subscribe: Access::Anyone,
-                        ..serve.namespaces.default
+                    default: NamespaceSettings {
+                        rules: Namespace {
+                            publish: Access::Anyone,
+                            subscribe: Access::Anyone,
+                            presence: Some(Access::Anyone),
+                            ..serve.namespaces.default.rules
+                        },
+                        home: None,
                     },
                     ..serve.namespaces
                 },
+                engine: Engine::defaults(EngineKind::Memory),
                 ..serve
             },
         }
+    }
+
+    /// Where channels live that nothing puts elsewhere.
+    pub(crate) fn home_region(&self) -> String {
+        self.cluster.home.clone().unwrap_or_else(|| self.node.region.clone())
+    }
+
+    /// How edges reach this core, which is bound to the port `bound`.
+    pub(crate) fn advertised(&self, bound: u16) -> String {
+        self.cluster.advertise.clone().unwrap_or_else(|| {
+            let ip = self.cluster.listen.ip();
+            if ip.is_unspecified() {
+                format!("{}:{bound}", self.node_name())
+            } else {
+                SocketAddr::new(ip, bound).to_string()
+            }
+        })
     }
 
     /// The node's name: as set, else the host's.
@@ -249,6 +429,52 @@ impl Settings {
         if host.is_empty() { "tidegate".to_owned() } else { host.to_owned() }
     }
 }
+
+impl Engine {
+    fn defaults(kind: EngineKind) -> Self {
+        Self {
+            kind,
+            local: LocalEngine { path: None, retain: Retention { age: DAY, bytes: 256 << 20 } },
+            nats: NatsEngine {
+                servers: Vec::new(),
+                prefix: "tidegate".to_owned(),
+                replicas: 3,
+                credentials_file: None,
+                user: None,
+                password_file: None,
+                token_file: None,
+                ca: None,
+                certificate: None,
+                key: None,
+                lease: Duration::from_secs(3),
+                retain: Retention { age: DAY, bytes: 1 << 30 },
+            },
+        }
+    }
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4455)),
+            advertise: None,
+            home: None,
+            ca: None,
+            certificate: None,
+            key: None,
+            request_wait: Duration::from_secs(5),
+            regions: BTreeMap::new(),
+            homes: Vec::new(),
+            link: LinkSettings {
+                heartbeat: Duration::from_secs(1),
+                idle_timeout: Duration::from_secs(4),
+                queue: 8 << 20,
+            },
+        }
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Pages of this machine, whatever their port: no other website may reach a gateway that needs no token.
 const LOOPBACK_ORIGINS: [&str; 6] = [

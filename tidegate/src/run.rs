@@ -1,11 +1,17 @@
-//! Runs a gateway: what `dev` and `serve` share, from settings to an orderly end.
+//! Runs a node: what `dev`, `serve`, `edge` and `core` share, from settings to an orderly end.
 
 mod api;
+mod backend;
 mod banner;
 mod certificates;
+mod core;
+mod edge;
+mod engine;
+mod links;
 mod logging;
 mod node;
 mod signals;
+mod status;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -16,22 +22,29 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use prometheus_client::registry::Registry;
 use tidegate_certs::CertStore;
+use tidegate_core::{BackendAccess, BackendApi, BackendConfig};
 use tidegate_edge::auth::Authenticator;
 use tidegate_edge::resume::TicketKeys;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_transport::clock;
+use tidegate_transport::link::Backend;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::config::{self, Loaded, Mode, Problems};
+use crate::config::{self, Loaded, Mode, Problems, Settings};
 use crate::demo::{self, Demo};
 
 pub(crate) use self::certificates::dev_ca_file;
 
 use self::api::{Api, Readiness};
-use self::node::Parts;
+use self::backend::NodeBackend;
+use self::certificates::Certificates;
+use self::edge::Parts;
+use self::links::Identity;
+use self::node::Node;
 use self::signals::{Signal, Signals};
+use self::status::Facts;
 
 /// Runs until a signal ends it.
 pub(crate) fn blocking(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<ExitCode> {
@@ -56,19 +69,11 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     // Before anything is bound: from here on a signal is an orderly end.
     let mut signals = Signals::listen()?;
 
-    let certificates = certificates::open(&settings, mode, certs_dir)?;
-    let authenticator = Arc::new(Authenticator::new(settings.auth().map_err(|problem| anyhow!(problem))?)?);
-    let tickets = settings.ticket_keys()?.map(Arc::new);
-    let page = (mode == Mode::Dev).then(Demo::default);
+    let identity = mode.is_clustered().then(|| Identity::open(&settings)).transpose()?;
+    let clients = mode.has_edge().then(|| Clients::open(&settings, mode, certs_dir)).transpose()?;
+    let page = mode.is_dev().then(Demo::default);
+    let parts = clients.as_ref().map(|clients| clients.parts(&settings, page.as_ref())).transpose()?;
     let mut registry = Registry::default();
-    let parts = Parts {
-        certificates: certificates.store.clone(),
-        authenticator: Arc::clone(&authenticator),
-        tickets: tickets.clone(),
-        origins: OriginPolicy::new(&settings.auth.origins)?,
-        routes: page.as_ref().map(demo::routes),
-        api_keys: settings.api_keys()?,
-    };
 
     // The API first: a probe is answered from the beginning, and says that the node is not ready.
     let readiness = Arc::new(Readiness::default());
@@ -76,21 +81,40 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         Some(address) => Some(Api::bind(address, &settings, Arc::clone(&readiness))?),
         None => None,
     };
-    let node = node::start(&settings, parts, &mut registry).await?;
+    let node = tokio::select! {
+        started = Node::start(&settings, mode, identity.as_ref(), parts, &mut registry) => started?,
+        // An engine that is out of reach may hold the start up for long.
+        () = signals.end() => {
+            info!("ended before the start was done");
+            return Ok(());
+        }
+    };
+    let backend: Arc<dyn Backend> =
+        Arc::new(NodeBackend::new(node.backend(), Facts::new(&settings, mode), mode.has_edge()));
     let api_address = api.as_ref().map(Api::address);
-    let api = api.map(|api| api.serve(node.backend(), registry));
-    if let (Some(page), Some(store)) = (&page, &certificates.store) {
+    let api = match api {
+        Some(api) => {
+            let answers = BackendApi::new(Arc::clone(&backend), backend_config(&settings)?);
+            Some(api.serve(answers, Arc::clone(&backend), registry))
+        }
+        None => None,
+    };
+    let client_certificates = clients.as_ref().and_then(|clients| clients.certificates.store.clone());
+    if let (Some(page), Some(store)) = (&page, &client_certificates) {
         page.fill(node.addresses(), api_address, Arc::clone(store));
     }
     readiness.set(true);
     info!(
+        command = mode.command(),
+        node = settings.node_name(),
         file = file.map(|file| file.display().to_string()),
         addresses = ?node.addresses(),
         api = ?api_address,
         "ready"
     );
-    if mode == Mode::Dev {
-        let text = banner::text(&settings, node.addresses(), api_address, certificates.ca_file.as_deref());
+    if mode.is_dev() {
+        let ca_file = clients.as_ref().and_then(|clients| clients.certificates.ca_file.as_deref());
+        let text = banner::text(&settings, node.addresses(), api_address, ca_file);
         // Nobody may be reading; that is no reason not to serve.
         let mut stdout = std::io::stdout().lock();
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -98,7 +122,12 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
 
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
-    let refresher = Refresher { store: certificates.store, authenticator, tickets };
+    let stores = client_certificates.into_iter().chain(identity.map(|identity| identity.store));
+    let refresher = Refresher {
+        stores: stores.collect(),
+        authenticator: clients.as_ref().map(|clients| Arc::clone(&clients.authenticator)),
+        tickets: clients.and_then(|clients| clients.tickets),
+    };
     tasks.spawn(refresher.clone().every(REFRESH, stop.clone()));
     loop {
         match signals.next().await {
@@ -113,6 +142,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     readiness.set(false);
     let end = async {
         node.shutdown(settings.limits.shutdown).await;
+        drop(backend);
         if let Some(api) = api {
             api.shutdown().await;
         }
@@ -122,16 +152,65 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     };
     tokio::select! {
         () = end => info!("ended"),
-        () = signals.again() => warn!("ended at once: sessions were cut"),
+        () = signals.end() => warn!("ended at once: sessions were cut"),
     }
     Ok(())
+}
+
+/// What clients are let in by.
+struct Clients {
+    certificates: Certificates,
+    authenticator: Arc<Authenticator>,
+    tickets: Option<Arc<TicketKeys>>,
+}
+
+impl Clients {
+    fn open(settings: &Settings, mode: Mode, certs_dir: Option<PathBuf>) -> anyhow::Result<Self> {
+        Ok(Self {
+            certificates: certificates::open(settings, mode, certs_dir)?,
+            authenticator: Arc::new(Authenticator::new(
+                settings.auth().map_err(|problem| anyhow!(problem))?,
+            )?),
+            tickets: settings.ticket_keys()?.map(Arc::new),
+        })
+    }
+
+    fn parts(&self, settings: &Settings, page: Option<&Demo>) -> anyhow::Result<Parts> {
+        Ok(Parts {
+            certificates: self.certificates.store.clone(),
+            authenticator: Arc::clone(&self.authenticator),
+            tickets: self.tickets.clone(),
+            origins: OriginPolicy::new(&settings.auth.origins)?,
+            routes: page.map(demo::routes),
+        })
+    }
+}
+
+fn backend_config(settings: &Settings) -> anyhow::Result<BackendConfig> {
+    let keys = settings.api_keys()?;
+    let access = if keys.is_empty() {
+        BackendAccess::Open
+    } else {
+        // Only what is text can be sent in a header.
+        let texts = keys.iter().map(|key| String::from_utf8(key.expose().to_vec()));
+        BackendAccess::Keys(texts.collect::<Result<_, _>>().ok().context("a key in [api] is not text")?)
+    };
+    Ok(BackendConfig {
+        access,
+        max_body: settings.api.body,
+        body_timeout: settings.api.body_timeout,
+        max_batch: settings.api.batch,
+        ..BackendConfig::default()
+    })
 }
 
 /// Reads certificates, key sets and ticket keys again.
 #[derive(Clone)]
 struct Refresher {
-    store: Option<Arc<CertStore>>,
-    authenticator: Arc<Authenticator>,
+    /// What clients see, and what other nodes do.
+    stores: Vec<Arc<CertStore>>,
+    /// `None` where no client connects.
+    authenticator: Option<Arc<Authenticator>>,
     tickets: Option<Arc<TicketKeys>>,
 }
 
@@ -150,7 +229,7 @@ impl Refresher {
     }
 
     fn refresh(&self) {
-        if let Some(store) = &self.store {
+        for store in &self.stores {
             match store.refresh(clock::wall()) {
                 Ok(true) => info!(certificate = %store.hash(), "serving new certificates"),
                 Ok(false) => {}
@@ -162,7 +241,7 @@ impl Refresher {
 
     /// An operator's request: also what did not change is read, and the result is told.
     fn reload(&self) {
-        if let Some(store) = &self.store {
+        for store in &self.stores {
             match store.reload(clock::wall()) {
                 Ok(()) => info!(certificate = %store.hash(), "certificates read again"),
                 Err(problem) => error!(%problem, "certificates cannot be used; the old ones stay"),
@@ -172,7 +251,8 @@ impl Refresher {
     }
 
     fn refresh_keys(&self) {
-        let refresh = self.authenticator.refresh();
+        let Some(authenticator) = &self.authenticator else { return };
+        let refresh = authenticator.refresh();
         if refresh.changed {
             info!("token keys read again");
         }

@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::shared::Framing;
 use tidegate_protocol::frame::{ClientFrame, CloseCode};
+use tidegate_protocol::{ChannelName, Epoch};
 
 /// By what a client is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -134,6 +134,10 @@ pub trait Connection {
     /// Names a subscription's lanes before the first bytes on them. What waits of a higher rank goes first, where the
     /// transport has an order of its own.
     fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8);
+
+    /// What comes on a subscription's lanes from now on is of this epoch: told before the first bytes on them. What was
+    /// taken of another epoch may be dropped.
+    fn begin_epoch(&mut self, _subscription: u32, _epoch: &Epoch) {}
 
     /// Gives a subscription's lanes another rank.
     fn rank_lane(&mut self, _subscription: u32, _rank: i8) {}

@@ -1,13 +1,17 @@
-//! Links between our own nodes: the trait, and the in-process one.
+//! Links between our own nodes: the trait, the in-process one, and the one between processes ([`quic`]).
 //!
 //! A link is ordered and bounded. Its sender waits at the bound: nothing on a link is dropped.
+
+pub mod quic;
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tidegate_protocol::link::{CoreFrame, EdgeFrame};
+use bytes::Bytes;
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, Members, Publish, Recovery};
+use tidegate_protocol::{ChannelName, Position};
 use tokio::sync::mpsc;
 
 /// The other end is gone.
@@ -53,6 +57,33 @@ pub type EdgeLink = Link<EdgeFrame, CoreFrame>;
 
 /// The core's end.
 pub type CoreLink = Link<CoreFrame, EdgeFrame>;
+
+/// What the backend API asks of the channel tier, wherever that runs: in this process, or behind links.
+pub trait Backend: Send + Sync + std::fmt::Debug {
+    /// Publishes in order per channel, all at once; `None` for an ephemeral one. The outer error: none was taken.
+    fn publish(&self, publishes: Vec<Publish>)
+    -> BackendFuture<'_, Vec<Result<Option<Position>, LinkError>>>;
+
+    /// What comes after `since`, at most the newest `limit` (0: all).
+    fn history(
+        &self,
+        channel: ChannelName,
+        since: Option<Position>,
+        limit: u32,
+    ) -> BackendFuture<'_, Recovery>;
+
+    /// Who is on a channel.
+    fn members(&self, channel: ChannelName) -> BackendFuture<'_, Members>;
+
+    /// Nodes, partitions and links, as `docs/OPERATIONS.md` describes them: one JSON object.
+    fn status(&self) -> BackendFuture<'_, Bytes>;
+
+    /// False while part of the channel tier is out of reach.
+    fn is_ready(&self) -> bool;
+}
+
+/// What [`Backend`]'s methods return.
+pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
 
 /// A link inside one process, with at most `bound` frames waiting in each direction.
 pub fn memory(bound: usize) -> (EdgeLink, CoreLink) {

@@ -131,7 +131,7 @@ pub enum CongestionControl {
 
 impl CongestionControl {
     /// `initial_window`: bytes that may be in flight before anything was acknowledged.
-    fn factory(self, initial_window: u32) -> Arc<dyn ControllerFactory + Send + Sync> {
+    pub(crate) fn factory(self, initial_window: u32) -> Arc<dyn ControllerFactory + Send + Sync> {
         let window = u64::from(initial_window);
         match self {
             Self::CubicDelay => {

@@ -10,6 +10,7 @@ use crate::workspace::Workspace;
 mod advisories;
 mod bench;
 mod check;
+mod cluster;
 mod fuzz;
 mod prerequisites;
 mod process;
@@ -38,6 +39,8 @@ enum Command {
     Advisories,
     /// Run a benchmark in release mode: fanout, idle, loss, mobility
     Bench(bench::Args),
+    /// Run a whole cluster on this machine: cores, edges and NATS servers as processes, until Ctrl-C
+    Cluster(cluster::Args),
     /// Run the simulated tests, with one seed or with the tests' own
     Sim(sim::Args),
     /// Fuzz one parser or each in turn; needs a nightly compiler and cargo-fuzz
@@ -62,6 +65,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Tidy => tidy::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Advisories => advisories::run(&workspace).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&workspace, &args),
+        Command::Cluster(args) => cluster::run(&workspace, &args),
         Command::Sim(args) => sim::run(&workspace, &args),
         Command::Fuzz(args) => fuzz::run(&workspace, &args).map(|()| ExitCode::SUCCESS),
     }

@@ -17,12 +17,16 @@ pub(crate) const SDK_JS: &str = "sdk/js";
 pub(crate) struct Tools {
     pub(crate) browser: Browser,
     pub(crate) python: PathBuf,
+    pub(crate) nats_server: PathBuf,
 }
 
 impl Tools {
     /// Tells a test run where the programs are.
     pub(crate) fn export<'a>(&self, command: &'a mut Command) -> &'a mut Command {
-        self.browser.export(command).env("TIDEGATE_PYTHON", &self.python)
+        self.browser
+            .export(command)
+            .env("TIDEGATE_PYTHON", &self.python)
+            .env("TIDEGATE_NATS_SERVER", &self.nats_server)
     }
 }
 
@@ -45,8 +49,9 @@ pub(crate) fn install(workspace: &Workspace) -> Result<Tools> {
     nextest(workspace)?;
     let browser = install_for_laboratory(workspace)?;
     let python = python(workspace)?;
+    let nats_server = nats_server(&python)?;
     npm_packages(workspace, SDK_JS)?;
-    Ok(Tools { browser, python })
+    Ok(Tools { browser, python, nats_server })
 }
 
 /// Finds or installs what the benchmarks in the laboratory need: namespaces, and a browser inside.
@@ -55,6 +60,11 @@ pub(crate) fn install_for_laboratory(workspace: &Workspace) -> Result<Browser> {
     laboratory()?;
     npm_packages(workspace, BROWSER_TESTS)?;
     Ok(browser)
+}
+
+/// Finds or installs the server that a cluster's logs are kept by.
+pub(crate) fn install_nats_server(workspace: &Workspace) -> Result<PathBuf> {
+    nats_server(&python(workspace)?)
 }
 
 /// rustfmt and clippy, which a minimal Rust lacks.
@@ -135,6 +145,20 @@ fn python(workspace: &Workspace) -> Result<PathBuf> {
     }
     found("Python", &process::capture(Command::new(&python).arg("--version"))?);
     Ok(python)
+}
+
+/// The server of the cluster tests. The Python packages bring one; it runs without Python.
+fn nats_server(python: &Path) -> Result<PathBuf> {
+    let advice = "set TIDEGATE_NATS_SERVER to a nats-server 2.11 or newer \
+                  (https://github.com/nats-io/nats-server/releases)";
+    let beside = python.with_file_name(if cfg!(windows) { "nats-server.exe" } else { "nats-server" });
+    let server = match chosen("TIDEGATE_NATS_SERVER", &[])? {
+        Some(server) => server,
+        None if beside.is_file() => beside,
+        None => process::which("nats-server").with_context(|| format!("nats-server is missing: {advice}"))?,
+    };
+    found("nats-server", &process::capture(Command::new(&server).arg("--version"))?);
+    Ok(server)
 }
 
 /// What the link laboratory of the real tests stands on.

@@ -11,7 +11,7 @@ use rustls::pki_types::CertificateDer;
 use super::DevError;
 
 /// A certificate as PEM text (RFC 7468 §5): rustls reads it but does not write it.
-pub(super) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+pub(crate) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
     let body = STANDARD.encode(certificate);
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     let mut rest = body.as_str();
@@ -27,14 +27,14 @@ pub(super) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     Owner,
     Everyone,
 }
 
 /// Creates the directory for this user alone. One that exists is left as it is: it may be the user's own, and
 /// the keys in it are protected by themselves.
-pub(super) fn create_directory(directory: &Path) -> Result<(), DevError> {
+pub(crate) fn create_directory(directory: &Path) -> Result<(), DevError> {
     let mut builder = DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -43,7 +43,7 @@ pub(super) fn create_directory(directory: &Path) -> Result<(), DevError> {
 }
 
 /// Waits for other processes at work in the directory; the turn ends when the file is dropped.
-pub(super) fn lock(directory: &Path) -> Result<File, DevError> {
+pub(crate) fn lock(directory: &Path) -> Result<File, DevError> {
     let path = directory.join(LOCK);
     let open = || {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
@@ -54,7 +54,7 @@ pub(super) fn lock(directory: &Path) -> Result<File, DevError> {
 }
 
 /// Replaces a file in one step, so that no reader sees half of it. The caller holds the lock.
-pub(super) fn write_file(path: &Path, text: &str, access: Access) -> Result<(), DevError> {
+pub(crate) fn write_file(path: &Path, text: &str, access: Access) -> Result<(), DevError> {
     let write = || {
         let temporary = path.with_extension("new");
         // A leftover of a process that died may have any mode.
@@ -80,7 +80,7 @@ pub(super) fn write_file(path: &Path, text: &str, access: Access) -> Result<(), 
 
 /// Takes other users' rights on a key file that was copied or restored carelessly.
 #[cfg(unix)]
-pub(super) fn restrict_to_owner(path: &Path) -> Result<(), DevError> {
+pub(crate) fn restrict_to_owner(path: &Path) -> Result<(), DevError> {
     use std::os::unix::fs::PermissionsExt as _;
     let restrict = || {
         let mut permissions = fs::metadata(path)?.permissions();
@@ -94,7 +94,7 @@ pub(super) fn restrict_to_owner(path: &Path) -> Result<(), DevError> {
 }
 
 #[cfg(not(unix))]
-pub(super) fn restrict_to_owner(_path: &Path) -> Result<(), DevError> {
+pub(crate) fn restrict_to_owner(_path: &Path) -> Result<(), DevError> {
     Ok(())
 }
 

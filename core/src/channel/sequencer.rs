@@ -6,9 +6,9 @@ use tidegate_protocol::{Epoch, Offset, Position};
 
 /// The numbering of one channel: dense from 1, since its birth.
 ///
-/// The epoch is `(partition epoch, birth)`, where birth is the log position at which the channel's first frame could
-/// have been written when the channel was created. A channel that published and was forgotten is reborn behind its
-/// own frames, so with another birth; an epoch never sees an offset twice.
+/// The epoch is `(partition epoch, birth)`, where birth is a log position from which on nothing was published in the channel
+/// when its numbering began: the table's genesis. A channel that published and was forgotten is reborn behind its own
+/// frames, so with another birth; an epoch never sees an offset twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sequencer {
     birth: u64,
@@ -37,7 +37,7 @@ impl Sequencer {
         self.last
     }
 
-    /// The log position that the numbering began at.
+    /// The log position that the numbering began at: of the channel there is nothing from it up to its first number.
     pub(crate) fn birth(&self) -> u64 {
         self.birth
     }
@@ -57,6 +57,17 @@ fn epoch(partition_epoch: u64, birth: u64) -> Epoch {
     let unused = rest.len();
     let used = text.len() - unused;
     Epoch::new(std::str::from_utf8(&text[..used]).expect("hexadecimal digits are UTF-8"))
+}
+
+/// The birth that an epoch names, if it is one of this partition epoch.
+pub(crate) fn birth_in(epoch: &Epoch, partition_epoch: u64) -> Option<u64> {
+    let (partition, birth) = epoch.as_str().split_once('-')?;
+    let number = |text: &str| {
+        // As it is written: `from_str_radix` takes a sign.
+        let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        plain.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    };
+    (number(partition)? == partition_epoch).then(|| number(birth)).flatten()
 }
 
 #[cfg(test)]
@@ -90,6 +101,8 @@ mod tests {
         #[test]
         fn different_births_are_different_epochs(a: (u64, u64), b: (u64, u64)) {
             prop_assert_eq!(a == b, epoch(a.0, a.1) == epoch(b.0, b.1));
+            prop_assert_eq!(birth_in(&epoch(a.0, a.1), a.0), Some(a.1));
+            prop_assert_eq!(birth_in(&epoch(a.0, a.1), b.0).is_some(), a.0 == b.0);
         }
     }
 }

@@ -18,6 +18,8 @@ use tidegate_protocol::{ChannelName, Offset, Position};
 
 use super::history::Record;
 use super::record::{self, LogFrameError, Logged};
+use super::sequencer;
+use super::snapshot::{self, SnapshotCursor};
 use super::{Channel, LinkId, Rules};
 
 /// Bounds of a table; see `CoreConfig`.
@@ -57,8 +59,12 @@ pub(crate) struct ChannelTable {
     namespaces: Arc<Namespaces>,
     limits: Limits,
     epoch: u64,
-    /// Position of the last log frame. Channels that begin now are born behind it.
+    /// Position of the last log frame.
     tail: u64,
+    /// No channel that is not in the table published at this log position or later: the birth of those that begin. All
+    /// owners of a log come to the same one as long as no channel that published is forgotten, so that a channel in which
+    /// nothing was published keeps its epoch over a failover, and nobody had to log that it exists.
+    genesis: u64,
     log_frame: BytesMut,
     outputs: Vec<(LinkId, CoreFrame)>,
     stats: Stats,
@@ -72,7 +78,8 @@ pub(crate) struct ChannelTable {
 }
 
 impl ChannelTable {
-    /// An empty table for a partition whose log ends at `tail`.
+    /// An empty table for a partition whose log ends at `tail`. Where the log is read, [`Self::begin_replay`] comes first,
+    /// then [`Self::restore_piece`] for a snapshot, then [`Self::replay`].
     pub(crate) fn new(limits: Limits, namespaces: Arc<Namespaces>, epoch: u64, tail: u64) -> Self {
         Self {
             channels: IndexMap::new(),
@@ -80,6 +87,7 @@ impl ChannelTable {
             limits,
             epoch,
             tail,
+            genesis: tail + 1,
             log_frame: BytesMut::new(),
             outputs: Vec::new(),
             stats: Stats::default(),
@@ -90,11 +98,65 @@ impl ChannelTable {
         }
     }
 
+    /// The log will be read from `first`, the oldest frame that is left: of channels that are not in it nothing is known
+    /// before.
+    pub(crate) fn begin_replay(&mut self, first: u64) {
+        self.genesis = first;
+    }
+
+    /// The first step of a snapshot of what the log says up to now. Take pieces only between batches: what is not
+    /// committed must not be in one.
+    pub(crate) fn begin_snapshot(&self) -> SnapshotCursor {
+        SnapshotCursor { left: Some(self.channels.len()) }
+    }
+
+    /// The next piece, of at most `max_bytes` (and at least one channel); `None` behind the last.
+    pub(crate) fn snapshot_piece(&self, cursor: &mut SnapshotCursor, max_bytes: usize) -> Option<Bytes> {
+        // Channels may have been forgotten since the last piece.
+        let left = cursor.left?.min(self.channels.len());
+        let mut piece = snapshot::Writer::default();
+        for index in (0..left).rev() {
+            let Some((name, channel)) = self.channels.get_index(index) else { continue };
+            piece.push(name, &channel.sequencer, channel.touched_ms);
+            if index > 0 && piece.bytes() + snapshot::LARGEST_ENTRY > max_bytes {
+                cursor.left = Some(index);
+                return Some(piece.finish(None));
+            }
+        }
+        cursor.left = None;
+        // At the end: what was forgotten meanwhile may not be in the snapshot, and is born behind this.
+        Some(piece.finish(Some(self.genesis)))
+    }
+
+    /// Takes a piece of a snapshot that reaches at least to the frame before the log's first, before any replay.
+    pub(crate) fn restore_piece(&mut self, piece: &Bytes) -> Result<(), LogFrameError> {
+        let restored = snapshot::read(piece)?;
+        for (name, sequencer, touched_ms) in restored.channels {
+            let mut channel = Channel::new(sequencer.birth(), touched_ms);
+            channel.sequencer = sequencer;
+            self.channels.insert(name, channel);
+        }
+        if let Some(genesis) = restored.genesis {
+            self.genesis = genesis;
+        }
+        Ok(())
+    }
+
+    /// The log was read ahead of the claim, which found its end at `tail` and its identity still the same. False where it
+    /// is another: build the table anew.
+    pub(crate) fn adopt_claim(&mut self, epoch: u64, tail: u64) -> bool {
+        self.tail = tail;
+        epoch == self.epoch
+    }
+
     /// Takes a frame of the log, in order, before anything else is handled.
     pub(crate) fn replay(&mut self, frame: &Bytes, unix_ms: u64) -> Result<(), LogFrameError> {
         for replayed in record::read(frame)? {
-            // A namespace that is refused today keeps nothing.
-            let Some(rules) = Rules::of(&self.namespaces, &replayed.channel) else { continue };
+            // A namespace that is refused today keeps nothing. Should it be allowed again, its channels are born anew.
+            let Some(rules) = Rules::of(&self.namespaces, &replayed.channel) else {
+                self.genesis = self.genesis.max(self.tail + 1);
+                continue;
+            };
             let channel = self
                 .channels
                 .entry(replayed.channel.clone())
@@ -131,8 +193,11 @@ impl ChannelTable {
                 let result = self.history(unix_ms, &channel, since.as_ref(), limit);
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
-            // Of sessions, not of channels.
-            EdgeFrame::Spend { .. } => {}
+            // Of sessions and of people, not of channels.
+            EdgeFrame::Spend { .. }
+            | EdgeFrame::Presence { .. }
+            | EdgeFrame::Watch { .. }
+            | EdgeFrame::Members { .. } => {}
         }
     }
 
@@ -180,19 +245,25 @@ impl ChannelTable {
         self.tail = tail;
     }
 
-    /// The frame taken last will never be acknowledged: nothing is delivered, and every answer is an error.
-    pub(crate) fn fail(&mut self) {
+    /// The frame taken last will never be acknowledged: nothing is delivered, and every answer is `error`.
+    pub(crate) fn fail(&mut self, error: &LinkError) {
         self.outputs.retain_mut(|(_, frame)| match frame {
             CoreFrame::Published { result, .. } => {
-                *result = Err(outcome_unknown());
+                *result = Err(error.clone());
                 true
             }
             CoreFrame::Recovered { result, .. } => {
-                *result = Err(outcome_unknown());
+                *result = Err(error.clone());
                 true
             }
-            CoreFrame::Publication(_) | CoreFrame::Ephemeral(_) | CoreFrame::Rebased { .. } => false,
-            CoreFrame::Spent { .. } | CoreFrame::SessionMoved { .. } => true,
+            CoreFrame::Publication(_)
+            | CoreFrame::Ephemeral(_)
+            | CoreFrame::PresenceChanged(_)
+            | CoreFrame::Rebased { .. } => false,
+            CoreFrame::Spent { .. }
+            | CoreFrame::SessionMoved { .. }
+            | CoreFrame::Members { .. }
+            | CoreFrame::Moved { .. } => true,
         });
     }
 
@@ -209,6 +280,13 @@ impl ChannelTable {
     /// How many channels there are.
     pub(crate) fn channels(&self) -> usize {
         self.channels.len()
+    }
+
+    /// Channels that links are interested in, each with its head.
+    pub(crate) fn interested(&self) -> impl Iterator<Item = (&ChannelName, Position, &[LinkId])> {
+        self.channels.iter().filter(|(_, channel)| !channel.interest.is_empty()).map(|(name, channel)| {
+            (name, channel.position(self.epoch, channel.sequencer.head()), &channel.interest[..])
+        })
     }
 
     /// How many (link, channel) pairs there are.
@@ -313,6 +391,7 @@ impl ChannelTable {
     ) -> Result<Recovery, LinkError> {
         let rules = self.rules(name)?;
         let index = self.open(unix_ms, name, &rules)?;
+        self.keep_birth(index, position);
         let channel = &mut self.channels[index];
         if channel.add_interest(link) {
             self.interest += 1;
@@ -336,6 +415,7 @@ impl ChannelTable {
     ) -> Result<Recovery, LinkError> {
         let rules = self.rules(name)?;
         let index = self.open(unix_ms, name, &rules)?;
+        self.keep_birth(index, since);
         Ok(self.channels[index].read(name, self.epoch, rules.conflate, since, limit))
     }
 
@@ -354,7 +434,7 @@ impl ChannelTable {
                 let message = "the core holds as many channels as it may".to_owned();
                 return Err(LinkError { code: ErrorCode::Unavailable, message });
             }
-            None => self.channels.insert_full(name.clone(), Channel::new(self.tail + 1, unix_ms)).0,
+            None => self.channels.insert_full(name.clone(), Channel::new(self.genesis, unix_ms)).0,
         };
         let channel = &mut self.channels[index];
         let before = channel.history.bytes();
@@ -362,6 +442,21 @@ impl ChannelTable {
         channel.touched_ms = unix_ms;
         self.history_bytes = self.history_bytes - before + channel.history.bytes();
         Ok(index)
+    }
+
+    /// Somebody was told another birth of a channel in which nothing was published, by an owner whose genesis was later:
+    /// that is as true as this one's, so it stays.
+    fn keep_birth(&mut self, index: usize, asked: Option<&Position>) {
+        let channel = &mut self.channels[index];
+        if channel.sequencer.head() > Offset(0) || !channel.interest.is_empty() {
+            return;
+        }
+        let Some(asked) = asked.filter(|asked| asked.offset == Offset(0)) else { return };
+        if let Some(birth) = sequencer::birth_in(&asked.epoch, self.epoch)
+            && (self.genesis..=self.tail + 1).contains(&birth)
+        {
+            channel.rebirth(birth);
+        }
     }
 
     fn visit(&mut self, unix_ms: u64, index: usize) {
@@ -378,6 +473,9 @@ impl ChannelTable {
         channel.expire(unix_ms, &rules, &self.limits);
         self.history_bytes = self.history_bytes - before + channel.history.bytes();
         if channel.is_forgettable(unix_ms, self.limits.forget_after) {
+            if channel.sequencer.head() > Offset(0) {
+                self.genesis = self.tail + 1;
+            }
             self.channels.swap_remove_index(index);
         }
     }

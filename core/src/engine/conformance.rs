@@ -1,102 +1,82 @@
 //! What every engine must do, as one function that each engine's tests call.
+//!
+//! Cases that need a durable engine (`capabilities().durable`, [`Setup::reopen`]) are the two of `reopening`; the one
+//! of a lost tail needs [`Setup::lose_tail`], the one of truncation [`Setup::retained`]. All others run everywhere.
+
+mod leases;
+mod log;
+mod reopening;
+mod snapshots;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tidegate_protocol::NodeId;
+use tokio::time::timeout;
 
-use super::{AppendError, Claim, ClaimError, Engine, LogPosition, PartitionId, ReplayError};
+use super::{Claim, ClusterEvent, Engine, LogPosition, NodeRecord, PartitionId, Watch};
 
-/// Runs the suite on a fresh engine with partitions 0 to 3 and no more. `retained`: what the engine keeps of a log, if
-/// it drops old frames by itself.
-pub(crate) async fn run(engine: &dyn Engine, retained: Option<usize>) {
-    frames_come_back_in_order(engine, PartitionId(0)).await;
-    identical_bytes_are_stored_once(engine, PartitionId(1)).await;
-    a_zombie_is_fenced(engine, PartitionId(2)).await;
-    oversized_frames_are_refused(engine, PartitionId(2)).await;
-    unknown_partitions_are_refused(engine).await;
-    if let Some(bytes) = retained {
-        truncation_is_told(engine, PartitionId(3), bytes).await;
+/// An engine under test: fresh, with [`PARTITIONS`] partitions and no more.
+#[expect(async_fn_in_trait, reason = "only tests implement it, and await it where they are")]
+pub trait Setup {
+    /// A node's handle.
+    fn engine(&self) -> Arc<dyn Engine>;
+
+    /// Another node's handle on the same logs and leases; it may be the same one.
+    fn second(&self) -> Arc<dyn Engine>;
+
+    /// Ends all handles and opens what they left. Only for durable engines; the suite holds no handle meanwhile.
+    async fn reopen(&mut self);
+
+    /// Takes away the frames behind `keep`, as a disk that lied would have; false where that cannot be done. The suite
+    /// holds no handle meanwhile.
+    async fn lose_tail(&mut self, partition: PartitionId, keep: LogPosition) -> bool;
+
+    /// How many bytes of a log are kept, if the engine drops old frames by itself.
+    fn retained(&self) -> Option<usize>;
+}
+
+/// How many partitions a [`Setup`] has: each case has its own.
+pub const PARTITIONS: u16 = 16;
+
+/// Runs the suite.
+pub async fn run(setup: &mut impl Setup) {
+    let mut fresh = (0..PARTITIONS).map(PartitionId);
+    let mut fresh = || fresh.next().expect("one for each case");
+
+    let handle = setup.engine();
+    let engine = &*handle;
+    log::frames_come_back_in_order(engine, fresh()).await;
+    log::identical_bytes_are_stored_once(engine, fresh()).await;
+    log::oversized_frames_are_refused(engine, fresh()).await;
+    log::unknown_partitions_are_refused(engine).await;
+    log::partitions_do_not_mix(engine, fresh(), fresh()).await;
+    log::a_zombie_is_fenced(engine, &*setup.second(), fresh()).await;
+    log::lost_acknowledgements_store_nothing_twice(setup.engine(), fresh()).await;
+
+    snapshots::a_snapshot_comes_back(engine, fresh()).await;
+    snapshots::a_newer_one_takes_its_place(engine, fresh()).await;
+    snapshots::a_zombies_pieces_are_refused(engine, &*setup.second(), fresh()).await;
+    if let Some(bytes) = setup.retained() {
+        snapshots::truncation_is_told(engine, fresh(), bytes).await;
+    }
+
+    leases::names_are_taken_until_their_node_leaves(engine, &*setup.second()).await;
+    leases::a_watch_begins_with_everything(engine, &*setup.second(), fresh()).await;
+    leases::a_lease_that_is_not_renewed_ends(engine, &*setup.second()).await;
+    leases::a_partition_is_handed_over_in_order(engine, &*setup.second(), fresh()).await;
+
+    drop(handle);
+    let partition = fresh();
+    reopening::a_lost_tail_changes_the_epoch(setup, partition).await;
+    if setup.engine().capabilities().durable {
+        reopening::what_was_acknowledged_is_kept(setup, fresh()).await;
+        reopening::an_append_that_was_cut_off_is_stored_once_or_not(setup, fresh()).await;
     }
 }
 
-async fn frames_come_back_in_order(engine: &dyn Engine, partition: PartitionId) {
-    let mut claim = engine.claim(partition).await.expect("a fresh partition");
-    assert_eq!((claim.tail(), claim.first()), (LogPosition(0), LogPosition(1)));
-    assert_eq!(engine.replay(partition, LogPosition(1)).await, Ok(vec![]));
-    for n in 1..=300 {
-        assert_eq!(engine.append(&mut claim, frame(n)).await, Ok(LogPosition(n)));
-        assert_eq!(claim.tail(), LogPosition(n));
-    }
-    assert_eq!(read(engine, partition, 1).await, (1..=300).map(frame).collect::<Vec<_>>());
-    assert_eq!(read(engine, partition, 299).await, vec![frame(299), frame(300)]);
-    assert_eq!(engine.replay(partition, LogPosition(301)).await, Ok(vec![]));
-
-    let (term, epoch) = (claim.term(), claim.epoch());
-    engine.release(claim).await;
-    let mut claim = engine.claim(partition).await.expect("released");
-    assert_eq!((claim.epoch(), claim.tail(), claim.first()), (epoch, LogPosition(300), LogPosition(1)));
-    assert!(claim.term() > term);
-    assert_eq!(engine.append(&mut claim, frame(301)).await, Ok(LogPosition(301)));
-    assert_eq!(read(engine, partition, 300).await, vec![frame(300), frame(301)]);
-}
-
-/// An acknowledgement that was lost: the writer stands where it stood and sends the same again.
-async fn identical_bytes_are_stored_once(engine: &dyn Engine, partition: PartitionId) {
-    let mut claim = engine.claim(partition).await.expect("a fresh partition");
-    engine.append(&mut claim, frame(1)).await.expect("first");
-    let mut unaware = copy(&claim);
-    let mut confused = copy(&claim);
-    assert_eq!(engine.append(&mut claim, frame(2)).await, Ok(LogPosition(2)));
-    assert_eq!(engine.append(&mut unaware, frame(2)).await, Ok(LogPosition(2)));
-    assert_eq!(engine.append(&mut unaware, frame(3)).await, Ok(LogPosition(3)));
-    assert_eq!(engine.append(&mut confused, frame(9)).await, Err(AppendError::Fenced));
-    assert_eq!(read(engine, partition, 1).await, vec![frame(1), frame(2), frame(3)]);
-}
-
-async fn a_zombie_is_fenced(engine: &dyn Engine, partition: PartitionId) {
-    let mut zombie = engine.claim(partition).await.expect("a fresh partition");
-    engine.append(&mut zombie, frame(1)).await.expect("the owner writes");
-    let mut owner = engine.claim(partition).await.expect("taken over");
-    assert!(owner.term() > zombie.term());
-    assert_eq!((owner.epoch(), owner.tail()), (zombie.epoch(), LogPosition(1)));
-    for _ in 0..3 {
-        assert_eq!(engine.append(&mut zombie, frame(2)).await, Err(AppendError::Fenced));
-    }
-    assert_eq!(engine.append(&mut owner, frame(3)).await, Ok(LogPosition(2)));
-    assert_eq!(engine.append(&mut zombie, frame(3)).await, Err(AppendError::Fenced));
-    assert_eq!(read(engine, partition, 1).await, vec![frame(1), frame(3)]);
-}
-
-async fn oversized_frames_are_refused(engine: &dyn Engine, partition: PartitionId) {
-    let mut claim = engine.claim(partition).await.expect("claimed");
-    let tail = claim.tail();
-    let limit = engine.capabilities().max_frame;
-    let oversized = Bytes::from(vec![0; limit + 1]);
-    let refused = Err(AppendError::TooLarge { bytes: limit + 1, limit });
-    assert_eq!(engine.append(&mut claim, oversized).await, refused);
-    assert_eq!(claim.tail(), tail);
-    assert_eq!(engine.append(&mut claim, frame(4)).await, Ok(tail.next()));
-}
-
-async fn unknown_partitions_are_refused(engine: &dyn Engine) {
-    let refused = engine.claim(PartitionId(4)).await;
-    assert!(matches!(refused, Err(ClaimError::UnknownPartition(4))), "{refused:?}");
-    assert_eq!(engine.replay(PartitionId(4), LogPosition(1)).await, Err(ReplayError::UnknownPartition(4)));
-}
-
-async fn truncation_is_told(engine: &dyn Engine, partition: PartitionId, retained: usize) {
-    let mut claim = engine.claim(partition).await.expect("a fresh partition");
-    let body = Bytes::from(vec![7; retained / 8]);
-    for _ in 0..20 {
-        engine.append(&mut claim, body.clone()).await.expect("written");
-    }
-    let Err(ReplayError::Truncated { first }) = engine.replay(partition, LogPosition(1)).await else {
-        panic!("frames beyond the bound were kept");
-    };
-    assert!(first > LogPosition(1) && first <= claim.tail(), "{first:?}");
-    let kept = read(engine, partition, first.0).await;
-    assert_eq!(kept.len() as u64, claim.tail().0 + 1 - first.0);
-    assert_eq!(engine.claim(partition).await.expect("claimed again").first(), first);
-}
-
+/// All frames from `from` on.
 async fn read(engine: &dyn Engine, partition: PartitionId, from: u64) -> Vec<Bytes> {
     let (mut next, mut frames) = (LogPosition(from), Vec::new());
     loop {
@@ -112,10 +92,32 @@ async fn read(engine: &dyn Engine, partition: PartitionId, from: u64) -> Vec<Byt
     }
 }
 
+/// Reads on until `wanted` says that it has seen what it wants.
+async fn until(watch: &mut dyn Watch, what: &str, mut wanted: impl FnMut(&ClusterEvent) -> bool) {
+    let seen = timeout(PATIENCE, async { while !wanted(&watch.next().await.expect("the watch holds")) {} });
+    assert!(seen.await.is_ok(), "never told: {what}");
+}
+
 fn frame(n: u64) -> Bytes {
     Bytes::from(format!("frame {n}"))
 }
 
+fn frames(numbers: impl IntoIterator<Item = u64>) -> Vec<Bytes> {
+    numbers.into_iter().map(frame).collect()
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name)
+}
+
+fn record(name: &str) -> NodeRecord {
+    NodeRecord { id: node(name), address: "[::1]:4440".to_owned(), version: "0.1".to_owned(), started_ms: 1 }
+}
+
+/// The same right once more, as a writer has it that was not told of its last append.
 fn copy(claim: &Claim) -> Claim {
     Claim::new(claim.partition(), claim.term(), claim.epoch(), claim.first(), claim.tail())
 }
+
+/// Far longer than any engine takes.
+const PATIENCE: Duration = Duration::from_secs(60);

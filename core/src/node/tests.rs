@@ -1,18 +1,22 @@
 //! A node and its links in one process.
 
+mod cluster;
+mod network;
+
 use std::collections::BTreeMap;
 use std::future::poll_fn;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
-use tidegate_protocol::Offset;
-use tidegate_protocol::frame::Payload;
+use tidegate_protocol::frame::{ErrorCode, Payload};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish, Recovery};
 use tidegate_protocol::namespace::{HistoryBounds, Namespace};
+use tidegate_protocol::{ChannelName, Offset, Position};
 
 use super::*;
-use crate::engine::{AppendError, Capabilities, Claim, EngineFuture, MemoryEngine};
+use crate::engine::forgetful::Forgetful;
+use crate::engine::{LogPosition, MemoryEngine};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_link_gets_everything_once_and_in_order() {
@@ -182,11 +186,11 @@ async fn a_forgotten_channel_is_told_as_another_epoch() {
     let node = start(CoreConfig::default(), memory(16)).await;
     let channel = name("room:1");
     let before = node.publish(durable(&channel, "1")).await.expect("stored").expect("durable");
-    tokio::time::sleep(Duration::from_secs(290)).await;
+    sleep(Duration::from_secs(290)).await;
     let kept = node.history(channel.clone(), None, 0).await.expect("served");
     assert_eq!((kept.position, kept.publications.len()), (before.clone(), 1));
     // History is kept for 300 s, and an empty channel for 300 s since it was last asked for.
-    tokio::time::sleep(Duration::from_secs(302)).await;
+    sleep(Duration::from_secs(302)).await;
     assert!(text(node.metrics()).contains("tidegate_core_channels 0\n"));
     let mut edge = Edge::new(&node);
     let told = edge.subscribe(&channel, Some(before.clone())).await;
@@ -235,20 +239,19 @@ async fn a_node_restarted_over_its_engine_goes_on_and_the_old_one_stops() {
 
 #[tokio::test(start_paused = true)]
 async fn an_acknowledgement_that_was_lost_stores_nothing_twice() {
-    let engine =
-        Arc::new(Forgetful { inner: MemoryEngine::new(1, 1, 1 << 20), lose: AtomicBool::new(false) });
+    let engine = Arc::new(Forgetful::new(memory(1)));
     let config = CoreConfig { partitions: 1, ..CoreConfig::default() };
     let node = start(config, Arc::clone(&engine) as Arc<dyn Engine>).await;
     let channel = name("room:1");
     let mut edge = Edge::new(&node);
     edge.subscribe(&channel, None).await;
     for offset in 1..=5 {
-        engine.lose.store(true, Ordering::Relaxed);
+        engine.lose(1);
         let position = node.publish(durable(&channel, "1")).await.expect("stored").expect("durable");
         assert_eq!(position.offset, Offset(offset));
         assert_eq!(edge.next_offset().await, offset);
     }
-    assert_eq!(engine.inner.replay(PartitionId(0), LogPosition(1)).await.expect("held").len(), 5);
+    assert_eq!(engine.replay(PartitionId(0), LogPosition(1)).await.expect("held").len(), 5);
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +310,7 @@ async fn a_node_that_cannot_work_does_not_start() {
     let short = run(CoreConfig::default(), memory(3)).await;
     assert!(matches!(short, Err(StartError::Claim(ClaimError::UnknownPartition(3)))));
     let foreign = memory(16);
-    let mut claim = foreign.claim(PartitionId(0)).await.expect("claimed");
+    let mut claim = foreign.claim(PartitionId(0), &NodeId::new("a")).await.expect("claimed");
     foreign.append(&mut claim, Bytes::from_static(b"not ours")).await.expect("stored");
     assert!(matches!(run(CoreConfig::default(), foreign).await, Err(StartError::LogFrame(_))));
 }
@@ -371,51 +374,6 @@ impl link::LinkReceiver<CoreFrame> for NoReceiver {
     }
 }
 
-/// An engine that stores a frame and says that it does not know.
-#[derive(Debug)]
-struct Forgetful {
-    inner: MemoryEngine,
-    lose: AtomicBool,
-}
-
-impl Engine for Forgetful {
-    fn claim(&self, partition: PartitionId) -> EngineFuture<'_, Result<Claim, ClaimError>> {
-        self.inner.claim(partition)
-    }
-
-    fn append<'a>(
-        &'a self,
-        claim: &'a mut Claim,
-        frame: Bytes,
-    ) -> EngineFuture<'a, Result<LogPosition, AppendError>> {
-        Box::pin(async move {
-            if self.lose.swap(false, Ordering::Relaxed) {
-                let mut lost =
-                    Claim::new(claim.partition(), claim.term(), claim.epoch(), claim.first(), claim.tail());
-                self.inner.append(&mut lost, frame).await?;
-                return Err(AppendError::Unavailable("no answer".to_owned()));
-            }
-            self.inner.append(claim, frame).await
-        })
-    }
-
-    fn replay(
-        &self,
-        partition: PartitionId,
-        from: LogPosition,
-    ) -> EngineFuture<'_, Result<Vec<(LogPosition, Bytes)>, ReplayError>> {
-        self.inner.replay(partition, from)
-    }
-
-    fn release(&self, claim: Claim) -> EngineFuture<'_, ()> {
-        self.inner.release(claim)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
-}
-
 /// Lets the node's tasks run until `condition` holds.
 async fn until(condition: impl Fn() -> bool) {
     for _ in 0..10_000 {
@@ -440,12 +398,15 @@ async fn start_result(
     engine: Arc<dyn Engine>,
     lifecycle: Lifecycle,
 ) -> Result<CoreNode, StartError> {
+    CoreNode::start(config, engine, namespaces(), CoreMetrics::new(), lifecycle).await
+}
+
+fn namespaces() -> Arc<Namespaces> {
     let rules = Namespace {
         history: HistoryBounds { count: 1_000, bytes: 1 << 20, age: Duration::from_secs(300) },
         ..Namespace::default()
     };
-    let namespaces = Arc::new(Namespaces::new(rules, BTreeMap::new(), false));
-    CoreNode::start(config, engine, namespaces, CoreMetrics::new(), lifecycle).await
+    Arc::new(Namespaces::new(rules, BTreeMap::new(), false))
 }
 
 fn lifecycle() -> Lifecycle {

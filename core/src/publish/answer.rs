@@ -7,8 +7,9 @@ use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICA
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
+use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::{self, ErrorCode, ErrorReply};
-use tidegate_protocol::link::LinkError;
+use tidegate_protocol::link::{LinkError, Members};
 
 /// An answer that is an error.
 #[derive(Debug)]
@@ -101,6 +102,15 @@ pub(super) struct HistoryAnswer {
     pub(super) position: frame::Position,
     pub(super) recovered: bool,
     pub(super) publications: Vec<frame::Publication>,
+}
+
+/// The same object as in a client's `presence` reply.
+pub(super) fn presence_answer(channel: &ChannelName, members: Members) -> frame::Presence {
+    let Members { users, users_total, sessions, exact } = members;
+    let users = users.into_iter();
+    let users = users.map(|(user, sessions)| frame::PresentUser { user: user.to_string(), sessions });
+    let channel = channel.as_str().to_owned();
+    frame::Presence { channel, users: users.collect(), users_total, sessions, exact }
 }
 
 pub(super) fn json(status: StatusCode, answer: &impl Serialize) -> Response<Full<Bytes>> {

@@ -68,10 +68,7 @@ pub(super) fn parse_publishes(
 
 /// Parses `channel` as it stands in the path, and the query `epoch=&offset=&limit=`. Other parameters are ignored.
 pub(super) fn parse_history(channel: &str, query: &str) -> Result<HistoryQuery, ApiError> {
-    let channel = percent_decode_str(channel)
-        .decode_utf8()
-        .map_err(|_| ApiError::bad_request("channel: not UTF-8 once percent-decoded"))?;
-    let channel = parse_channel(&channel)?;
+    let channel = decode_channel(channel)?;
     let (mut epoch, mut offset, mut limit) = (None, None, 0);
     for (name, value) in query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
         let value = percent_decode_str(value)
@@ -94,6 +91,14 @@ pub(super) fn parse_history(channel: &str, query: &str) -> Result<HistoryQuery, 
         (None, None) => None,
     };
     Ok(HistoryQuery { channel, since, limit })
+}
+
+/// Parses `channel` as it stands in the path.
+pub(super) fn decode_channel(channel: &str) -> Result<ChannelName, ApiError> {
+    let channel = percent_decode_str(channel)
+        .decode_utf8()
+        .map_err(|_| ApiError::bad_request("channel: not UTF-8 once percent-decoded"))?;
+    parse_channel(&channel)
 }
 
 /// What decides between the two forms. Unparsed, so that payloads stay as they are.

@@ -9,7 +9,7 @@ use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tidegate_protocol::namespace::{Namespace, Namespaces};
+use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::engine::MemoryEngine;
-use crate::{CoreConfig, CoreMetrics, Lifecycle};
+use crate::{CoreConfig, CoreMetrics, CoreNode, Lifecycle};
 
 #[tokio::test]
 async fn a_publication_is_stored_and_read_back() {
@@ -143,6 +143,20 @@ async fn errors_say_what_is_wrong() {
     }
     let bad_query = server.get("/v1/channels/a/history?offset=x").await;
     assert_eq!((bad_query.status, &bad_query.body["error"]["code"]), (400, &json!(400)));
+}
+
+#[tokio::test]
+async fn who_is_there_is_told_where_presence_is_kept() {
+    let server = Server::start(open()).await;
+    let nobody = server.get("/v1/channels/lobby%3A1/presence").await;
+    let expected = json!({"channel": "lobby:1", "users": [], "users_total": 0, "sessions": 0, "exact": true});
+    assert_eq!((nobody.status, nobody.body), (200, expected));
+    let silent = server.get("/v1/channels/room:1/presence").await;
+    assert_eq!((silent.status, &silent.body["error"]["retry"]), (501, &json!(false)));
+    assert_eq!(server.get("/v1/channels/%ff/presence").await.status, 400);
+    let keys = BackendAccess::Keys(vec!["secret".to_owned()]);
+    let closed = Server::start(BackendConfig { access: keys, ..open() }).await;
+    assert_eq!(closed.get("/v1/channels/lobby:1/presence").await.status, 401);
 }
 
 #[tokio::test]
@@ -308,12 +322,14 @@ async fn api(config: BackendConfig) -> (BackendApi, Lifecycle) {
     };
     let cursor = Namespace { ephemeral_only: true, ..Namespace::default() };
     let names = ["", "a", "b", "c", "room"].map(|name| (name.to_owned(), Namespace::default()));
-    let named = BTreeMap::from_iter(names.into_iter().chain([("cursor".to_owned(), cursor)]));
+    let lobby = Namespace { presence: Some(Access::Granted), ..Namespace::default() };
+    let others = [("cursor".to_owned(), cursor), ("lobby".to_owned(), lobby)];
+    let named = BTreeMap::from_iter(names.into_iter().chain(others));
     let namespaces = Arc::new(Namespaces::new(Namespace::default(), named, true));
     let engine = Arc::new(MemoryEngine::new(5, 16, 0));
     let core = CoreConfig { max_payload: 1_000, ..CoreConfig::default() };
     let node = CoreNode::start(core, engine, namespaces, CoreMetrics::new(), lifecycle.clone()).await;
-    (BackendApi::new(node.expect("started"), config), lifecycle)
+    (BackendApi::new(Arc::new(node.expect("started")), config), lifecycle)
 }
 
 fn open() -> BackendConfig {

@@ -201,11 +201,15 @@ impl Session {
                     }
                     self.worker.subscribe(self, slot, ask, channel, position);
                 }
+                Event::Present { slot, channel, user, watch } => {
+                    self.worker.be_present(self, &mut inner.present, slot, &channel, user, watch);
+                }
                 Event::Unsubscribe { slot, .. } => self.leave(inner, slot),
                 Event::Publish { id, publish } => self.worker.publish(self, id, publish),
                 Event::History { id, channel, since, limit } => {
                     self.worker.history(self, id, channel, since, limit);
                 }
+                Event::Members { id, channel } => self.worker.members(self, id, channel),
                 Event::Refresh { id, token } => {
                     let checked = self.worker.authenticate(&token).map_err(|error| error.to_string());
                     inner.machine.refreshed(clock::now(), id, checked);
@@ -256,6 +260,7 @@ impl Session {
     fn leave(&self, inner: &mut Inner, slot: u32) {
         let Some((channel, key)) = inner.keys.get_mut(slot as usize).and_then(Option::take) else { return };
         self.worker.unsubscribe(&channel, key);
+        self.worker.be_gone(&mut inner.present, slot);
         self.worker.metrics().subscriptions.dec();
         inner.connection.close_lane(slot);
         inner.parked.retain(|parked| *parked != slot);

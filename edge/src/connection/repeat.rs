@@ -1,6 +1,8 @@
 //! Repeats of what was delivered, where the path loses packets.
 
 use bytes::Bytes;
+use tidegate_protocol::Epoch;
+use tidegate_protocol::frame::codec::with_id;
 use tidegate_transport::clock;
 
 use super::{Inner, Session};
@@ -13,7 +15,11 @@ impl Session {
             return;
         }
         let timeout = inner.repeats.poll_timeout();
-        let is_look_due = inner.repeats.handle_sent(clock::now, slot, bytes);
+        let is_look_due = {
+            // It may come when the subscription is at another epoch already.
+            let marked = || with_id(bytes, inner.machine.epoch(slot).map_or(0, Epoch::mark).into());
+            inner.repeats.handle_sent(clock::now, slot, bytes, marked)
+        };
         if is_look_due && let Some(path) = inner.connection.path() {
             inner.repeats.handle_path(clock::now(), path);
         }

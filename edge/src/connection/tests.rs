@@ -1,6 +1,7 @@
 //! The driver between a scripted connection and a scripted core, on one thread, with paused time.
 
 mod bench;
+mod epochs;
 mod repeats;
 mod resume;
 

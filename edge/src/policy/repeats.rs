@@ -33,10 +33,16 @@ pub(crate) struct Repeat {
 
 impl Repeats {
     /// Notes a delivery to a subscription that the connection has just taken. True where the path is to be looked at:
-    /// [`Repeats::handle_path`].
-    pub(crate) fn handle_sent(&mut self, now: impl FnOnce() -> Instant, slot: u32, bytes: &Bytes) -> bool {
+    /// [`Repeats::handle_path`]. `repeat`: how it is repeated.
+    pub(crate) fn handle_sent(
+        &mut self,
+        now: impl FnOnce() -> Instant,
+        slot: u32,
+        bytes: &Bytes,
+        repeat: impl FnOnce() -> Bytes,
+    ) -> bool {
         if let Some(Path { ring: Some(ring), .. }) = self.path.as_deref_mut() {
-            ring.push(now(), slot, bytes);
+            ring.push(now(), slot, bytes, repeat);
         }
         self.delivered += 1;
         let look = self.delivered >= LOOK_EVERY;
@@ -143,7 +149,6 @@ struct Ring {
 struct Item {
     sent: Instant,
     slot: u32,
-    /// Shared with everybody who was sent the same.
     bytes: Bytes,
 }
 
@@ -174,17 +179,18 @@ impl Ring {
         }
     }
 
-    fn push(&mut self, now: Instant, slot: u32, bytes: &Bytes) {
+    fn push(&mut self, now: Instant, slot: u32, bytes: &Bytes, repeat: impl FnOnce() -> Bytes) {
         self.refill(now);
         self.allowance = self.allowance.saturating_sub((bytes.len() + OVERHEAD) as u64);
         if bytes.len() > LARGEST.min(self.datagram_size) {
             return;
         }
+        let bytes = repeat();
         while self.items.len() >= MAX_ITEMS || self.bytes + bytes.len() > MAX_BYTES {
             self.pop();
         }
         self.bytes += bytes.len();
-        self.items.push_back(Item { sent: now, slot, bytes: bytes.clone() });
+        self.items.push_back(Item { sent: now, slot, bytes });
     }
 
     /// The oldest goes, repeated or not.

@@ -119,10 +119,11 @@ impl Backlog {
         self.lanes.contains_key(&slot)
     }
 
-    /// True where a live item of `slot` has to wait behind its own kind; on one pipe behind anything that waits: what it
-    /// took of the pipe's room would be taken from those whose turn it is.
+    /// True where a live item of `slot` has to wait behind its own kind, or behind a control frame: that may tell of the
+    /// item's epoch, and where the client has no credit for a stream they share one. On one pipe behind anything that
+    /// waits: what it took of the pipe's room would be taken from those whose turn it is.
     pub(crate) fn holds_up(&self, slot: u32, one_pipe: bool) -> bool {
-        if one_pipe {
+        if one_pipe || !self.control.is_empty() {
             !self.is_empty()
         } else {
             let lane = self.lanes.get(&slot);

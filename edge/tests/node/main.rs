@@ -272,9 +272,12 @@ async fn play_core(mut core: CoreLink) {
                     }
                     answers
                 }
-                EdgeFrame::Unsubscribe { .. } | EdgeFrame::History { .. } | EdgeFrame::Spend { .. } => {
-                    Vec::new()
-                }
+                EdgeFrame::Unsubscribe { .. }
+                | EdgeFrame::History { .. }
+                | EdgeFrame::Presence { .. }
+                | EdgeFrame::Watch { .. }
+                | EdgeFrame::Members { .. }
+                | EdgeFrame::Spend { .. } => Vec::new(),
             };
             for answer in answers {
                 // The edge may be gone by now.

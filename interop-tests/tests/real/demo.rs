@@ -57,6 +57,15 @@ async fn people_chat_over_every_transport_and_a_lost_network_leaves_no_gap() -> 
         ensure!(text(&browser, page, "offset").await? == "4", "{page} stands at another offset");
     }
 
+    until("everybody is seen", || async {
+        for page in pages {
+            let here = text(&browser, page, "here").await?;
+            ensure!(here == "3", "{page} sees {here}");
+        }
+        Ok(())
+    })
+    .await?;
+
     // Typing shows elsewhere, by datagram.
     browser.act("websocket", "fill", &testid("name"), "Ada").await?;
     browser.act("websocket", "type", &testid("text"), "hm").await?;

@@ -3,9 +3,12 @@
 
 mod api;
 mod auth;
+mod checker;
 mod deliver;
 mod demo;
+mod engine;
 mod hostile;
+mod hub;
 mod isolation;
 mod kills;
 mod lab;
@@ -13,6 +16,7 @@ mod ladder;
 mod ladder_js;
 mod legacy;
 mod mobile_js;
+mod presence;
 mod program;
 mod recovery;
 mod resume;

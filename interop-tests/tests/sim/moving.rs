@@ -15,7 +15,7 @@ use tidegate_protocol::frame::{ClientFrame, CloseCode, Payload, Publication, Ser
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::Recovery;
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
-use tidegate_protocol::session::client::{self, Event as ClientEvent, RequestId};
+use tidegate_protocol::session::client::{self, Event as ClientEvent, RequestId, SubscribeOptions};
 use tidegate_protocol::session::resume::{AttemptKey, Bounds, Outcome, Spending, SpentTable, Ticket, Told};
 use tidegate_protocol::session::server::{self, Due, Event as ServerEvent, Resumption};
 use tidegate_protocol::{ChannelName, ConnectionId, Epoch, NodeId, Offset, Position, Region, SessionId};
@@ -222,7 +222,7 @@ impl World {
         self.client.connect(None);
         for number in 0..CHANNELS {
             let name = self.channels[number].name.clone();
-            self.client.subscribe(self.now, name, None, 0).expect("taken");
+            self.client.subscribe(self.now, name, None, SubscribeOptions::default()).expect("taken");
         }
         let mut left = breaks;
         while left > 0 {

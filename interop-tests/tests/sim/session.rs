@@ -14,7 +14,7 @@ use tidegate_protocol::frame::{ClientFrame, Payload, Publication, ServerBody, Se
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{self, Recovery};
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
-use tidegate_protocol::session::client::{self, Event as ClientEvent, RequestId};
+use tidegate_protocol::session::client::{self, Event as ClientEvent, RequestId, SubscribeOptions};
 use tidegate_protocol::session::server::{self, Due, Event as ServerEvent};
 use tidegate_protocol::{ChannelName, ConnectionId, Epoch, NodeId, Offset, Position, Region, SessionId};
 
@@ -214,7 +214,7 @@ impl World {
             if let Some(position) = &position {
                 self.app.at.insert(name.to_owned(), position.clone());
             }
-            self.client.subscribe(self.now, channel, position, 0).expect("taken");
+            self.client.subscribe(self.now, channel, position, SubscribeOptions::default()).expect("taken");
         }
         for _ in 0..STEPS {
             self.step();

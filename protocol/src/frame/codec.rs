@@ -103,6 +103,9 @@ impl DecodeError {
 /// The most frames in one message: a frame in memory is much larger than its shortest encoding.
 pub const MAX_FRAMES_PER_MESSAGE: usize = 256;
 
+/// Of a frame's `id`.
+const ID_TAG: u32 = 1;
+
 /// Encodes a frame as JSON text.
 pub fn encode_text<F: Frame>(frame: &F) -> Bytes {
     // Payloads were checked to be JSON when they came in; keys are text. Nothing else can fail.
@@ -112,6 +115,23 @@ pub fn encode_text<F: Frame>(frame: &F) -> Bytes {
 /// Encodes a frame as Protobuf behind its length.
 pub fn encode_delimited<F: Frame>(frame: &F) -> Bytes {
     Bytes::from(frame.encode_length_delimited_to_vec())
+}
+
+/// Delimited frames that have no `id`, with this one instead.
+pub fn with_id(frames: &[u8], id: u64) -> Bytes {
+    let tagged = 1 + prost::encoding::encoded_len_varint(id);
+    let mut out = BytesMut::with_capacity(frames.len() + tagged + 1);
+    let mut rest = frames;
+    while !rest.is_empty() {
+        let length =
+            prost::decode_length_delimiter(&mut rest).map_or(rest.len(), |length| length.min(rest.len()));
+        let (frame, after) = rest.split_at(length);
+        prost::encoding::encode_varint((length + tagged) as u64, &mut out);
+        prost::encoding::uint64::encode(ID_TAG, &id, &mut out);
+        out.extend_from_slice(frame);
+        rest = after;
+    }
+    out.freeze()
 }
 
 /// Decodes a text message: a JSON frame or an array of them, at most `limit` bytes.

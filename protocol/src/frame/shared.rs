@@ -3,8 +3,9 @@
 use std::sync::OnceLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message as _;
 
-use super::codec::{encode_delimited, encode_text};
+use super::codec::{DecodeError, encode_delimited, encode_text};
 use super::{ServerBody, ServerFrame};
 
 /// How frames are laid out on a connection.
@@ -63,6 +64,19 @@ impl SharedFrame {
         Self { frame: ServerFrame::new(0, body), encodings: Default::default() }
     }
 
+    /// From the delimited encoding of one frame, which is kept as it is. Payloads share it.
+    pub fn from_delimited(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut rest = bytes.clone();
+        let length = prost::decode_length_delimiter(&mut rest)?;
+        if length != rest.len() {
+            return Err(DecodeError::BadLength);
+        }
+        let encodings: [OnceLock<Bytes>; Framing::ALL.len()] = Default::default();
+        let frame = ServerFrame::decode(rest)?;
+        encodings[Framing::Delimited.index()].get_or_init(|| bytes);
+        Ok(Self { frame, encodings })
+    }
+
     /// What it holds.
     pub fn frame(&self) -> &ServerFrame {
         &self.frame
@@ -71,6 +85,13 @@ impl SharedFrame {
     /// Its bytes, encoded at most once.
     pub fn encoded(&self, framing: Framing) -> &Bytes {
         self.encodings[framing.index()].get_or_init(|| framing.encode(&self.frame))
+    }
+}
+
+impl PartialEq for SharedFrame {
+    /// Encodings follow from the frame.
+    fn eq(&self, other: &Self) -> bool {
+        self.frame == other.frame
     }
 }
 

@@ -35,8 +35,8 @@ proptest! {
     }
 
     #[test]
-    fn stream_headers_survive_protobuf(channel in any::<String>(), catch_up: bool) {
-        let header = StreamHeader { channel, catch_up };
+    fn stream_headers_survive_protobuf(channel in any::<String>(), catch_up: bool, epoch in any::<String>()) {
+        let header = StreamHeader { channel, catch_up, epoch };
         prop_assert_eq!(StreamHeader::decode(&*header.encode_to_vec()).expect("our own bytes"), header);
     }
 
@@ -93,9 +93,11 @@ pub(crate) fn client_frame() -> impl Strategy<Value = ClientFrame> {
         (option::of(text()), option::of(text()), option::of(text()), any::<bool>()).prop_map(
             |(token, resume, key, repeats)| ClientBody::Connect(Connect { token, resume, key, repeats })
         ),
-        (text(), option::of(position()), any::<i32>()).prop_map(|(channel, position, rank)| {
-            ClientBody::Subscribe(Subscribe { channel, position, rank })
-        }),
+        (text(), option::of(position()), any::<i32>(), any::<bool>()).prop_map(
+            |(channel, position, rank, presence)| {
+                ClientBody::Subscribe(Subscribe { channel, position, rank, presence })
+            }
+        ),
         text().prop_map(|channel| ClientBody::Unsubscribe(Unsubscribe { channel })),
         (text(), payload_fields(), option::of(text()), any::<bool>()).prop_map(
             |(channel, (data, data_base64), key, ephemeral)| ClientBody::Publish(Publish {
@@ -150,6 +152,23 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
                 time_ms
             })
         ),
+        (text(), vec((text(), any::<u32>()), 0..4), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+            |(channel, users, users_total, sessions, exact)| {
+                let users = users.into_iter().map(|(user, sessions)| PresentUser { user, sessions });
+                let users = users.collect();
+                ServerBody::Presence(Presence { channel, users, users_total, sessions, exact })
+            }
+        ),
+        (text(), text(), any::<u64>()).prop_map(|(channel, user, time_ms)| ServerBody::Join(Join {
+            channel,
+            user,
+            time_ms
+        })),
+        (text(), text(), any::<u64>()).prop_map(|(channel, user, time_ms)| ServerBody::Leave(Leave {
+            channel,
+            user,
+            time_ms
+        })),
         option::of(text()).prop_map(|resume| ServerBody::Ping(Ping { resume })),
         Just(ServerBody::Pong(Empty {})),
         error().prop_map(ServerBody::Error),

@@ -3,9 +3,10 @@
 //!
 //! The driver makes connections when told ([`Event::Dial`]), and another beside the present one where that is suspect
 //! ([`Event::Suspect`]) or it knows a better one: the session moves to it without a break. It feeds whatever comes over
-//! whichever lane to [`Session::handle_frame`], and drains [`Session::poll_transmit_on`] and [`Session::poll_event`] after
+//! whichever lane to [`Session::handle_frame_on`], and drains [`Session::poll_transmit_on`] and [`Session::poll_event`] after
 //! every input.
 
+mod carrier;
 mod commands;
 mod connections;
 mod event;
@@ -33,7 +34,9 @@ use requests::{Request, Requests};
 use subscription::{HoldBounds, Need, Phase, Subscription};
 use ticket::Tickets;
 
+pub use carrier::Carrier;
 pub use event::{CommandError, Event, History, RequestError, RequestId, SessionError, TokenNeed};
+pub use subscription::SubscribeOptions;
 
 /// Bounds of a client's session.
 #[derive(Debug, Clone)]
@@ -210,12 +213,23 @@ impl Session {
 
     // The five verbs; `poll_transmit` is with the connections.
 
-    /// Takes a frame, from whichever lane of a connection. After an error the connection is lost: tell with
-    /// `connection_lost`.
+    /// Takes a frame of a connection's control lane, or only pipe, as [`Session::handle_frame_on`] does.
     pub fn handle_frame(
         &mut self,
         now: Instant,
         connection: ConnectionId,
+        frame: ServerFrame,
+    ) -> Result<(), SessionError> {
+        self.handle_frame_on(now, connection, &Carrier::Control, frame)
+    }
+
+    /// Takes a frame, from whichever lane of a connection. After an error the connection is lost: tell with
+    /// `connection_lost`.
+    pub fn handle_frame_on(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        carrier: &Carrier,
         frame: ServerFrame,
     ) -> Result<(), SessionError> {
         let Some(side) = self.side(connection) else { return Ok(()) };
@@ -230,8 +244,14 @@ impl Session {
         }
         match body {
             ServerBody::Connected(connected) => self.handle_connected(now, side, connected)?,
-            ServerBody::Publication(publication) => self.handle_publication(now, side, publication),
+            ServerBody::Publication(publication) => {
+                if let Some(numbering) = carrier.numbering(id) {
+                    self.handle_publication(now, side, numbering, publication);
+                }
+            }
             ServerBody::Ephemeral(ephemeral) => self.handle_ephemeral(now, side, ephemeral),
+            ServerBody::Join(join) => self.handle_join(now, side, join),
+            ServerBody::Leave(leave) => self.handle_leave(now, side, leave),
             ServerBody::Ping(ping) => self.handle_ping(side, ping),
             ServerBody::Pong(_) => self.handle_pong(now, side, id),
             ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, side, subscribed)?,
@@ -454,6 +474,7 @@ impl Session {
         self.events.push_back(match request {
             Request::Publish(_) => Event::Published { request: id, result: Err(error) },
             Request::History(_) => Event::History { request: id, result: Err(error) },
+            Request::Presence(_) => Event::Presence { request: id, result: Err(error) },
             Request::Refresh(_) => Event::Refreshed { request: id, result: Err(error) },
             // Their subscriptions know.
             Request::Subscribe(..) | Request::Unsubscribe(_) => return,
@@ -469,7 +490,7 @@ impl Session {
         if need == Need::Nothing || line.phase != Phase::Live {
             return;
         }
-        line.clear_held();
+        line.clear();
         let Some(request) = self.ask(side, Request::Unsubscribe(channel.clone())) else { return };
         let subscription = self.subscriptions.get_mut(channel);
         if let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) {
@@ -510,8 +531,9 @@ impl Session {
                 continue;
             }
             let position = subscription.position.clone().map(frame::Position::from);
-            let rank = subscription.rank.into();
-            let subscribe = Subscribe { channel: channel.as_str().to_owned(), position, rank };
+            let SubscribeOptions { rank, presence } = subscription.options;
+            let rank = rank.into();
+            let subscribe = Subscribe { channel: channel.as_str().to_owned(), position, rank, presence };
             let request = self.requests.add(Request::Subscribe(channel.clone(), subscribe));
             if connection.is_open() {
                 connection.lane.push(request);

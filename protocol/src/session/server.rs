@@ -5,6 +5,7 @@
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
 mod border;
+mod presence;
 mod resume;
 mod sizes;
 mod subscriptions;
@@ -161,9 +162,7 @@ impl Session {
             ClientBody::Unsubscribe(body) => self.unsubscribe(now, id, body),
             ClientBody::Publish(body) => self.publish(id, body),
             ClientBody::History(body) => self.read_history(id, body),
-            ClientBody::Presence(_) => {
-                self.fail(id, ErrorCode::NotAvailable, "this server keeps no presence")
-            }
+            ClientBody::Presence(body) => self.ask_presence(id, &body),
             ClientBody::Rpc(_) => {
                 self.fail(id, ErrorCode::NotAvailable, "this server has no backend to call")
             }
@@ -379,6 +378,9 @@ impl Session {
             publications: inline,
             conflated,
         };
+        if begun.is_some() {
+            self.begin_presence(slot);
+        }
         match begun {
             Some(Origin::Client { id }) => {
                 self.transmits.push_back(ServerFrame::new(id, ServerBody::Subscribed(subscribed)));
@@ -455,6 +457,7 @@ impl Session {
             let error = ErrorCode::Forbidden.reply("the new token does not grant this channel");
             self.drop_subscription(now, slot, Some(error));
         }
+        self.end_watches();
         self.reply(id, ServerBody::Refreshed(Refreshed { expires_ms }));
         self.renew_ticket(now);
     }
@@ -517,6 +520,11 @@ impl Session {
         };
         self.transmits.push_back(ServerFrame::new(0, ServerBody::Subscribed(subscribed)));
         true
+    }
+
+    /// The epoch of what a subscription is delivered; the one that stands for any before it has begun.
+    pub fn epoch(&self, slot: u32) -> Option<&Epoch> {
+        self.subscriptions.get(slot).map(|subscription| &subscription.epoch)
     }
 
     /// The channel of a subscription and whether only its newest publication counts.
@@ -610,6 +618,9 @@ impl Session {
             return self.fail(id, ErrorCode::BadRequest, "a rank is from -128 to 127");
         };
         let Some(position) = self.position(id, subscribe.position) else { return };
+        if subscribe.presence && !self.check_presence(id, &channel) {
+            return;
+        }
         let ask = self.next_ask();
         let mut begins = true;
         let slot = match self.subscriptions.find(&channel) {
@@ -638,6 +649,9 @@ impl Session {
             None => self.subscriptions.insert(channel.clone(), Origin::Client { id }, ask, rank),
         };
         self.in_flight += 1;
+        if let Some(subscription) = self.subscriptions.get_mut(slot) {
+            subscription.watches = subscribe.presence;
+        }
         self.events.push_back(Event::Subscribe { slot, ask, begins, channel, position, rank });
     }
 

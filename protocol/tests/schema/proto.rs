@@ -216,6 +216,7 @@ fn always_spelt(field: &FieldDescriptor) -> bool {
         "HistoryRequest.limit",
         "Publish.ephemeral",
         "StreamHeader.catch_up",
+        "Subscribe.presence",
         "Subscribe.rank",
         "Subscribed.conflated",
     ];
@@ -301,6 +302,10 @@ fn try_through_rust(message: &MessageDescriptor, bytes: &[u8]) -> Result<Vec<u8>
         "HistoryRequest" => through::<rust::HistoryRequest>(bytes),
         "History" => through::<rust::History>(bytes),
         "PresenceRequest" => through::<rust::PresenceRequest>(bytes),
+        "Presence" => through::<rust::Presence>(bytes),
+        "PresentUser" => through::<rust::PresentUser>(bytes),
+        "Join" => through::<rust::Join>(bytes),
+        "Leave" => through::<rust::Leave>(bytes),
         "Refresh" => through::<rust::Refresh>(bytes),
         "Refreshed" => through::<rust::Refreshed>(bytes),
         "Rpc" => through::<rust::Rpc>(bytes),

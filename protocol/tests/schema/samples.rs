@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use tidegate_protocol::frame::{
     ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
-    History, HistoryRequest, Ping, Position, PresenceRequest, Publication, Publish, Published, Reconnect,
-    ReconnectPolicy, Refresh, Refreshed, Rpc, ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed,
-    Unsubscribe, Unsubscribed,
+    History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceRequest, PresentUser,
+    Publication, Publish, Published, Reconnect, ReconnectPolicy, Refresh, Refreshed, Rpc, ServerBody,
+    ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
 };
 
 /// The largest integer that every JSON implementation keeps exact: 2^53 - 1.
@@ -24,12 +24,25 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
             "subscribe_from_position",
             frame(
                 2,
-                ClientBody::Subscribe(Subscribe { channel: room(), position: Some(position(41)), rank: -3 }),
+                ClientBody::Subscribe(Subscribe {
+                    channel: room(),
+                    position: Some(position(41)),
+                    rank: -3,
+                    presence: true,
+                }),
             ),
         ),
         (
             "subscribe_at_the_head",
-            frame(2, ClientBody::Subscribe(Subscribe { channel: room(), position: None, rank: 0 })),
+            frame(
+                2,
+                ClientBody::Subscribe(Subscribe {
+                    channel: room(),
+                    position: None,
+                    rank: 0,
+                    presence: false,
+                }),
+            ),
         ),
         (
             "subscribe_from_the_beginning_of_any_epoch",
@@ -39,6 +52,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                     channel: room(),
                     position: Some(Position::default()),
                     rank: 127,
+                    presence: false,
                 }),
             ),
         ),
@@ -50,6 +64,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                     channel: room(),
                     position: Some(position(MAX_SAFE)),
                     rank: -128,
+                    presence: false,
                 }),
             ),
         ),
@@ -61,6 +76,7 @@ pub(crate) fn client() -> Vec<(&'static str, ClientFrame)> {
                     channel: "комната:日本-🎏-é".to_owned(),
                     position: None,
                     rank: 1,
+                    presence: false,
                 }),
             ),
         ),
@@ -191,6 +207,45 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         ("ping", reply(0, ServerBody::Ping(Ping { resume: Some("ticket".to_owned()) }))),
         ("ping_without_a_ticket", reply(0, ServerBody::Ping(Ping::default()))),
         ("pong", reply(13, ServerBody::Pong(Empty {}))),
+        ("presence", reply(6, ServerBody::Presence(full_presence()))),
+        (
+            "presence_of_nobody",
+            reply(6, ServerBody::Presence(Presence { channel: room(), exact: true, ..Presence::default() })),
+        ),
+        (
+            "presence_of_a_crowd",
+            reply(
+                6,
+                ServerBody::Presence(Presence {
+                    users_total: 2_000_000,
+                    sessions: MAX_SAFE,
+                    exact: false,
+                    ..full_presence()
+                }),
+            ),
+        ),
+        (
+            "join",
+            reply(
+                0,
+                ServerBody::Join(Join {
+                    channel: room(),
+                    user: "456".to_owned(),
+                    time_ms: 1_790_000_000_123,
+                }),
+            ),
+        ),
+        (
+            "leave",
+            reply(
+                0,
+                ServerBody::Leave(Leave {
+                    channel: room(),
+                    user: "анна".to_owned(),
+                    time_ms: 1_790_000_000_123,
+                }),
+            ),
+        ),
         ("error", reply(9, ServerBody::Error(ErrorCode::Unavailable.reply("the core is busy")))),
         (
             "error_without_id",
@@ -225,10 +280,17 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
 
 pub(crate) fn stream_headers() -> Vec<(&'static str, StreamHeader)> {
     vec![
-        ("live", StreamHeader { channel: room(), catch_up: false }),
-        ("catch_up", StreamHeader { channel: room(), catch_up: true }),
-        ("unicode", StreamHeader { channel: "комната:日本-🎏-é".to_owned(), catch_up: false }),
-        ("longest_name", StreamHeader { channel: "x".repeat(255), catch_up: true }),
+        ("live", StreamHeader { channel: room(), catch_up: false, epoch: "7f3a".to_owned() }),
+        ("catch_up", StreamHeader { channel: room(), catch_up: true, epoch: "7f3a".to_owned() }),
+        (
+            "unicode",
+            StreamHeader {
+                channel: "комната:日本-🎏-é".to_owned(),
+                catch_up: false,
+                epoch: "э-1".to_owned(),
+            },
+        ),
+        ("longest_name", StreamHeader { channel: "x".repeat(255), catch_up: true, epoch: "e".repeat(64) }),
     ]
 }
 
@@ -264,6 +326,9 @@ pub(crate) fn name_of_server_body(body: &ServerBody) -> &'static str {
         ServerBody::Error(_) => "error",
         ServerBody::Close(_) => "close",
         ServerBody::Pong(_) => "pong",
+        ServerBody::Presence(_) => "presence",
+        ServerBody::Join(_) => "join",
+        ServerBody::Leave(_) => "leave",
     }
 }
 
@@ -379,6 +444,19 @@ fn full_history() -> History {
         position: Some(position(44)),
         recovered: true,
         publications: vec![full_publication(43, json("[1]")), full_publication(44, binary(&[0]))],
+    }
+}
+
+fn full_presence() -> Presence {
+    Presence {
+        channel: room(),
+        users: vec![
+            PresentUser { user: "456".to_owned(), sessions: 2 },
+            PresentUser { user: "анна".to_owned(), sessions: 1 },
+        ],
+        users_total: 2,
+        sessions: 4,
+        exact: true,
     }
 }
 

@@ -8,6 +8,7 @@ use prost::Message;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::codec::{
     DecodeError, Decoder, Frame, decode_message, decode_text, encode_delimited,
 };
@@ -27,6 +28,7 @@ fn vector_files_are_what_the_code_says() {
         ("delimited.json", lines(delimited().into_iter())),
         ("invalid.json", lines(INVALID.iter().map(|case| case.to_json()))),
         ("close_codes.json", codes()),
+        ("epoch_marks.json", marks()),
     ];
     for (name, expected) in files {
         let path = path(name);
@@ -210,7 +212,7 @@ const TOLERATED: &[Case] = &[
     Case::new(
         "unknown_server_frame_of_another_shape",
         "server",
-        Input::Text(r#"{"join":[1,[2]]}"#),
+        Input::Text(r#"{"goaway":[1,[2]]}"#),
         Outcome::Ignored,
     ),
     // Field 200, length-delimited, 3 bytes.
@@ -270,7 +272,7 @@ const TOLERATED: &[Case] = &[
         "fields_in_another_order",
         "stream_header",
         Input::Protobuf("4801 1001 0a0161"),
-        Outcome::Frame(r#"{"channel":"a","catch_up":true}"#),
+        Outcome::Frame(r#"{"channel":"a","catch_up":true,"epoch":""}"#),
     ),
 ];
 
@@ -490,6 +492,17 @@ fn delimited() -> Vec<String> {
         bad("length_over_the_limit", "11 00", "\"limit\":16,", "frame_too_large"),
         bad("frame_that_is_no_protobuf", "02 0f00", "", "bad_frame"),
     ]
+}
+
+fn marks() -> String {
+    let longest = "e".repeat(Epoch::MAX_BYTES);
+    // The last one's hash is 0.
+    lines(["7f3a", "7f3b", "0", "18c2e5f1-1", "18c2e5f1-10", "эпоха-🎏", &longest, "b0ccrhg"].iter().map(
+        |epoch| {
+            let text = serde_json::to_string(epoch).expect("text");
+            format!(r#"{{"epoch":{text},"mark":{}}}"#, Epoch::new(epoch).mark())
+        },
+    ))
 }
 
 fn codes() -> String {

@@ -3,7 +3,7 @@
  *
  * @import { Told } from './driver.js'
  * @import { Position } from './session/types.js'
- * @import { Publication, SubscribedEvent, EphemeralItem } from './subscription.js'
+ * @import { EphemeralItem, Presence, PresenceChange, Publication, SubscribedEvent } from './subscription.js'
  * @import { TransportName } from './transport.js'
  * @import { ClientEvents, ClientOptions, ClientState, ConnectedEvent, DisconnectedEvent } from './client/types.js'
  */
@@ -132,12 +132,16 @@ export class Client extends Emitter {
    * @param {object} [options]
    * @param {Position} [options.position] the last publication that the app has; absent to begin at the head
    * @param {number} [options.rank] -128 to 127: where much waits to be sent, channels of a higher one go first
+   * @param {boolean} [options.presence] to be told who comes and goes (`join`, `leave`); refused where the token does not
+   *   grant it
    * @param {(publication: Publication) => void} [options.onPublication]
    * @param {(item: EphemeralItem) => void} [options.onEphemeral]
    * @param {(event: SubscribedEvent) => void} [options.onSubscribed]
+   * @param {(change: PresenceChange) => void} [options.onJoin]
+   * @param {(change: PresenceChange) => void} [options.onLeave]
    * @returns {Subscription}
    */
-  subscribe(channel, { position, rank, onPublication, onEphemeral, onSubscribed } = {}) {
+  subscribe(channel, { position, rank, presence, onPublication, onEphemeral, onSubscribed, onJoin, onLeave } = {}) {
     if (this.#subscriptions.has(channel)) throw new TidegateError(409, `already subscribed to ${channel}`, false);
     const from = checkedPosition(position);
     const checked = checkedRank(rank);
@@ -145,7 +149,9 @@ export class Client extends Emitter {
     if (onPublication) subscription.on("publication", onPublication);
     if (onEphemeral) subscription.on("ephemeral", onEphemeral);
     if (onSubscribed) subscription.on("subscribed", onSubscribed);
-    this.#session.subscribe(channel, from, checked);
+    if (onJoin) subscription.on("join", onJoin);
+    if (onLeave) subscription.on("leave", onLeave);
+    this.#session.subscribe(channel, from, checked, presence === true);
     this.#driver.pump();
     return subscription;
   }
@@ -190,6 +196,18 @@ export class Client extends Emitter {
     const position = body.position ?? { epoch: "", offset: 0 };
     const publications = body.publications.map((/** @type {any} */ each) => publicationOf(each, position.epoch, true));
     return { position, recovered: body.recovered, publications };
+  }
+
+  /**
+   * Who is on a channel now, by user. Rejects where the token does not grant it, or the channel's namespace keeps no
+   * presence.
+   *
+   * @param {string} channel
+   * @returns {Promise<Presence>}
+   */
+  async presence(channel) {
+    const { users, users_total: usersTotal, sessions, exact } = await this.#request("presence", { channel: text(channel) });
+    return { users, usersTotal, sessions, exact };
   }
 
   /**
@@ -316,6 +334,12 @@ export class Client extends Emitter {
         this.#subscriptions.get(channel)?.emit("ephemeral", { channel, data, user, timeMs });
         return;
       }
+      case "join":
+      case "leave": {
+        const { channel, user, time_ms: timeMs } = told.body;
+        this.#subscriptions.get(channel)?.emit(told.type, { channel, user, timeMs });
+        return;
+      }
       case "reply":
         this.#takeReply(told.id)?.resolve(told.body);
         return;
@@ -414,11 +438,12 @@ export class Client extends Emitter {
 
   /** @param {string} channel @param {Position | null} position */
   #addSubscription(channel, position) {
-    const subscription = new Subscription(channel, position, () => {
+    const leave = () => {
       if (this.#subscriptions.get(channel) !== subscription) return;
       this.#session.unsubscribe(channel);
       this.#driver.pump();
-    });
+    };
+    const subscription = new Subscription(channel, position, leave, () => this.presence(channel));
     this.#subscriptions.set(channel, subscription);
     return subscription;
   }

@@ -8,6 +8,9 @@
  * @property {number} id 0 where no reply is awaited
  * @property {string} name of the body
  * @property {Record<string, any>} body fields as in the schema; bytes are `Uint8Array`, `data` is a JSON value
+ * @property {Numbering} [numbering] of a publication, where what it came by names its epoch
+ *
+ * @typedef {string | number} Numbering an epoch, or its mark; none stands for that of the last `subscribed`
  */
 
 import { POLICIES } from "./close-codes.js";

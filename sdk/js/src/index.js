@@ -17,5 +17,7 @@ export { Subscription } from "./subscription.js";
  * @typedef {import('./subscription.js').Publication} Publication
  * @typedef {import('./subscription.js').EphemeralItem} EphemeralItem
  * @typedef {import('./subscription.js').SubscribedEvent} SubscribedEvent
+ * @typedef {import('./subscription.js').Presence} Presence
+ * @typedef {import('./subscription.js').PresenceChange} PresenceChange
  * @typedef {import('./transport.js').TransportName} TransportName
  */

@@ -2,6 +2,10 @@
  * Sans-io: one subscription's order. Publications come in, however they overtook one another; out they go by offset,
  * none twice, none missing.
  *
+ * Streams and datagrams say of which epoch their publications are. What is of an epoch that `subscribed` has yet to name is
+ * held apart; what is of one that was left is dropped.
+ *
+ * @import { Numbering } from './codec.js'
  * @import { Position } from './session/types.js'
  *
  * @typedef {object} Begun what the app is told when a subscription begins, again or for the first time
@@ -17,20 +21,28 @@ export class Ordering {
   conflated = false;
   /** Publications up to this offset are catch-up. */
   recoveredTo = 0;
-  // While pending, everything is held: publications on their own stream may be here before `subscribed`.
+  /** Epochs that the subscription was at, on this connection; the last few. @type {string[]} */
+  left;
+  // While pending, no epoch is named yet.
   #pending = true;
-  /** @type {Map<number, Record<string, any>>} */
+  /** Of the present epoch. @type {Map<number, Record<string, any>>} */
   #held = new Map();
   #heldBytes = 0;
   #overflowed = false;
+  /** Of epochs to come. @type {{ numbering: Numbering, publication: Record<string, any> }[]} */
+  #ahead = [];
+  #aheadBytes = 0;
+  #aheadIsLossy = false;
   #limits;
 
   /**
    * @param {Position | null} position the last publication that the app has
-   * @param {{ items: number, bytes: number }} [limits] of what is held
+   * @param {{ items: number, bytes: number }} [limits] of what is held, and of what is held apart
+   * @param {string[]} [left]
    */
-  constructor(position, limits = { items: 1_024, bytes: 1 << 20 }) {
+  constructor(position, limits = { items: 1_024, bytes: 1 << 20 }, left = []) {
     this.position = position;
+    this.left = left;
     this.#limits = limits;
   }
 
@@ -66,13 +78,12 @@ export class Ordering {
     const first = subscribed.publications[0];
     this.#pending = false;
     this.conflated = subscribed.conflated;
+    this.#beginEpoch(head.epoch);
     const recovered = isReply && subscribed.recovered && before !== null;
     if (recovered) {
       this.position = { epoch: head.epoch, offset: before.offset };
       this.recoveredTo = head.offset;
     } else {
-      // Publications carry no epoch: what is held may be of the one that ended. A gap that this leaves is seen and closed.
-      if (before !== null && before.epoch !== head.epoch && !isReply) this.#drop();
       this.position = { epoch: head.epoch, offset: first ? first.offset - 1 : head.offset };
       this.recoveredTo = first ? head.offset : 0;
     }
@@ -91,12 +102,14 @@ export class Ordering {
    * Takes one publication; answers those that are next, in order.
    *
    * @param {Record<string, any>} publication
+   * @param {Numbering | null} [numbering] null: that of the last `subscribed`
    * @returns {Record<string, any>[]}
    */
-  take(publication) {
+  take(publication, numbering = null) {
     const { offset } = publication;
-    if (this.#pending || !this.position) {
-      this.#hold(publication);
+    if (this.#pending || !this.position || !isOf(numbering, this.position.epoch)) {
+      // What comes in order before the reply comes again behind it.
+      if (numbering !== null && !this.left.some((epoch) => isOf(numbering, epoch))) this.#holdApart(publication, numbering);
       return [];
     }
     if (offset <= this.position.offset) return [];
@@ -117,6 +130,39 @@ export class Ordering {
   advance(position) {
     if (this.position && position.offset > this.position.offset) this.position = position;
     return this.#pending ? [] : this.#flush();
+  }
+
+  /** What comes next is of this epoch. @param {string} epoch */
+  #beginEpoch(epoch) {
+    const before = this.position?.epoch ?? "";
+    if (before !== epoch) {
+      this.#drop();
+      this.left = this.left.filter((each) => each !== epoch);
+      if (before !== "") this.left = [...this.left, before].slice(-MAX_LEFT);
+    }
+    const ahead = this.#ahead;
+    this.#ahead = [];
+    for (const each of ahead) {
+      if (!isOf(each.numbering, epoch)) {
+        this.#ahead.push(each);
+        continue;
+      }
+      this.#aheadBytes -= sizeOf(each.publication);
+      this.#hold(each.publication);
+    }
+    if (this.#aheadIsLossy) this.#overflowed = true;
+    this.#aheadIsLossy = false;
+  }
+
+  /** @param {Record<string, any>} publication @param {Numbering} numbering */
+  #holdApart(publication, numbering) {
+    const size = sizeOf(publication);
+    if (this.#ahead.length >= this.#limits.items || this.#aheadBytes + size > this.#limits.bytes) {
+      this.#aheadIsLossy = true;
+      return;
+    }
+    this.#aheadBytes += size;
+    this.#ahead.push({ numbering, publication });
   }
 
   /** @param {Record<string, any>} publication */
@@ -160,3 +206,21 @@ function sizeOf(publication) {
   const { data, data_base64: bytes } = publication;
   return 64 + (bytes ? bytes.length : (JSON.stringify(data)?.length ?? 0));
 }
+
+/** @param {Numbering | null} numbering @param {string} epoch */
+function isOf(numbering, epoch) {
+  return numbering === null || numbering === epoch || (typeof numbering === "number" && numbering === markOf(epoch));
+}
+
+/**
+ * What stands for an epoch in datagrams: FNV-1a of 32 bits, and 1 where that is 0.
+ *
+ * @param {string} epoch
+ */
+export function markOf(epoch) {
+  let hash = 0x811c9dc5;
+  for (const byte of new TextEncoder().encode(epoch)) hash = Math.imul(hash ^ byte, 0x01000193);
+  return hash >>> 0 || 1;
+}
+
+const MAX_LEFT = 8;

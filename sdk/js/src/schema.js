@@ -80,12 +80,19 @@ const Subscribed = message("Subscribed", [
   field(5, "conflated", "bool", SPARSE),
 ]);
 
+const PresentUser = message("PresentUser", [field(1, "user", "string"), field(2, "sessions", "uint32")]);
+
+/** @param {string} name */
+const change = (name) =>
+  message(name, [field(1, "channel", "string"), field(2, "user", "string"), field(3, "time_ms", "uint64")]);
+
 const Reconnect = message("Reconnect", [field(1, "policy", "policy"), field(2, "after_ms", "uint64", OPTIONAL)]);
 
 /** First message on each stream that the server opens. */
 export const StreamHeader = message("StreamHeader", [
   field(1, "channel", "string"),
   field(2, "catch_up", "bool", SPARSE),
+  field(3, "epoch", "string"),
 ]);
 
 /**
@@ -113,7 +120,16 @@ export const ClientFrame = frame(true, [
       field(4, "repeats", "bool", SPARSE),
     ]),
   ],
-  [3, "subscribe", message("Subscribe", [field(1, "channel", "string"), position(2, "position"), field(3, "rank", "sint32", SPARSE)])],
+  [
+    3,
+    "subscribe",
+    message("Subscribe", [
+      field(1, "channel", "string"),
+      position(2, "position"),
+      field(3, "rank", "sint32", SPARSE),
+      field(4, "presence", "bool", SPARSE),
+    ]),
+  ],
   [4, "unsubscribe", message("Unsubscribe", [field(1, "channel", "string")])],
   [
     5,
@@ -198,4 +214,17 @@ export const ServerFrame = frame(false, [
     ]),
   ],
   [13, "pong", Empty],
+  [
+    14,
+    "presence",
+    message("Presence", [
+      field(1, "channel", "string"),
+      field(2, "users", "message", { message: PresentUser, repeated: true }),
+      field(3, "users_total", "uint64"),
+      field(4, "sessions", "uint64"),
+      field(5, "exact", "bool"),
+    ]),
+  ],
+  [15, "join", change("Join")],
+  [16, "leave", change("Leave")],
 ]);

@@ -124,13 +124,14 @@ export class Session {
    * @param {string} channel
    * @param {Position | null} position where to begin; null for the head
    * @param {number} [rank] -128 to 127; higher ones go first
+   * @param {boolean} [presence] whether to be told who joins and leaves
    */
-  subscribe(channel, position, rank = 0) {
+  subscribe(channel, position, rank = 0, presence = false) {
     if (this.state === "ended" || this.state === "closing") {
       this.#events.push({ type: "unsubscribed", channel, error: closedError("the session has ended") });
       return;
     }
-    this.#channels.subscribe(channel, position, rank, this.#connections.open);
+    this.#channels.subscribe(channel, position, rank, presence, this.#connections.open);
   }
 
   /** @param {string} channel */
@@ -228,7 +229,7 @@ export class Session {
     if (name !== "ping" && name !== "pong") connection.liveness.flowed(now);
     if (connection.phase === "retired") {
       // It was asked before it was left: its answer is as good as any.
-      if (name === "published" || name === "history" || name === "refreshed") this.#reply(now, connection, frame);
+      if (name === "published" || name === "history" || name === "presence" || name === "refreshed") this.#reply(now, connection, frame);
       else if (name === "close") this.#connections.handleClose(now, connection, body);
       return;
     }
@@ -243,15 +244,22 @@ export class Session {
         this.#channels.unsubscribed(connection, id, body, this.#connections.open);
         return this.#connections.settle(now);
       case "publication":
-        return this.#channels.publication(now, connection, body);
+        return this.#channels.publication(now, connection, body, frame.numbering ?? null);
       case "ephemeral":
         // Both connections bring it while the session moves.
         if (connection === this.#connections.current && this.#channels.has(body.channel)) {
           this.#events.push({ type: "ephemeral", ephemeral: body });
         }
         return;
+      case "join":
+      case "leave":
+        if (connection === this.#connections.current && this.#channels.has(body.channel)) {
+          this.#events.push({ type: name, body });
+        }
+        return;
       case "published":
       case "history":
+      case "presence":
       case "refreshed":
         return this.#reply(now, connection, frame);
       case "error":

@@ -23,10 +23,23 @@
  * @property {number} missed publications that are caught up with now
  * @property {boolean} conflated only the latest counts: offsets may skip
  *
+ * @typedef {object} PresenceChange a user's first session came, or the last one went
+ * @property {string} channel
+ * @property {string} user
+ * @property {number} timeMs when the server heard of it, milliseconds of Unix time
+ *
+ * @typedef {object} Presence
+ * @property {{ user: string, sessions: number }[]} users by name; a part of them where not `exact`
+ * @property {number} usersTotal all users, also those that are not listed
+ * @property {number} sessions all of them, anonymous ones too
+ * @property {boolean} exact `users` is everybody who has a name
+ *
  * @typedef {object} SubscriptionEvents
  * @property {Publication} publication
  * @property {EphemeralItem} ephemeral
  * @property {SubscribedEvent} subscribed
+ * @property {PresenceChange} join at most once, and only where `presence` was asked for; perhaps this client's own user
+ * @property {PresenceChange} leave likewise
  * @property {{ error: TidegateError | null }} unsubscribed the end; null where the app asked for it
  */
 
@@ -43,6 +56,7 @@ export class Subscription extends Emitter {
   #state = "pending";
   #channel;
   #leave;
+  #presence;
   /** @type {Position | null} */
   #position;
   /** @type {Set<Queue>} */
@@ -54,12 +68,14 @@ export class Subscription extends Emitter {
    * @param {string} channel
    * @param {Position | null} position
    * @param {() => void} leave
+   * @param {() => Promise<Presence>} presence
    */
-  constructor(channel, position, leave) {
+  constructor(channel, position, leave, presence) {
     super();
     this.#channel = channel;
     this.#position = position;
     this.#leave = leave;
+    this.#presence = presence;
   }
 
   get channel() {
@@ -93,6 +109,11 @@ export class Subscription extends Emitter {
 
   unsubscribe() {
     this.#leave();
+  }
+
+  /** Who is on the channel now, by user. @returns {Promise<Presence>} */
+  presence() {
+    return this.#presence();
   }
 
   /**

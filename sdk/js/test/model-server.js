@@ -1,12 +1,17 @@
 /**
  * A small server for the session machine: channels with history, connections whose frames travel in lanes that overtake
- * one another, as QUIC's streams do, sessions that tickets resume. No timers: the test delivers frame by frame.
+ * one another, as QUIC's streams and datagrams do, or by one pipe; sessions that tickets resume. No timers: the test
+ * delivers frame by frame.
  */
+
+import { markOf } from "../src/ordering.js";
 
 export class ModelServer {
   #random;
   #historyLimit;
   #hasTickets;
+  #hasCarriers;
+  #lastStream = 0;
   #lastTicket = 0;
   #keys = new Map();
   #sessions = new Map();
@@ -16,8 +21,10 @@ export class ModelServer {
   thefts = 0;
   resumed = 0;
 
-  constructor(random, { historyLimit = 40, hasTickets = false } = {}) {
+  /** `hasCarriers`: some connections are one pipe, and the others have datagrams too. */
+  constructor(random, { historyLimit = 40, hasTickets = false, hasCarriers = false } = {}) {
     this.#random = random;
+    this.#hasCarriers = hasCarriers;
     this.#historyLimit = historyLimit;
     this.#hasTickets = hasTickets;
   }
@@ -39,12 +46,27 @@ export class ModelServer {
     channel.log.push(publication);
     if (channel.log.length > this.#historyLimit) channel.log.shift();
     for (const each of this.connections.values()) {
-      if (each.subscriptions.has(name)) send(each, name, 0, "publication", publication);
+      if (!each.subscriptions.has(name)) continue;
+      this.#publish(each, name, publication);
+      if (!this.#hasCarriers || each.isOnePipe || this.#random() < 0.5) continue;
+      // A datagram: it may be lost, and comes whenever it comes.
+      const numbering = markOf(channel.epoch);
+      each.datagrams.splice(Math.floor(this.#random() * (each.datagrams.length + 1)), 0, [
+        { id: 0, name: "publication", body: publication, numbering },
+      ]);
+      if (each.datagrams.length > 20) each.datagrams.shift();
     }
     return { epoch: channel.epoch, offset: channel.head };
   }
 
-  /** Continuity is lost: numbering begins anew, and who is subscribed is told in order with what follows. */
+  /** By the channel's stream, or catch-up's, or the only pipe. */
+  #publish(connection, lane, publication) {
+    const { epoch } = this.channel(publication.channel);
+    if (connection.isOnePipe) send(connection, "control", 0, "publication", publication);
+    else send(connection, lane, 0, "publication", publication, epoch);
+  }
+
+  /** Continuity is lost: numbering begins anew, and who is subscribed is told. */
   changeEpoch(name) {
     const channel = this.channel(name);
     channel.epoch = `e${Number(channel.epoch.slice(1)) + 1}`;
@@ -64,7 +86,9 @@ export class ModelServer {
   }
 
   accept(id) {
-    this.connections.set(id, { id, lanes: new Map([["control", []]]), subscriptions: new Set(), session: null });
+    const isOnePipe = this.#hasCarriers && this.#random() < 0.25;
+    const lanes = new Map([["control", []]]);
+    this.connections.set(id, { id, isOnePipe, lanes, datagrams: [], subscriptions: new Set(), session: null });
   }
 
   drop(id) {
@@ -82,8 +106,8 @@ export class ModelServer {
   /** Delivers one frame of a random lane to the client; false where there is none. */
   deliverOne(deliver) {
     const lanes = [];
-    for (const { id, lanes: own } of this.connections.values()) {
-      for (const lane of own.values()) if (lane.length > 0) lanes.push([id, lane]);
+    for (const { id, lanes: own, datagrams } of this.connections.values()) {
+      for (const lane of [...own.values(), ...datagrams]) if (lane.length > 0) lanes.push([id, lane]);
     }
     if (lanes.length === 0) return false;
     const [id, lane] = lanes[Math.floor(this.#random() * lanes.length)];
@@ -186,20 +210,25 @@ export class ModelServer {
       publications: inReply,
       conflated: false,
     });
-    for (const publication of missed) send(connection, `${name} catch-up`, 0, "publication", publication);
+    for (const publication of missed) this.#publish(connection, `${name} catch-up`, publication);
   }
 
   #rebase(connection, name) {
     const { epoch, head } = this.channel(name);
     const position = { epoch, offset: head };
-    // What was to be caught up with is of before: its stream is reset.
-    connection.lanes.delete(`${name} catch-up`);
+    // Other streams carry what comes now. What is on those of before is reset, or still arrives.
+    for (const lane of [name, `${name} catch-up`]) {
+      const frames = connection.lanes.get(lane) ?? [];
+      connection.lanes.delete(lane);
+      this.#lastStream += 1;
+      if (this.#random() < 0.7) connection.lanes.set(`${lane} ${this.#lastStream}`, frames);
+    }
     const body = { channel: name, position, recovered: false, publications: [], conflated: false };
-    send(connection, name, 0, "subscribed", body);
+    send(connection, "control", 0, "subscribed", body);
   }
 }
 
-function send({ lanes }, lane, id, name, body) {
+function send({ lanes }, lane, id, name, body, numbering) {
   if (!lanes.has(lane)) lanes.set(lane, []);
-  lanes.get(lane).push({ id, name, body });
+  lanes.get(lane).push({ id, name, body, ...(numbering !== undefined && { numbering }) });
 }

@@ -25,7 +25,7 @@ test("moves, deaths and refusals at any time, over hundreds of seeds", () => {
 
 function simulate(seed, total) {
   const limits = { held: { items: 12, bytes: 1 << 20 }, keyMs: Infinity };
-  const world = new World(seed, { limits, hasTickets: seed % 4 !== 0 });
+  const world = new World(seed, { limits, hasTickets: seed % 4 !== 0, hasCarriers: true });
   const { session, server, random } = world;
   const names = ["room:1", "room:2", "ticker:1"];
   const published = [];
@@ -36,7 +36,7 @@ function simulate(seed, total) {
     const name = pick(names);
     const dice = random();
     world.answersDials = random() < 0.7;
-    if (dice < 0.4) server.publish(name, { step });
+    if (dice < 0.4) server.publish(name, { step, of: server.channel(name).epoch });
     else if (dice < 0.45) {
       const body = { channel: name, data: { by: step }, key: `k${step}` };
       published.push({ id: session.request(world.now, "publish", body), body });

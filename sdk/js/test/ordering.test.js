@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { Ordering } from "../src/ordering.js";
+import { Ordering, markOf } from "../src/ordering.js";
 
 const at = (epoch, offset, rest = {}) => ({
   channel: "a",
@@ -13,6 +13,35 @@ const at = (epoch, offset, rest = {}) => ({
 });
 const publication = (offset) => ({ channel: "a", offset, data: offset, time_ms: 0 });
 const offsets = (publications) => publications.map(({ offset }) => offset);
+
+test("what is of an epoch to come waits for it, and what is of one that was left is dropped", () => {
+  const ordering = new Ordering(null);
+  assert.deepEqual(ordering.take(publication(6), "one"), []);
+  assert.deepEqual(ordering.take(publication(6)), [], "what comes in order before the reply comes again");
+  assert.deepEqual(offsets(ordering.begin(at("one", 5), true).publications), [6]);
+  // A gap in the epoch that ends; what overtakes the news of the next ones, by streams and by datagram.
+  assert.deepEqual(ordering.take(publication(9), "one"), []);
+  assert.deepEqual(ordering.take(publication(3), "two"), []);
+  assert.deepEqual(ordering.take(publication(1), "three"), []);
+  assert.deepEqual(ordering.take(publication(2), markOf("two")), []);
+  const begun = ordering.begin(at("two", 1), false);
+  assert.deepEqual([begun.how, offsets(begun.publications)], ["rebased", [2, 3]]);
+  assert.deepEqual(ordering.take(publication(4), "one"), []);
+  assert.deepEqual(ordering.take(publication(4), markOf("one")), []);
+  assert.deepEqual(offsets(ordering.take(publication(4), markOf("two"))), [4]);
+  assert.deepEqual(offsets(ordering.begin(at("three", 0), false).publications), [1]);
+  assert.deepEqual(ordering.take(publication(2), "two"), []);
+  assert.equal(ordering.hasGap, false);
+});
+
+test("what does not fit before the news of its epoch is asked for once it is there", () => {
+  const ordering = new Ordering(null, { items: 2, bytes: 1 << 20 });
+  ordering.begin(at("one", 5), true);
+  for (const offset of [1, 2, 3]) ordering.take(publication(offset), "two");
+  assert.equal(ordering.overflowed, false);
+  assert.deepEqual(offsets(ordering.begin(at("two", 0), false).publications), [1, 2]);
+  assert.equal(ordering.overflowed, true);
+});
 
 test("what was held in an epoch that ended is not delivered in the next", () => {
   const ordering = new Ordering(null);

@@ -23,7 +23,7 @@ test("in order, none twice, none missing or told, over hundreds of seeds of loss
 });
 
 function simulate(seed, total) {
-  const world = new World(seed, { limits: { held: { items: 12, bytes: 1 << 20 }, keyMs: Infinity } });
+  const world = new World(seed, { limits: { held: { items: 12, bytes: 1 << 20 }, keyMs: Infinity }, hasCarriers: true });
   const { session, server, random } = world;
   const names = ["room:1", "room:2", "ticker:1"];
   const published = [];
@@ -32,12 +32,12 @@ function simulate(seed, total) {
   for (let step = 0; step < 300; step += 1) {
     const name = names[Math.floor(random() * names.length)];
     const dice = random();
-    if (dice < 0.45) server.publish(name, { step });
+    if (dice < 0.45) server.publish(name, { step, of: server.channel(name).epoch });
     else if (dice < 0.5) {
       const body = { channel: name, data: { by: step }, key: `k${step}` };
       published.push({ id: session.request(world.now, "publish", body), body });
     } else if (dice < 0.53 && server.connection) world.lose();
-    else if (dice < 0.535) server.changeEpoch(name);
+    else if (dice < 0.538) server.changeEpoch(name);
     else if (dice < 0.54) server.skip(name);
     else if (dice < 0.6) world.wait(500);
     else world.run(1 + Math.floor(random() * 6));

@@ -15,6 +15,7 @@ import {
   messageToJson,
   toJson,
 } from "../src/codec.js";
+import { markOf } from "../src/ordering.js";
 import { decodeMessage, encodeFrame, encodeMessage } from "../src/protobuf.js";
 import { ClientFrame, ServerFrame, StreamHeader } from "../src/schema.js";
 
@@ -96,7 +97,11 @@ test("close_codes.json: every code has the policy that the table says", () => {
   for (const { number, policy } of [...codes, ...others]) assert.equal(policyOf(number), policy, String(number));
 });
 
+test("epoch_marks.json: every epoch has its mark", () => {
+  for (const { epoch, mark } of read("epoch_marks.json")) assert.equal(markOf(epoch), mark, epoch);
+});
+
 test("no file of vectors is passed over", () => {
-  const known = ["client", "close_codes", "delimited", "invalid", "server", "stream", "tolerated"];
+  const known = ["client", "close_codes", "delimited", "epoch_marks", "invalid", "server", "stream", "tolerated"];
   assert.deepEqual(readdirSync(FOLDER).filter((name) => name.endsWith(".json")).sort(), known.map((name) => `${name}.json`));
 });

@@ -6,6 +6,7 @@ import { test } from "node:test";
 import { seededRandom } from "../src/backoff.js";
 import { Decoder, decodeDelimited, delimit, encodeDelimited } from "../src/codec.js";
 import { Client } from "../src/index.js";
+import { markOf } from "../src/ordering.js";
 import { encodeMessage } from "../src/protobuf.js";
 import { ClientFrame, ServerFrame, StreamHeader } from "../src/schema.js";
 
@@ -134,6 +135,9 @@ const publication = (offset) => ({
   body: { channel: "room:1", offset, data: offset, time_ms: 0 },
 });
 
+/** By datagram, with the mark of its epoch. */
+const repeat = (offset, epoch = "e") => ({ ...publication(offset), id: markOf(epoch) });
+
 test("the certificate's hash and no pooling are asked for", async () => {
   const { client, server } = await connected();
   assert.equal(client.transport, "webtransport");
@@ -150,9 +154,9 @@ test("publications of several streams that overtake the reply and each other com
   const done = new Promise((resolve) => {
     subscription.on("publication", ({ offset }) => offsets.push(offset) === 8 && resolve());
   });
-  server.openStream({ channel: "room:1", catch_up: false }, [5, 6, 7].map(publication), 3);
+  server.openStream({ channel: "room:1", catch_up: false, epoch: "e" }, [5, 6, 7].map(publication), 3);
   await new Promise((resolve) => setImmediate(resolve));
-  server.openStream({ channel: "room:1", catch_up: true }, [2, 3, 4, 5].map(publication), 1_000);
+  server.openStream({ channel: "room:1", catch_up: true, epoch: "e" }, [2, 3, 4, 5].map(publication), 1_000);
   server.send(subscribed(subscribeId, 0), publication(1), publication(8));
   await done;
   assert.deepEqual(offsets, [1, 2, 3, 4, 5, 6, 7, 8]);
@@ -168,11 +172,11 @@ test("a publication that datagrams repeat is delivered once, by whichever is fir
   });
   server.send(subscribed(subscribeId, 0));
   await subscription.ready();
-  server.sendDatagram(publication(1), publication(2));
+  server.sendDatagram(repeat(1), repeat(2));
   while (offsets.length < 2) await new Promise((resolve) => setImmediate(resolve));
-  server.openStream({ channel: "room:1", catch_up: false }, [1, 2, 3].map(publication), 3);
+  server.openStream({ channel: "room:1", catch_up: false, epoch: "e" }, [1, 2, 3].map(publication), 3);
   await new Promise((resolve) => setImmediate(resolve));
-  server.sendDatagram(publication(3), publication(4));
+  server.sendDatagram(publication(9), repeat(3), repeat(4), repeat(5, "other"));
   await done;
   assert.deepEqual(offsets, [1, 2, 3, 4]);
   client.disconnect({ holdMs: 60_000 });

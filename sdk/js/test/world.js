@@ -25,6 +25,8 @@ class Reader {
       const before = this.positions.get(channel);
       assert.equal(offset, before.offset + 1, `${channel}: no gap, no duplicate`);
       assert.equal(event.epoch, before.epoch);
+      const { data } = event.publication;
+      if (data?.of !== undefined) assert.equal(data.of, event.epoch, `${channel}: of the epoch that it was published in`);
       this.positions.set(channel, { epoch: event.epoch, offset });
       this.delivered += 1;
       if (event.recovered) this.recovered += 1;

@@ -66,9 +66,8 @@ impl Client {
         options: SubscribeOptions,
     ) -> Result<Subscription, ClientError> {
         let channel = name(channel)?;
-        let SubscribeOptions { position, rank } = options;
         let events =
-            self.ask(|reply| Command::Subscribe { channel: channel.clone(), position, rank, reply }).await?;
+            self.ask(|reply| Command::Subscribe { channel: channel.clone(), options, reply }).await?;
         Ok(Subscription { channel, events, commands: self.commands.clone() })
     }
 
@@ -114,6 +113,16 @@ impl Client {
     ) -> Result<History, ClientError> {
         let channel = name(channel)?;
         self.ask(|reply| Command::History { channel, since, limit, reply }).await
+    }
+
+    /// Who is on a channel now, by user.
+    ///
+    /// # Errors
+    /// When the server refuses (the token does not grant it, or the channel's namespace keeps no presence) or the session
+    /// is over.
+    pub async fn presence(&self, channel: &str) -> Result<Presence, ClientError> {
+        let channel = name(channel)?;
+        self.ask(|reply| Command::Presence { channel, reply }).await
     }
 
     /// Replaces the token, of the same user.
@@ -206,9 +215,7 @@ impl Client {
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, ClientError> {
-        let (reply, answer) = oneshot::channel();
-        self.commands.send(command(reply)).await.map_err(|_| ClientError::Ended)?;
-        answer.await.map_err(|_| ClientError::Ended)?
+        ask(&self.commands, command).await
     }
 }
 
@@ -318,6 +325,9 @@ pub struct SubscribeOptions {
     pub position: Option<Position>,
     /// Where much waits to be sent to this client, channels of a higher rank go first.
     pub rank: i8,
+    /// To be told who comes and goes: [`SubscriptionEvent::Join`] and [`SubscriptionEvent::Leave`]. Refused where the token
+    /// does not grant it.
+    pub presence: bool,
 }
 
 /// One channel, joined. Dropping it leaves the channel.
@@ -336,6 +346,15 @@ impl Subscription {
     /// The channel's name.
     pub fn channel(&self) -> &str {
         self.channel.as_str()
+    }
+
+    /// Who is on the channel now, by user.
+    ///
+    /// # Errors
+    /// As [`Client::presence`].
+    pub async fn presence(&self) -> Result<Presence, ClientError> {
+        let channel = self.channel.clone();
+        ask(&self.commands, |reply| Command::Presence { channel, reply }).await
     }
 
     /// The next event; `None` after the last. Cancel-safe.
@@ -372,6 +391,21 @@ pub enum SubscriptionEvent {
     Publication(Publication),
     /// At-most-once data.
     Ephemeral(Ephemeral),
+    /// A user who was not on the channel is now, perhaps this client's own. At most once, for who asked by
+    /// [`SubscribeOptions::presence`].
+    Join {
+        /// Who.
+        user: String,
+        /// When the server heard of it, milliseconds of Unix time.
+        time_ms: u64,
+    },
+    /// A user's last session left the channel. At most once.
+    Leave {
+        /// Who.
+        user: String,
+        /// When the server heard of it, milliseconds of Unix time.
+        time_ms: u64,
+    },
     /// What was missed cannot be had: the subscription goes on after `position`.
     Rebased {
         /// The new position.
@@ -433,6 +467,37 @@ pub struct History {
     pub publications: Vec<Publication>,
 }
 
+/// Answer to [`Client::presence`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presence {
+    /// By name; a part of them where not `exact`.
+    pub users: Vec<PresentUser>,
+    /// All users, also those that are not listed.
+    pub users_total: u64,
+    /// All sessions, anonymous ones too.
+    pub sessions: u64,
+    /// `users` is everybody who has a name.
+    pub exact: bool,
+}
+
+/// A user on a channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresentUser {
+    /// Who.
+    pub user: String,
+    /// How many sessions.
+    pub sessions: u32,
+}
+
+impl From<frame::Presence> for Presence {
+    fn from(presence: frame::Presence) -> Self {
+        let frame::Presence { users, users_total, sessions, exact, .. } = presence;
+        let users = users.into_iter();
+        let users = users.map(|frame::PresentUser { user, sessions }| PresentUser { user, sessions });
+        Self { users: users.collect(), users_total, sessions, exact }
+    }
+}
+
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, ClientError>>;
 
 /// What the app asks of the driver.
@@ -440,8 +505,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, ClientError>>;
 pub(crate) enum Command {
     Subscribe {
         channel: ChannelName,
-        position: Option<Position>,
-        rank: i8,
+        options: SubscribeOptions,
         reply: Reply<mpsc::Receiver<SubscriptionEvent>>,
     },
     Leave {
@@ -464,6 +528,10 @@ pub(crate) enum Command {
         limit: u32,
         reply: Reply<History>,
     },
+    Presence {
+        channel: ChannelName,
+        reply: Reply<Presence>,
+    },
     Refresh {
         token: String,
         reply: Reply<()>,
@@ -479,6 +547,15 @@ pub(crate) enum Command {
         reply: Reply<LadderMemory>,
     },
     Close,
+}
+
+async fn ask<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(Reply<T>) -> Command,
+) -> Result<T, ClientError> {
+    let (reply, answer) = oneshot::channel();
+    commands.send(command(reply)).await.map_err(|_| ClientError::Ended)?;
+    answer.await.map_err(|_| ClientError::Ended)?
 }
 
 fn name(channel: &str) -> Result<ChannelName, ClientError> {

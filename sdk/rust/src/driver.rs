@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_fallback::ladder::{AttemptId, Ladder, LadderConfig, LadderMemory};
 use tidegate_protocol::frame::ServerFrame;
-use tidegate_protocol::session::client::{Config, RequestId, Session};
+use tidegate_protocol::session::client::{Carrier, Config, RequestId, Session};
 use tidegate_protocol::{ChannelName, ConnectionId, Position};
 use tidegate_transport::clock;
 use tidegate_transport::quic::{ALPN_NATIVE, DialConfig, QuicDialer};
@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::builder::{TokenFuture, TokenProvider};
-use crate::client::{Client, ClientEvent, Command, Events, History, Reply, State};
+use crate::client::{Client, ClientEvent, Command, Events, History, Presence, Reply, State};
 use crate::endpoint::Endpoint;
 use crate::tls::Trust;
 use crate::transport::{DialError, Dialer, Inbound, PathNews};
@@ -192,6 +192,7 @@ struct Driver {
 enum Waiting {
     Publish(Reply<Position>),
     History(Reply<History>),
+    Presence(Reply<Presence>),
     Refresh(Reply<()>),
     /// Nobody: the provider's token.
     Provider,
@@ -285,7 +286,7 @@ impl Driver {
     fn handle_inbound(&mut self, now: Instant, attempt: AttemptId, inbound: Inbound) {
         let id = ConnectionId(attempt.0);
         match inbound {
-            Inbound::Frames(frames) => self.handle_frames(now, attempt, frames),
+            Inbound::Frames(carrier, frames) => self.handle_frames(now, attempt, &carrier, frames),
             Inbound::Alive => self.session.handle_activity(now, id),
             Inbound::Path(PathNews::RoundTrip { rtt, pto }) => {
                 self.session.set_round_trip(now, id, rtt, pto);
@@ -297,9 +298,15 @@ impl Driver {
         }
     }
 
-    fn handle_frames(&mut self, now: Instant, attempt: AttemptId, frames: Vec<ServerFrame>) {
+    fn handle_frames(
+        &mut self,
+        now: Instant,
+        attempt: AttemptId,
+        carrier: &Carrier,
+        frames: Vec<ServerFrame>,
+    ) {
         for frame in frames {
-            if let Err(error) = self.session.handle_frame(now, ConnectionId(attempt.0), frame) {
+            if let Err(error) = self.session.handle_frame_on(now, ConnectionId(attempt.0), carrier, frame) {
                 // The close that the server gets is the transport's; ours to act on is that of a lost connection.
                 tracing::debug!(%error, "the server broke the protocol");
                 self.session.connection_lost(now, ConnectionId(attempt.0), None, &error.to_string());

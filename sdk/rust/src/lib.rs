@@ -72,8 +72,8 @@ mod tests;
 
 pub use builder::{Builder, QuicOptions};
 pub use client::{
-    Client, ClientEvent, Ephemeral, Events, History, Publication, State, SubscribeOptions, Subscription,
-    SubscriptionEvent,
+    Client, ClientEvent, Ephemeral, Events, History, Presence, PresentUser, Publication, State,
+    SubscribeOptions, Subscription, SubscriptionEvent,
 };
 pub use error::ClientError;
 pub use tidegate_fallback::ladder::{LadderConfig, LadderMemory};

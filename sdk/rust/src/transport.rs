@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tidegate_protocol::frame::{ServerFrame, close::CloseCode};
-use tidegate_protocol::session::client::Transmit;
+use tidegate_protocol::session::client::{Carrier, Transmit};
 use tidegate_transport::TransportKind;
 use tidegate_transport::quic::{QuicClient, QuicDialer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -59,8 +59,8 @@ impl Transport {
 /// What came.
 #[derive(Debug)]
 pub(crate) enum Inbound {
-    /// Frames, in their lane's order.
-    Frames(Vec<ServerFrame>),
+    /// Frames, in the order of what they came by.
+    Frames(Carrier, Vec<ServerFrame>),
     /// Nothing but a sign of life.
     Alive,
     /// What the transport learns of its path.

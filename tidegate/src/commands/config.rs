@@ -23,13 +23,39 @@ enum Action {
     Explain(Explain),
 }
 
+/// Which command's view.
+#[derive(Debug, Args)]
+struct Views {
+    /// As `tidegate dev` sees it
+    #[arg(long)]
+    dev: bool,
+    /// As `tidegate edge` sees it; with --dev: as `tidegate edge --dev`
+    #[arg(long)]
+    edge: bool,
+    /// As `tidegate core` sees it
+    #[arg(long, conflicts_with_all = ["dev", "edge"])]
+    core: bool,
+}
+
+impl Views {
+    /// `serve`, unless another one was asked for.
+    fn mode(&self) -> Mode {
+        match self {
+            Self { dev: true, edge: true, .. } => Mode::DevEdge,
+            Self { dev: true, .. } => Mode::Dev,
+            Self { edge: true, .. } => Mode::Edge,
+            Self { core: true, .. } => Mode::Core,
+            _ => Mode::Serve,
+        }
+    }
+}
+
 /// Print a configuration file with every key, its default and what it means
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  tidegate config default > tidegate.toml")]
 struct Default {
-    /// With the defaults of `tidegate dev`
-    #[arg(long)]
-    dev: bool,
+    #[command(flatten)]
+    view: Views,
 }
 
 /// Look for mistakes: unknown keys, wrong values, files that cannot be used, settings that do not go together
@@ -37,14 +63,13 @@ struct Default {
 /// Prints every problem with its file, line and column and exits with 1; prints OK and exits with 0 if there is none.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tidegate config check\n  tidegate config check --config /etc/tidegate/tidegate.toml"
+    after_help = "Examples:\n  tidegate config check\n  tidegate config check --config /etc/tidegate/tidegate.toml\n  tidegate config check --core --config core.toml"
 )]
 struct Check {
     #[command(flatten)]
     configuration: ConfigArguments,
-    /// As `tidegate dev` would see it
-    #[arg(long)]
-    dev: bool,
+    #[command(flatten)]
+    view: Views,
 }
 
 /// Print each effective value, where it came from, and what it means
@@ -57,16 +82,15 @@ struct Explain {
     key: Option<String>,
     #[command(flatten)]
     configuration: ConfigArguments,
-    /// As `tidegate dev` would see it
-    #[arg(long)]
-    dev: bool,
+    #[command(flatten)]
+    view: Views,
 }
 
 pub(super) fn run(command: &Config) -> anyhow::Result<ExitCode> {
     match &command.action {
-        Action::Default(action) => print(&config::default_file(mode(action.dev)))?,
+        Action::Default(action) => print(&config::default_file(action.view.mode()))?,
         Action::Check(action) => {
-            let loaded = action.configuration.layers().load(mode(action.dev))?;
+            let loaded = action.configuration.layers().load(action.view.mode())?;
             let problems = config::check(&loaded, clock::wall());
             if !problems.is_empty() {
                 return Err(Problems(problems).into());
@@ -74,16 +98,12 @@ pub(super) fn run(command: &Config) -> anyhow::Result<ExitCode> {
             print(&format!("OK: {}\n", source(&loaded)))?;
         }
         Action::Explain(action) => {
-            let loaded = action.configuration.layers().load(mode(action.dev))?;
+            let loaded = action.configuration.layers().load(action.view.mode())?;
             let text = config::explain(&loaded, action.key.as_deref()).map_err(|problem| anyhow!(problem))?;
             print(&format!("# {}\n{text}\n", source(&loaded)))?;
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn mode(dev: bool) -> Mode {
-    if dev { Mode::Dev } else { Mode::Serve }
 }
 
 fn source(loaded: &Loaded) -> String {

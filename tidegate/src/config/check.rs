@@ -1,5 +1,7 @@
 //! Whether values make sense together, and whether what they point at is there.
 
+mod cluster;
+
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
@@ -11,19 +13,24 @@ use tidegate_fallback::http::OriginPolicy;
 use super::convert::MAX_WORKERS;
 use super::keys;
 use super::layers::{AUTH_KEYS, CERTIFICATES, Loaded};
-use super::{Mode, Origin, Problem};
+use super::{Origin, Problem};
 
 /// Everything that is wrong; empty if the program would start.
 pub(crate) fn check(loaded: &Loaded, now: SystemTime) -> Vec<Problem> {
     let mut check = Check { loaded, problems: Vec::new() };
     check.listeners();
-    check.certificates(now);
-    check.keys();
-    check.resume();
-    check.origins();
+    // What clients need is nothing to a core: the same file serves every node.
+    if loaded.mode.has_edge() {
+        check.certificates(now);
+        check.keys();
+        check.resume();
+        check.origins();
+    }
     check.api();
     check.namespaces();
     check.limits();
+    check.engine();
+    check.cluster(now);
     check.problems
 }
 
@@ -40,6 +47,9 @@ impl Check<'_> {
     }
 
     fn listeners(&mut self) {
+        if !self.loaded.mode.has_edge() {
+            return;
+        }
         let listen = &self.loaded.settings.listen;
         if listen.quic.is_none() && listen.tls.is_none() && listen.plain.is_none() {
             self.report(
@@ -81,7 +91,7 @@ impl Check<'_> {
     fn certificates(&mut self, now: SystemTime) {
         let settings = &self.loaded.settings;
         let needed = settings.listen.quic.is_some() || settings.listen.tls.is_some();
-        if settings.tls.certificates.is_empty() && needed && self.loaded.mode == Mode::Serve {
+        if settings.tls.certificates.is_empty() && needed && !self.loaded.mode.is_dev() {
             self.report(
                 CERTIFICATES,
                 "there is no TLS certificate: name one with `certificate` and `key` in [[tls.certificates]], switch \
@@ -227,11 +237,12 @@ impl Check<'_> {
         }
         // Zero would refuse everything, or wait for nothing.
         for key in keys::settings() {
-            let bounds = ["limits.", "core.", "api."].iter().any(|section| key.name.starts_with(section));
+            let bounds =
+                ["limits.", "core.", "api.", "cluster."].iter().any(|section| key.name.starts_with(section));
             let shown = key.show(settings);
             if bounds
                 && shown.as_deref().is_some_and(|shown| shown == "0" || shown == "\"0s\"")
-                && key.name != MAY_BE_ZERO
+                && !MAY_BE_ZERO.contains(&key.name)
             {
                 self.report(key.name, format!("`{}` cannot be 0", key.name));
             }
@@ -263,5 +274,5 @@ const TICKET_LIFETIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 const MAX_GRACE: Duration = Duration::from_secs(60 * 60);
 const MIN_API_KEY_BYTES: usize = 16;
-/// At zero, shutdown does not wait.
-const MAY_BE_ZERO: &str = "limits.shutdown";
+/// At zero, shutdown does not wait, and neither does a log frame.
+const MAY_BE_ZERO: [&str; 2] = ["limits.shutdown", "core.linger"];

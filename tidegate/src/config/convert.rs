@@ -1,12 +1,15 @@
 //! Settings as the crates take them. Nothing else knows both.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 
 use tidegate_certs::CertificateFiles;
 use tidegate_core::CoreConfig;
+use tidegate_edge::HomeRules;
 use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
 use tidegate_edge::config::Config as EdgeConfig;
 use tidegate_edge::resume::{TicketKeyError, TicketKeys};
+use tidegate_protocol::grants::ChannelPattern;
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
 
@@ -31,6 +34,25 @@ impl Settings {
         }
     }
 
+    /// Where channels live.
+    pub(crate) fn homes(&self) -> HomeRules {
+        let cluster = &self.cluster;
+        let home = Region::new(&self.home_region());
+        let rules = cluster.homes.iter().fold(HomeRules::new(home), |rules, rule| {
+            rules.with_pattern(ChannelPattern::new(&rule.pattern), Region::new(&rule.region))
+        });
+        let named = self.namespaces.named.iter();
+        named
+            .filter_map(|(name, namespace)| Some((name, namespace.home.as_ref()?)))
+            .fold(rules, |rules, (name, region)| rules.with_namespace(name, Region::new(region)))
+    }
+
+    /// Where the cores of each region are.
+    pub(crate) fn regions(&self) -> BTreeMap<Region, Vec<String>> {
+        let regions = self.cluster.regions.iter();
+        regions.map(|(name, region)| (Region::new(name), region.cores.clone())).collect()
+    }
+
     /// For the core.
     pub(crate) fn core(&self) -> CoreConfig {
         CoreConfig { max_payload: self.limits.edge.payload, ..self.core.clone() }
@@ -39,7 +61,8 @@ impl Settings {
     /// Rules of channels, for edge and core.
     pub(crate) fn namespaces(&self) -> Namespaces {
         let all = &self.namespaces;
-        Namespaces::new(all.default.clone(), all.named.clone(), all.refuse_unknown)
+        let named = all.named.iter().map(|(name, namespace)| (name.clone(), namespace.rules.clone()));
+        Namespaces::new(all.default.rules.clone(), named.collect(), all.refuse_unknown)
     }
 
     /// For the authenticator.

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use tidegate_protocol::namespace::Namespace;
-
 use super::kind::{
-    ACCESS, ALGORITHM, CONGESTION, COUNT, COUNT_U16, COUNT_U32, DURATION, FLAG, FORMAT, Kind, LEVEL,
-    LISTENER, OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, SECRETS, SIZE, SIZE_U32, SIZE_U64,
-    TEXT, TEXTS, UNKNOWN,
+    ACCESS, ADDRESS, ALGORITHM, CONGESTION, COUNT, COUNT_U16, COUNT_U32, COUNT_U64, DURATION, ENGINE, FLAG,
+    FORMAT, Kind, LEVEL, LISTENER, OPTIONAL_PATH, OPTIONAL_SECRET, OPTIONAL_TEXT, PATH, PATHS, PRESENCE,
+    SECRETS, SIZE, SIZE_U32, SIZE_U64, TEXT, TEXTS, UNKNOWN,
 };
 use super::node::Node;
-use super::{AuthKey, Certificate, Settings};
+use super::{AuthKey, Certificate, ClusterRegion, HomeRule, NamespaceSettings, Settings};
 
 /// One key of `S`.
 pub(super) struct Key<S> {
@@ -73,6 +71,8 @@ pub(super) fn settings() -> Vec<Key<Settings>> {
     keys.extend(limits());
     keys.extend(quic());
     keys.extend(core());
+    keys.extend(engine());
+    keys.extend(cluster());
     keys.extend(log());
     keys
 }
@@ -232,6 +232,8 @@ fn quic() -> Vec<Key<Settings>> {
 #[rustfmt::skip]
 fn core() -> Vec<Key<Settings>> {
     vec![
+        Key::new("core.engine", &ENGINE, |s| &mut s.engine.kind, "",
+            "What keeps the logs: \"memory\" (gone when the process ends; what `dev` has), \"local\" (a folder of this machine; what\n`serve` has) or \"nats\" (NATS JetStream, shared by the cores of a region; what `core` has). An edge has none."),
         Key::new("core.partitions", &COUNT_U16, |s| &mut s.core.partitions, "",
             "Slices of all channels, one task each. Fixed once there is data."),
         Key::new("core.partition_queue", &COUNT, |s| &mut s.core.partition_queue, "",
@@ -252,12 +254,98 @@ fn core() -> Vec<Key<Settings>> {
             "How many of them in each channel; the oldest go first."),
         Key::new("core.max_resumed", &COUNT, |s| &mut s.core.max_resumed, "",
             "Sessions in each partition of which spent tickets are remembered; beyond it, clients of further ones need their\ntokens."),
+        Key::new("core.presence_users", &COUNT, |s| &mut s.core.presence_users, "",
+            "Users that a channel with presence knows one by one; those beyond it are counted."),
+        Key::new("core.presence_entries", &COUNT, |s| &mut s.core.presence_entries, "",
+            "Users of an edge on a channel, and channels that an edge watches, in one partition; beyond it nobody new is counted."),
+        Key::new("core.presence_grace", &DURATION, |s| &mut s.core.presence_grace, "",
+            "How long the users of an edge that is lost stay, so that it, or they elsewhere, can come back unnoticed."),
         Key::new("core.forget_after", &DURATION, |s| &mut s.core.forget_after, "",
             "After which a channel that nobody uses and that holds nothing is forgotten."),
+        Key::new("core.handovers", &COUNT, |s| &mut s.core.handovers, "",
+            "Partitions that a core hands over at once."),
+        Key::new("core.replays", &COUNT, |s| &mut s.core.replays, "",
+            "Logs that a core reads at once, when it takes partitions over."),
+        Key::new("core.open_wait", &DURATION, |s| &mut s.core.open_wait, "",
+            "How long an edge that asks for a partition waits for a core that is about to serve it."),
+        Key::new("core.opening", &COUNT, |s| &mut s.core.opening, "",
+            "Edges' requests for partitions that wait so; beyond it they are sent away."),
+        Key::new("core.snapshot_every", &DURATION, |s| &mut s.core.snapshot_every, "",
+            "How often a partition whose log grew is snapshot: less is to be read when it starts or moves."),
+        Key::new("core.snapshot_frames", &COUNT_U64, |s| &mut s.core.snapshot_frames, "",
+            "And after so many frames of its log."),
+        Key::new("core.linger", &DURATION, |s| &mut s.core.linger, "",
+            "How long publications are collected into one frame while frames are many and the engine is replicated; \"0s\" for\nnever."),
+        Key::new("core.linger_above", &COUNT_U32, |s| &mut s.core.linger_above, "",
+            "Frames are many beyond this rate, per second and core."),
         Key::new("core.backend_in_flight", &COUNT, |s| &mut s.core.backend_in_flight, "",
             "Requests of the backend API in flight; beyond it they are refused with 503."),
         Key::new("core.backend_wait", &DURATION, |s| &mut s.core.backend_wait, "",
             "After which such a request is answered with 503, its outcome unknown."),
+    ]
+}
+
+#[rustfmt::skip]
+fn engine() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("core.local.path", &OPTIONAL_PATH, |s| &mut s.engine.local.path, "\"/var/lib/tidegate/data\"",
+            "Folder of the store. Made if it is missing; one process at a time. Not set: `tidegate-data` where the program is started."),
+        Key::new("core.local.retain_age", &DURATION, |s| &mut s.engine.local.retain.age, "",
+            "How long frames of the log are kept: at least the longest `history_age`."),
+        Key::new("core.local.retain_bytes", &SIZE_U64, |s| &mut s.engine.local.retain.bytes, "",
+            "Bytes of frames kept in each partition; the oldest go first, and with them what history holds of them."),
+        Key::new("core.nats.servers", &TEXTS, |s| &mut s.engine.nats.servers, "",
+            "Servers of the region's own NATS cluster, such as [\"nats://10.0.0.1:4222\", \"nats://10.0.0.2:4222\"]; `tls://` where they\nspeak TLS. 2.11 or newer, JetStream with `sync_interval: always`: docs/OPERATIONS.md."),
+        Key::new("core.nats.prefix", &TEXT, |s| &mut s.engine.nats.prefix, "",
+            "Begins the names of all streams, buckets and subjects: two clusters of Tidegate can share one of NATS."),
+        Key::new("core.nats.replicas", &COUNT, |s| &mut s.engine.nats.replicas, "",
+            "Copies of each log, 1, 3 or 5, each on another server. Counts when the streams are made."),
+        Key::new("core.nats.credentials_file", &OPTIONAL_PATH, |s| &mut s.engine.nats.credentials_file, "\"/etc/tidegate/nats.creds\"",
+            "NATS credentials (JWT and seed)."),
+        Key::new("core.nats.user", &OPTIONAL_TEXT, |s| &mut s.engine.nats.user, "\"tidegate\"",
+            "User name; needs `password_file`."),
+        Key::new("core.nats.password_file", &OPTIONAL_PATH, |s| &mut s.engine.nats.password_file, "\"/etc/tidegate/nats-password\"",
+            "File with the user's password."),
+        Key::new("core.nats.token_file", &OPTIONAL_PATH, |s| &mut s.engine.nats.token_file, "\"/etc/tidegate/nats-token\"",
+            "File with a token, instead of user or credentials."),
+        Key::new("core.nats.ca", &OPTIONAL_PATH, |s| &mut s.engine.nats.ca, "\"/etc/tidegate/nats-ca.pem\"",
+            "Who signed the servers' certificates; servers without TLS are refused then. Not set: the roots of this machine."),
+        Key::new("core.nats.certificate", &OPTIONAL_PATH, |s| &mut s.engine.nats.certificate, "\"/etc/tidegate/nats-client.pem\"",
+            "Client certificate, where the servers ask for one."),
+        Key::new("core.nats.key", &OPTIONAL_PATH, |s| &mut s.engine.nats.key, "\"/etc/tidegate/nats-client-key.pem\"",
+            "Its private key."),
+        Key::new("core.nats.lease", &DURATION, |s| &mut s.engine.nats.lease, "",
+            "After which a core that does not renew is taken for dead, in whole seconds from 2s to 60s. The same on all cores."),
+        Key::new("core.nats.retain_age", &DURATION, |s| &mut s.engine.nats.retain.age, "",
+            "How long frames of the log are kept: at least the longest `history_age`. Counts when the streams are made."),
+        Key::new("core.nats.retain_bytes", &SIZE_U64, |s| &mut s.engine.nats.retain.bytes, "",
+            "Bytes of frames kept in each partition, on each replica. Counts when the streams are made."),
+    ]
+}
+
+#[rustfmt::skip]
+fn cluster() -> Vec<Key<Settings>> {
+    vec![
+        Key::new("cluster.listen", &ADDRESS, |s| &mut s.cluster.listen, "",
+            "UDP: where a core takes links of edges. Only certificates of the cluster's own CA get in."),
+        Key::new("cluster.advertise", &OPTIONAL_TEXT, |s| &mut s.cluster.advertise, "\"core-1.internal:4455\"",
+            "`host:port` by which edges reach this core. Not set: `cluster.listen`, with the node's name where that is every\naddress."),
+        Key::new("cluster.home", &OPTIONAL_TEXT, |s| &mut s.cluster.home, "\"eu\"",
+            "Region in which channels live that no rule and no namespace puts elsewhere. The same on all nodes. Not set: the\nregion of this node, which is right where there is only one."),
+        Key::new("cluster.ca", &OPTIONAL_PATH, |s| &mut s.cluster.ca, "\"/etc/tidegate/cluster/ca.pem\"",
+            "PEM: the cluster's own CA, from `tidegate certs init`."),
+        Key::new("cluster.certificate", &OPTIONAL_PATH, |s| &mut s.cluster.certificate, "\"/etc/tidegate/cluster/core-1.pem\"",
+            "PEM: this node's certificate, from `tidegate certs node`. It must hold `node.name`."),
+        Key::new("cluster.key", &OPTIONAL_PATH, |s| &mut s.cluster.key, "\"/etc/tidegate/cluster/core-1-key.pem\"",
+            "PEM: its private key."),
+        Key::new("cluster.request_wait", &DURATION, |s| &mut s.cluster.request_wait, "",
+            "How long an edge holds a request while nobody owns its channel; then the client is told to try again."),
+        Key::new("cluster.link.heartbeat", &DURATION, |s| &mut s.cluster.link.heartbeat, "",
+            "Between two signs of life on a link that is idle."),
+        Key::new("cluster.link.idle_timeout", &DURATION, |s| &mut s.cluster.link.idle_timeout, "",
+            "After which a link without a packet is dead."),
+        Key::new("cluster.link.queue", &SIZE, |s| &mut s.cluster.link.queue, "",
+            "Bytes that wait on one partition's stream of a link; beyond it the stream is cut, and the edge catches up."),
     ]
 }
 
@@ -273,7 +361,7 @@ fn log() -> Vec<Key<Settings>> {
 
 /// Keys of `[namespaces.NAME]`.
 #[rustfmt::skip]
-pub(super) fn namespace() -> Vec<Key<Namespace>> {
+pub(super) fn namespace() -> Vec<Key<NamespaceSettings>> {
     vec![
         Key::new("history_count", &COUNT_U32, |n| &mut n.history.count, "",
             "Publications retained in each channel."),
@@ -289,6 +377,32 @@ pub(super) fn namespace() -> Vec<Key<Namespace>> {
             "Who may publish: \"anyone\", \"users\" (any token with a `sub`), \"granted\" (tokens that grant it) or\n\"nobody\" (the backend API alone)."),
         Key::new("subscribe", &ACCESS, |n| &mut n.subscribe, "",
             "Who may subscribe, poll and read history; the same names."),
+        Key::new("presence", &PRESENCE, |n| &mut n.presence, "",
+            "Who may list who is there, and watch them come and go: the same names (\"nobody\": the backend API alone), or\n\"off\": nobody is counted, which costs nothing. The same on all nodes."),
+        Key::new("home", &OPTIONAL_TEXT, |n| &mut n.home, "\"eu\"",
+            "Region in which the channels live, unless one of [[cluster.homes]] says otherwise. Not set: `cluster.home`,\nand so it is not set in [namespaces.default]."),
+    ]
+}
+
+/// Keys of `[cluster.regions.NAME]`.
+pub(super) fn region() -> Vec<Key<ClusterRegion>> {
+    vec![Key::new(
+        "cores",
+        &TEXTS,
+        |r| &mut r.cores,
+        "[\"core-1.internal:4455\", \"core-2.internal:4455\"]",
+        "`host:port` of its cores, a few are enough: they tell of the others.",
+    )]
+}
+
+/// Keys of `[[cluster.homes]]`.
+#[rustfmt::skip]
+pub(super) fn home_rule() -> Vec<Key<HomeRule>> {
+    vec![
+        Key::new("pattern", &TEXT, |r| &mut r.pattern, "\"room:us-*\"",
+            "Names of channels; `*` stands for any text."),
+        Key::new("region", &TEXT, |r| &mut r.region, "\"eu\"",
+            "Where they live."),
     ]
 }
 
@@ -322,6 +436,13 @@ pub(super) fn auth_key() -> Vec<Key<AuthKey>> {
 
 /// Text above `[[tls.certificates]]`.
 pub(super) const CERTIFICATES_DOC: &str = "Certificates by name; the first is the default. Read again when the files change, and at SIGHUP.\n`dev` makes its own.";
+
+/// Text above `[[cluster.homes]]`.
+pub(super) const HOMES_DOC: &str = "Home regions by name of the channel: the first rule that fits counts, and comes before the namespace's `home`.\nThe same on all nodes.";
+
+/// Text above `[cluster.regions.NAME]`.
+pub(super) const REGIONS_DOC: &str =
+    "For edges: how to reach each region's cores. Every region that is a home needs its section.";
 
 /// Text above `[[auth.keys]]`.
 pub(super) const AUTH_KEYS_DOC: &str = "Keys that check tokens (JWT).";

@@ -8,8 +8,8 @@ use tidegate_edge::auth::{KeyAlgorithm, Secret};
 use tidegate_protocol::namespace::Access;
 use tidegate_transport::quic::CongestionControl;
 
-use super::LogFormat;
 use super::node::{Node, Value};
+use super::{EngineKind, LogFormat};
 
 /// One kind of value.
 pub(super) struct Kind<T: 'static> {
@@ -76,6 +76,14 @@ pub(super) const COUNT_U16: Kind<u16> = Kind {
     secret: false,
 };
 
+pub(super) const COUNT_U64: Kind<u64> = Kind {
+    accepts: COUNT.accepts,
+    read: |node, _| integer(node),
+    show: |count| Some(count.to_string()),
+    plain_text: false,
+    secret: false,
+};
+
 pub(super) const SIZE: Kind<usize> = Kind {
     accepts: "a size, such as \"64KiB\", \"4MiB\" or a number of bytes",
     read: |node, _| size(node).and_then(|size| usize::try_from(size).ok()),
@@ -120,6 +128,22 @@ pub(super) const LISTENER: Kind<Option<SocketAddr>> = Kind {
         Some(listener.map_or_else(|| "false".to_owned(), |address| quoted(&address.to_string())))
     },
     plain_text: false,
+    secret: false,
+};
+
+pub(super) const ADDRESS: Kind<SocketAddr> = Kind {
+    accepts: "an address with port, such as \"0.0.0.0:4455\" or \"[::]:4455\"",
+    read: |node, _| text(node).and_then(|text| text.parse().ok()),
+    show: |address| Some(quoted(&address.to_string())),
+    plain_text: true,
+    secret: false,
+};
+
+pub(super) const ENGINE: Kind<EngineKind> = Kind {
+    accepts: "\"memory\", \"local\" or \"nats\"",
+    read: |node, _| named(node, &ENGINE_NAMES),
+    show: |engine| show_named(*engine, &ENGINE_NAMES),
+    plain_text: true,
     secret: false,
 };
 
@@ -183,6 +207,21 @@ pub(super) const ACCESS: Kind<Access> = Kind {
     accepts: "\"anyone\", \"users\", \"granted\" or \"nobody\"",
     read: |node, _| named(node, &ACCESS_NAMES),
     show: |access| show_named(*access, &ACCESS_NAMES),
+    plain_text: true,
+    secret: false,
+};
+
+/// `None` for "off".
+pub(super) const PRESENCE: Kind<Option<Access>> = Kind {
+    accepts: "\"off\", \"anyone\", \"users\", \"granted\" or \"nobody\"",
+    read: |node, _| match text(node) {
+        Some(OFF) => Some(None),
+        _ => named(node, &ACCESS_NAMES).map(Some),
+    },
+    show: |access| match access {
+        Some(access) => show_named(*access, &ACCESS_NAMES),
+        None => Some(quoted(OFF)),
+    },
     plain_text: true,
     secret: false,
 };
@@ -295,12 +334,15 @@ const CONGESTION_NAMES: [(&str, CongestionControl); 4] = [
     ("bbr", CongestionControl::Bbr),
 ];
 
+const OFF: &str = "off";
 const ACCESS_NAMES: [(&str, Access); 4] = [
     ("anyone", Access::Anyone),
     ("users", Access::Users),
     ("granted", Access::Granted),
     ("nobody", Access::Nobody),
 ];
+const ENGINE_NAMES: [(&str, EngineKind); 3] =
+    [("memory", EngineKind::Memory), ("local", EngineKind::Local), ("nats", EngineKind::Nats)];
 const UNKNOWN_NAMES: [(&str, bool); 2] = [("default", false), ("refuse", true)];
 const FORMAT_NAMES: [(&str, LogFormat); 2] = [("text", LogFormat::Text), ("json", LogFormat::Json)];
 const UNITS: [(&str, u64); 3] = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];

@@ -81,8 +81,8 @@ impl Layers {
 #[derive(Default)]
 struct Reader {
     values: BTreeMap<String, Node>,
-    /// By namespace and key.
-    namespaces: BTreeMap<String, BTreeMap<String, Node>>,
+    /// By section of [`NAMED`], name and key.
+    named: BTreeMap<&'static str, BTreeMap<String, BTreeMap<String, Node>>>,
     problems: Vec<Problem>,
 }
 
@@ -108,8 +108,8 @@ impl Reader {
         for entry in entries {
             let path =
                 if prefix.is_empty() { entry.name.clone() } else { format!("{prefix}.{}", entry.name) };
-            if path == NAMESPACES {
-                self.read_namespaces(entry);
+            if let Some(section) = NAMED.into_iter().find(|section| *section == path) {
+                self.read_named(section, entry);
             } else if is_key(&path) {
                 self.values.insert(path, entry.node);
             } else if is_section(&path) {
@@ -126,30 +126,28 @@ impl Reader {
         }
     }
 
-    fn read_namespaces(&mut self, entry: Entry) {
+    /// `[section.NAME]`, for any name.
+    fn read_named(&mut self, section: &'static str, entry: Entry) {
         let Value::Table(names) = entry.node.value else {
-            let text = "`namespaces` is a section: write [namespaces.NAME], then its keys below";
+            let text = format!("`{section}` is a section: write [{section}.NAME], then its keys below");
             self.problems.push(Problem::new(entry.origin, text));
             return;
         };
         for name in names {
+            let path = format!("{section}.{}", name.name);
             match name.node.value {
                 Value::Table(entries) => {
-                    let section = self.namespaces.entry(name.name.clone()).or_default();
-                    let known: Vec<&str> = keys::namespace().iter().map(|key| key.name).collect();
+                    let known: Vec<&str> = named_keys(section).into_iter().map(|(name, _)| name).collect();
                     let (good, bad): (Vec<_>, Vec<_>) =
                         entries.into_iter().partition(|entry| known.contains(&entry.name.as_str()));
-                    section.extend(good.into_iter().map(|entry| (entry.name, entry.node)));
+                    let values = self.named.entry(section).or_default().entry(name.name).or_default();
+                    values.extend(good.into_iter().map(|entry| (entry.name, entry.node)));
                     for entry in bad {
-                        let prefix = format!("{NAMESPACES}.{}", name.name);
-                        self.refuse_unknown(entry.origin, &prefix, &entry.name, known.iter().copied());
+                        self.refuse_unknown(entry.origin, &path, &entry.name, known.iter().copied());
                     }
                 }
                 _ => {
-                    let text = format!(
-                        "`{NAMESPACES}.{}` is a section: write [{NAMESPACES}.{}], then its keys below",
-                        name.name, name.name
-                    );
+                    let text = format!("`{path}` is a section: write [{path}], then its keys below");
                     self.problems.push(Problem::new(name.origin, text));
                 }
             }
@@ -185,8 +183,13 @@ impl Reader {
             let (prefix, name) = path.rsplit_once('.').unwrap_or(("", path));
             if is_section(prefix) || prefix.is_empty() {
                 self.refuse_unknown(origin, prefix, name, children(prefix));
-            } else if prefix.strip_prefix("namespaces.").is_some() {
-                self.refuse_unknown(origin, prefix, name, keys::namespace().iter().map(|key| key.name));
+            } else if let Some((section, _)) = named_section(prefix) {
+                self.refuse_unknown(
+                    origin,
+                    prefix,
+                    name,
+                    named_keys(section).into_iter().map(|(name, _)| name),
+                );
             } else {
                 // A misspelt section: the whole path may be near to a real one.
                 match nearest(path, keys::settings().iter().map(|key| key.name)) {
@@ -214,13 +217,15 @@ impl Reader {
             self.values.insert(path.to_owned(), node(false));
             return true;
         }
-        let Some((name, last)) = path.strip_prefix("namespaces.").and_then(|rest| rest.rsplit_once('.'))
+        let Some((section, (name, last))) =
+            named_section(path).and_then(|(section, rest)| Some((section, rest.rsplit_once('.')?)))
         else {
             return false;
         };
-        let keys = keys::namespace();
-        let Some(key) = keys.iter().find(|key| key.name == last) else { return false };
-        self.namespaces.entry(name.to_owned()).or_default().insert(last.to_owned(), node(key.plain_text));
+        let keys = named_keys(section);
+        let Some((_, plain_text)) = keys.iter().find(|(name, _)| *name == last) else { return false };
+        let values = self.named.entry(section).or_default().entry(name.to_owned()).or_default();
+        values.insert(last.to_owned(), node(*plain_text));
         true
     }
 
@@ -251,38 +256,45 @@ impl Reader {
                     settings.tls.certificates = self.items(&path, &node, &keys::certificate(), folder)
                 }
                 AUTH_KEYS => settings.auth.keys = self.items(&path, &node, &keys::auth_key(), folder),
+                HOMES => settings.cluster.homes = self.items(&path, &node, &keys::home_rule(), folder),
                 _ => {
                     let key = known.iter().find(|key| key.name == path).expect("only known paths were taken");
                     self.read_value(key, settings, &path, &node, folder);
                 }
             }
         }
+        let mut named = std::mem::take(&mut self.named);
         // The default first: the others begin as copies of it.
-        let mut namespaces = std::mem::take(&mut self.namespaces);
+        let mut namespaces = named.remove(NAMESPACES).unwrap_or_default();
+        let known = keys::namespace();
         if let Some(values) = namespaces.remove(DEFAULT_NAMESPACE) {
-            let mut rules = settings.namespaces.default.clone();
-            self.read_namespace(DEFAULT_NAMESPACE, &mut rules, values, origins);
-            settings.namespaces.default = rules;
+            let path = format!("{NAMESPACES}.{DEFAULT_NAMESPACE}");
+            self.read_section(&path, &known, &mut settings.namespaces.default, values, origins);
         }
         for (name, values) in namespaces {
             let mut rules = settings.namespaces.default.clone();
-            self.read_namespace(&name, &mut rules, values, origins);
+            self.read_section(&format!("{NAMESPACES}.{name}"), &known, &mut rules, values, origins);
             settings.namespaces.named.insert(name, rules);
+        }
+        for (name, values) in named.remove(REGIONS).unwrap_or_default() {
+            let region = settings.cluster.regions.entry(name.clone()).or_default();
+            self.read_section(&format!("{REGIONS}.{name}"), &keys::region(), region, values, origins);
         }
     }
 
-    fn read_namespace(
+    /// The keys of one `[section.NAME]`. None of them takes a path.
+    fn read_section<S: Clone + 'static>(
         &mut self,
-        name: &str,
-        rules: &mut tidegate_protocol::namespace::Namespace,
+        section: &str,
+        known: &[Key<S>],
+        settings: &mut S,
         values: BTreeMap<String, Node>,
         origins: &mut BTreeMap<String, Origin>,
     ) {
-        let known = keys::namespace();
         for (last, node) in values {
-            let path = format!("{NAMESPACES}.{name}.{last}");
+            let path = format!("{section}.{last}");
             let key = known.iter().find(|key| key.name == last).expect("only known keys were taken");
-            self.read_value(key, rules, &path, &node, Path::new(""));
+            self.read_value(key, settings, &path, &node, Path::new(""));
             origins.insert(path, node.origin);
         }
     }
@@ -346,7 +358,21 @@ impl Reader {
 
 /// Whether `path` takes a value, or a list of tables.
 fn is_key(path: &str) -> bool {
-    path == CERTIFICATES || path == AUTH_KEYS || keys::settings().iter().any(|key| key.name == path)
+    LISTS.contains(&path) || keys::settings().iter().any(|key| key.name == path)
+}
+
+/// The section of [`NAMED`] that `path` is in, and what comes behind it.
+fn named_section(path: &str) -> Option<(&'static str, &str)> {
+    NAMED.into_iter().find_map(|section| Some((section, path.strip_prefix(section)?.strip_prefix('.')?)))
+}
+
+/// What may stand in `[section.NAME]`, and whether environment and flags give its text itself.
+fn named_keys(section: &str) -> Vec<(&'static str, bool)> {
+    if section == NAMESPACES {
+        keys::namespace().iter().map(|key| (key.name, key.plain_text)).collect()
+    } else {
+        keys::region().iter().map(|key| (key.name, key.plain_text)).collect()
+    }
 }
 
 fn is_section(path: &str) -> bool {
@@ -357,7 +383,8 @@ fn is_section(path: &str) -> bool {
 fn children(prefix: &str) -> Vec<&'static str> {
     let mut names: Vec<&'static str> = Vec::new();
     let keys = keys::settings();
-    for path in keys.iter().map(|key| key.name).chain([CERTIFICATES, AUTH_KEYS, "namespaces.default"]) {
+    let others = [CERTIFICATES, AUTH_KEYS, REGIONS, HOMES, "namespaces.default"];
+    for path in keys.iter().map(|key| key.name).chain(others) {
         let rest = if prefix.is_empty() {
             Some(path)
         } else {
@@ -374,7 +401,7 @@ fn children(prefix: &str) -> Vec<&'static str> {
 
 fn environment_names() -> Vec<String> {
     let keys = keys::settings();
-    let paths = keys.iter().map(|key| key.name).chain([CERTIFICATES, AUTH_KEYS]);
+    let paths = keys.iter().map(|key| key.name).chain(LISTS);
     paths.map(|path| format!("{ENVIRONMENT_PREFIX}{}", path.replace('.', "__").to_uppercase())).collect()
 }
 
@@ -389,12 +416,32 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// Sections with fixed keys, in the order of the default file.
-pub(super) const SECTIONS: [&str; 10] =
-    ["node", "listen", "tls", "auth", "resume", "api", "limits", "quic", "core", "log"];
+pub(super) const SECTIONS: [&str; 14] = [
+    "node",
+    "listen",
+    "tls",
+    "auth",
+    "resume",
+    "api",
+    "limits",
+    "quic",
+    "core",
+    "core.local",
+    "core.nats",
+    "cluster",
+    "cluster.link",
+    "log",
+];
+/// Sections of sections with names of the operator's.
+const NAMED: [&str; 2] = [NAMESPACES, REGIONS];
+/// Lists of tables.
+const LISTS: [&str; 3] = [CERTIFICATES, AUTH_KEYS, HOMES];
 pub(super) const NAMESPACES: &str = "namespaces";
+pub(super) const REGIONS: &str = "cluster.regions";
 pub(super) const DEFAULT_NAMESPACE: &str = "default";
 pub(super) const CERTIFICATES: &str = "tls.certificates";
 pub(super) const AUTH_KEYS: &str = "auth.keys";
+pub(super) const HOMES: &str = "cluster.homes";
 const DEFAULT_FILE: &str = "tidegate.toml";
 const CONFIG_VARIABLE: &str = "TIDEGATE_CONFIG";
 pub(crate) const ENVIRONMENT_PREFIX: &str = "TIDEGATE_";

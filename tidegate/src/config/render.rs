@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use super::keys::{self, Key};
 use super::kind::quoted;
-use super::layers::{AUTH_KEYS, CERTIFICATES, DEFAULT_NAMESPACE, Loaded, NAMESPACES, SECTIONS, nearest};
+use super::layers::{
+    AUTH_KEYS, CERTIFICATES, DEFAULT_NAMESPACE, HOMES, Loaded, NAMESPACES, REGIONS, SECTIONS, nearest,
+};
 use super::{Mode, Origin, Settings};
 
 /// A file that says what holds without it, each key with its text.
@@ -19,7 +21,9 @@ pub(crate) fn default_file(mode: Mode) -> String {
         let _ = write!(out, "\n[{section}]");
         let mut any = false;
         for key in &keys {
-            if let Some(name) = key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.')) {
+            if let Some(name) = key.name.strip_prefix(section).and_then(|rest| rest.strip_prefix('.'))
+                && !name.contains('.')
+            {
                 write_key(&mut out, key, name, &defaults);
                 any = true;
             }
@@ -30,6 +34,11 @@ pub(crate) fn default_file(mode: Mode) -> String {
         match section {
             "tls" => write_list(&mut out, CERTIFICATES, keys::CERTIFICATES_DOC, &keys::certificate()),
             "auth" => write_list(&mut out, AUTH_KEYS, keys::AUTH_KEYS_DOC, &keys::auth_key()),
+            "cluster" => {
+                write_list(&mut out, HOMES, keys::HOMES_DOC, &keys::home_rule());
+                let _ = writeln!(out, "\n# {}\n# [{REGIONS}.eu]", keys::REGIONS_DOC.replace('\n', "\n# "));
+                write_examples(&mut out, &keys::region());
+            }
             _ => {}
         }
     }
@@ -60,6 +69,14 @@ pub(crate) fn explain(loaded: &Loaded, path: Option<&str>) -> Result<String, Str
     ));
     let auth_keys = &loaded.settings.auth.keys;
     lines.extend(explain_list(loaded, AUTH_KEYS, keys::AUTH_KEYS_DOC, auth_keys, &keys::auth_key()));
+    let cluster = &loaded.settings.cluster;
+    lines.extend(explain_list(loaded, HOMES, keys::HOMES_DOC, &cluster.homes, &keys::home_rule()));
+    for (name, region) in &cluster.regions {
+        for key in keys::region() {
+            let path = format!("{REGIONS}.{name}.{}", key.name);
+            lines.push(Explained::new(loaded, path, key.show(region), key.doc));
+        }
+    }
     let namespaces = &loaded.settings.namespaces;
     let default = (DEFAULT_NAMESPACE.to_owned(), &namespaces.default);
     for (name, rules) in
@@ -137,6 +154,10 @@ fn write_key<S: Clone + 'static>(out: &mut String, key: &Key<S>, name: &str, def
 
 fn write_list<T: Clone + 'static>(out: &mut String, path: &str, doc: &str, known: &[Key<T>]) {
     let _ = writeln!(out, "\n# {}\n# [[{path}]]", doc.replace('\n', "\n# "));
+    write_examples(out, known);
+}
+
+fn write_examples<T: Clone + 'static>(out: &mut String, known: &[Key<T>]) {
     for key in known {
         let example = if key.example.is_empty() { quoted("") } else { key.example.to_owned() };
         let _ = writeln!(out, "# {} = {example}  # {}", key.name, key.doc.replace('\n', " "));

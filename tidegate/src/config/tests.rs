@@ -183,6 +183,18 @@ fn namespaces_begin_as_copies_of_the_default() {
 }
 
 #[test]
+fn presence_is_off_until_it_is_said_who_may_see_it() {
+    let text = "[namespaces.room]\npresence = 'granted'\n[namespaces.hall]\npresence = 'off'\n";
+    let all = |mode| {
+        let loaded = Given::file(text).layers.load(mode).unwrap_or_else(|problems| panic!("{problems}"));
+        let namespaces = loaded.settings.namespaces;
+        [namespaces.default.presence, namespaces.named["room"].presence, namespaces.named["hall"].presence]
+    };
+    assert_eq!(all(Mode::Serve), [None, Some(Access::Granted), None]);
+    assert_eq!(all(Mode::Dev), [Some(Access::Anyone), Some(Access::Granted), None]);
+}
+
+#[test]
 fn paths_in_a_file_count_from_it() {
     let given = Given::file("[auth]\njwks_files = ['jwks.json', '/etc/jwks.json']\n");
     let settings = given.load().settings;
@@ -436,4 +448,171 @@ fn each_semantic_mistake_is_found() {
         assert!(problems.contains(expected), "{text}\n{problems}");
     }
     assert_eq!(Given::file(&format!("{PLAIN}limits.shutdown = '0s'\n")).check(Mode::Serve), "");
+}
+
+/// What a core needs beside the certificates of [`Cluster`].
+const CORE: &str =
+    "[node]\nname = 'core-1'\n[core]\nengine = 'nats'\n[core.nats]\nservers = ['nats://10.0.0.1:4222']\n";
+
+/// What an edge needs beside them.
+const EDGE: &str = "node.name = 'core-1'\nnode.region = 'us'\nlisten.quic = false\nlisten.tls = false\nlisten.plain = '127.0.0.1:8080'\n\
+    auth.anonymous = true\n[cluster]\nhome = 'eu'\n[cluster.regions.eu]\ncores = ['core-1:4455', '[::1]:4455']\n";
+
+/// A file with the certificates of a node, core-1.
+fn with_certificates(text: &str) -> Given {
+    let given = Given::file("");
+    let folder = given.folder.path();
+    let authority = tidegate_certs::ClusterAuthority::create(folder, now()).unwrap();
+    authority.issue("core-1", &[], Duration::from_secs(86_400), now()).unwrap().write(folder).unwrap();
+    let flags = [("ca", "ca.pem"), ("certificate", "core-1.pem"), ("key", "core-1-key.pem")];
+    let path = |file: &str| folder.join(file).display().to_string();
+    let flags: Vec<_> = flags.map(|(key, file)| (format!("cluster.{key}"), path(file))).into_iter().collect();
+    fs::write(folder.join("tidegate.toml"), text).unwrap();
+    flags.iter().fold(given, |given, (key, file)| given.environment(&environment_name(key), file))
+}
+
+fn environment_name(key: &str) -> String {
+    format!("TIDEGATE_{}", key.replace('.', "__").to_uppercase())
+}
+
+#[test]
+fn clusters_are_set_in_sections_of_their_own() {
+    let given = Given::file(
+        "[cluster]\nlisten = '127.0.0.1:1'\nhome = 'eu'\n[cluster.link]\nheartbeat = '2s'\n[cluster.regions.eu]\ncores = ['a:1', 'b:1']\n\
+         [[cluster.homes]]\npattern = 'room:us-*'\nregion = 'us'\n[namespaces.chat]\nhome = 'us'\n[core.nats]\nservers = ['nats://a:1']\n\
+         lease = '5s'\n[core.local]\npath = 'data'\n",
+    )
+    .environment("TIDEGATE_CLUSTER__REGIONS__US__CORES", "c:1,d:1")
+    .flag("cluster.regions.us.cores", "['e:1']")
+    .flag("core.engine", "memory");
+    let loaded = given.load();
+    let settings = &loaded.settings;
+    assert_eq!(settings.cluster.listen.port(), 1);
+    assert_eq!(settings.cluster.link.heartbeat, Duration::from_secs(2));
+    let cores: Vec<_> =
+        settings.cluster.regions.iter().map(|(name, region)| (name.as_str(), region.cores.len())).collect();
+    assert_eq!(cores, [("eu", 2), ("us", 1)]);
+    let rule = &settings.cluster.homes[0];
+    assert_eq!((rule.pattern.as_str(), rule.region.as_str()), ("room:us-*", "us"));
+    assert_eq!(settings.namespaces.named["chat"].home.as_deref(), Some("us"));
+    assert_eq!(settings.engine.kind, EngineKind::Memory);
+    assert_eq!(settings.engine.nats.lease, Duration::from_secs(5));
+    assert_eq!(settings.engine.local.path, Some(given.folder.path().join("data")));
+    let text = given.shorten(&explain(&loaded, Some("cluster.regions")).unwrap());
+    assert!(text.contains("cluster.regions.eu.cores = [\"a:1\", \"b:1\"]  # tidegate.toml:7:9"), "{text}");
+    assert!(
+        text.contains("cluster.regions.us.cores = [\"e:1\"]  # flag --set cluster.regions.us.cores"),
+        "{text}"
+    );
+
+    for (text, expected) in [
+        ("[cluster.region.eu]\ncores = []", "unknown key `region` in [cluster]; did you mean `regions`?"),
+        (
+            "[cluster.regions.eu]\ncore = []",
+            "unknown key `core` in [cluster.regions.eu]; did you mean `cores`?",
+        ),
+        ("[cluster]\nregions = 7", "`cluster.regions` is a section: write [cluster.regions.NAME]"),
+        ("[core.nats]\nserver = []", "unknown key `server` in [core.nats]; did you mean `servers`?"),
+        ("[core]\nnats = 1", "`core.nats` is a section"),
+        (
+            "[core]\nengine = 'redis'",
+            "`core.engine` cannot be \"redis\": expected is \"memory\", \"local\" or \"nats\"",
+        ),
+        (
+            "[[cluster.homes]]\npatern = 'x'",
+            "unknown key `patern` in [cluster.homes]; did you mean `pattern`?",
+        ),
+    ] {
+        let problems = Given::file(text).problems();
+        assert!(problems.contains(expected), "{text}\n{problems}");
+    }
+}
+
+#[test]
+fn the_engine_follows_the_command() {
+    let kinds = [Mode::Dev, Mode::Serve, Mode::Core].map(|mode| Settings::defaults(mode).engine.kind);
+    assert_eq!(kinds, [EngineKind::Memory, EngineKind::Local, EngineKind::Nats]);
+}
+
+#[test]
+fn one_file_serves_edges_and_cores() {
+    let text = format!("{EDGE}[core]\nengine = 'nats'\n[core.nats]\nservers = ['nats://10.0.0.1:4222']\n");
+    let given = with_certificates(&text);
+    assert_eq!(given.check(Mode::Edge), "");
+    assert_eq!(given.check(Mode::DevEdge), "");
+    assert_eq!(given.check(Mode::Core), "");
+    // What clients need is nothing to a core.
+    assert_eq!(with_certificates(CORE).check(Mode::Core), "");
+    let problems = with_certificates(CORE).check(Mode::Edge);
+    assert!(
+        problems.contains("there is no TLS certificate") && problems.contains("nobody could connect"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn each_mistake_of_a_core_is_found() {
+    let cases = [
+        ("core.engine", "memory", ""),
+        ("core.engine", "local", ""),
+        ("core.nats.servers", "[]", "`core.nats.servers` names no server"),
+        ("core.nats.replicas", "2", "`core.nats.replicas` can be 1, 3 or 5"),
+        ("core.nats.prefix", "a.b", "`core.nats.prefix` can be 1 to 32 letters"),
+        ("core.nats.lease", "1s", "`core.nats.lease` can be 2s to 60s"),
+        ("core.nats.lease", "2500ms", "`core.nats.lease` can be 2s to 60s"),
+        ("core.nats.user", "x", "`core.nats.user` and `core.nats.password_file` go together"),
+        ("core.nats.credentials_file", "missing", "cannot read missing"),
+        ("core.nats.certificate", "x", "`core.nats.certificate` and `core.nats.key` go together"),
+        (
+            "core.nats.retain_age",
+            "1m",
+            "`core.nats.retain_age` is shorter than `namespaces.default.history_age`",
+        ),
+        ("node.region", "e u", "`node.region` is part of the names of streams"),
+        ("node.name", "core-2", "core-1.pem is for core-1, not for this node, core-2"),
+        ("cluster.advertise", "core-1", "`cluster.advertise`: \"core-1\" is no `host:port`"),
+        ("cluster.link.idle_timeout", "1s", "must be at least twice `cluster.link.heartbeat`"),
+        ("cluster.link.heartbeat", "0s", "`cluster.link.heartbeat` cannot be 0"),
+    ];
+    for (key, value, expected) in cases {
+        let problems = with_certificates(CORE).flag(key, value).check(Mode::Core);
+        if expected.is_empty() {
+            // By a flag, somebody means it.
+            assert_eq!(problems, "", "{key} = {value}");
+        } else {
+            assert!(problems.contains(expected), "{key} = {value}\n{problems}");
+        }
+    }
+    let problems = with_certificates(&CORE.replace("'nats'", "'memory'")).check(Mode::Core);
+    assert!(problems.contains("tidegate.toml:4:10: a core with `core.engine = \"memory\"`"), "{problems}");
+    let problems = Given::file(&format!("{PLAIN}core.engine = 'nats'\n")).check(Mode::Serve);
+    assert!(problems.contains("`tidegate serve` takes all partitions for itself"), "{problems}");
+    let problems = Given::file(CORE).check(Mode::Core);
+    assert!(problems.contains("`tidegate core` needs `cluster.ca`"), "{problems}");
+}
+
+#[test]
+fn each_mistake_of_an_edge_is_found() {
+    let cases = [
+        (
+            "[[cluster.homes]]\npattern = 'x'\nregion = 'asia'\n",
+            "channels live in region \"asia\" by `cluster.homes`",
+        ),
+        ("[[cluster.homes]]\nregion = 'eu'\n", "has no `pattern`"),
+        ("[namespaces.room]\nhome = 'asia'\n", "channels live in region \"asia\" by `namespaces.room.home`"),
+        ("[namespaces.default]\nhome = 'eu'\n", "where other channels live is `cluster.home`"),
+        ("[cluster.regions.us]\n", "[cluster.regions.us] names no core"),
+        (
+            "[cluster.regions.us]\ncores = ['core-1']\n",
+            "`cluster.regions.us.cores`: \"core-1\" is no `host:port`",
+        ),
+        ("[cluster.regions.us]\ncores = ['::1:4455']\n", "\"::1:4455\" is no `host:port`"),
+        ("[cluster.regions.us]\ncores = ['core-1:0']\n", "\"core-1:0\" is no `host:port`"),
+    ];
+    for (text, expected) in cases {
+        let problems = with_certificates(&format!("{EDGE}{text}")).check(Mode::Edge);
+        assert!(problems.contains(expected), "{text}\n{problems}");
+    }
+    let problems = with_certificates(EDGE).flag("cluster.home", "asia").check(Mode::Edge);
+    assert!(problems.contains("flag --set cluster.home: channels live in region \"asia\""), "{problems}");
 }

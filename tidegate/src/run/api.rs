@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tidegate_core::BackendApi;
+use tidegate_transport::link::Backend;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -80,10 +81,16 @@ impl Api {
         self.address
     }
 
-    pub(super) fn serve(self, backend: BackendApi, registry: Registry) -> ServingApi {
+    /// `answers` what `backend` can; that says whether the node can do anything, too.
+    pub(super) fn serve(
+        self,
+        answers: BackendApi,
+        backend: Arc<dyn Backend>,
+        registry: Registry,
+    ) -> ServingApi {
         let stop = CancellationToken::new();
         let tasks = TaskTracker::new();
-        let state = Arc::new(State { backend, registry, readiness: self.readiness });
+        let state = Arc::new(State { answers, backend, registry, readiness: self.readiness });
         tasks.spawn(accept(self.listener, self.bounds, state, tasks.clone(), stop.clone()));
         ServingApi { stop, tasks }
     }
@@ -107,7 +114,8 @@ impl ServingApi {
 }
 
 struct State {
-    backend: BackendApi,
+    answers: BackendApi,
+    backend: Arc<dyn Backend>,
     registry: Registry,
     readiness: Arc<Readiness>,
 }
@@ -170,7 +178,9 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
         "/healthz" if reads => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
-        "/readyz" if reads && state.readiness.is_ready() => text(StatusCode::OK, TEXT, "ready\n".to_owned()),
+        "/readyz" if reads && state.readiness.is_ready() && state.backend.is_ready() => {
+            text(StatusCode::OK, TEXT, "ready\n".to_owned())
+        }
         "/readyz" if reads => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".to_owned()),
         "/metrics" if reads => {
             let mut metrics = String::new();
@@ -182,7 +192,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/healthz" | "/readyz" | "/metrics" => {
             text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned())
         }
-        _ => state.backend.handle(request).await,
+        _ => state.answers.handle(request).await,
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) fn open(
         let store = CertStore::from_files(files, clock::wall())?;
         return Ok(Certificates { store: Some(Arc::new(store)), ca_file: None });
     }
-    if mode == Mode::Serve {
+    if !mode.is_dev() {
         return Ok(Certificates { store: None, ca_file: None });
     }
     let folder = certs_dir

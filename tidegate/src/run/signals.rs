@@ -39,8 +39,8 @@ impl Signals {
         }
     }
 
-    /// The second request to end.
-    pub(super) async fn again(&mut self) {
+    /// A request to end; others are passed over.
+    pub(super) async fn end(&mut self) {
         while self.next().await == Signal::Reload {}
     }
 }

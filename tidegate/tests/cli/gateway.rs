@@ -11,17 +11,22 @@ use tempfile::TempDir;
 use super::{failure, run, stdout, tidegate};
 
 /// `tidegate dev` on ports of its own; killed if a test fails.
-struct Gateway {
+pub(crate) struct Gateway {
     process: Child,
     banner: String,
 }
 
 impl Gateway {
     fn start(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_as(folder, &["dev"], arguments)
+    }
+
+    /// Another command that prints the banner.
+    pub(crate) fn start_as(folder: &Path, command: &[&str], arguments: &[&str]) -> Self {
         let any =
             ["--quic", ANY, "--tls", ANY, "--plain", ANY, "--http3", ANY, "--api", ANY, "--workers", "1"];
         let mut process = tidegate(folder)
-            .arg("dev")
+            .args(command)
             .args(any)
             .args(arguments)
             .stdout(Stdio::piped())
@@ -40,19 +45,19 @@ impl Gateway {
     }
 
     /// The word after a name in the first column.
-    fn address(&self, name: &str) -> &str {
+    pub(crate) fn address(&self, name: &str) -> &str {
         let line = self.banner.lines().find(|line| line.trim_start().starts_with(name)).expect("it is there");
         line.trim_start()[name.len()..].split_whitespace().next().expect("an address")
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status =
             Command::new("kill").args([&format!("-{name}"), &self.process.id().to_string()]).status();
         assert!(status.unwrap().success());
     }
 
     /// Its end, and everything that it logged.
-    fn wait(mut self) -> (ExitStatus, String) {
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let log = rest(self.process.stderr.take().expect("piped"));
         (self.process.wait().unwrap(), log)
     }
@@ -73,7 +78,7 @@ fn rest(mut stderr: ChildStderr) -> String {
 }
 
 /// One request over a connection of its own: the whole answer.
-fn http(base: &str, request: &str) -> String {
+pub(crate) fn http(base: &str, request: &str) -> String {
     let address = base.strip_prefix("http://").unwrap_or(base).trim_end_matches('/');
     let mut stream = std::net::TcpStream::connect(address.replace("localhost", "127.0.0.1")).unwrap();
     write!(stream, "{request} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").unwrap();
@@ -82,7 +87,7 @@ fn http(base: &str, request: &str) -> String {
     answer
 }
 
-const ANY: &str = "127.0.0.1:0";
+pub(crate) const ANY: &str = "127.0.0.1:0";
 
 #[test]
 fn dev_serves_page_probes_and_tools_and_ends_in_order() {

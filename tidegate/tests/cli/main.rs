@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is a failed test")]
 
+mod certs;
+mod cluster;
+mod deploy;
 mod gateway;
 
 use std::fs;
@@ -43,13 +46,19 @@ fn failure(output: &Output) -> String {
 fn every_command_has_help_with_examples() {
     let folder = TempDir::new().unwrap();
     let top = stdout(&run(folder.path(), &["--help"]));
-    for command in ["dev", "serve", "publish", "subscribe", "token", "config"] {
+    let all = ["dev", "serve", "edge", "core", "status", "publish", "subscribe", "token", "certs", "config"];
+    for command in all {
         assert!(top.contains(&format!("\n  {command} ")), "{command}\n{top}");
     }
-    let commands: [&[&str]; 9] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["dev"],
         &["serve"],
+        &["edge"],
+        &["core"],
+        &["status"],
+        &["certs", "init"],
+        &["certs", "node"],
         &["publish"],
         &["subscribe"],
         &["token"],

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use quinn::{RecvStream, SendStream, VarInt};
-use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::frame::shared::Framing;
+use tidegate_protocol::{ChannelName, Epoch};
 use web_transport_quinn::Session;
 
 use super::QuicConfig;
@@ -25,7 +25,8 @@ use crate::{Closing, Connection, Inbound, Lane, PathStats, RecvError, Sent, Tran
 /// A client connected by QUIC or WebTransport.
 ///
 /// Control is the stream that the client opened. Each subscription has a stream for what is live and one per catch-up,
-/// opened at their first bytes; where the client gives no credit for one then, the lane stays on control for its life.
+/// opened at their first bytes, and others when its epoch changes; where the client gives no credit for one then, the lane
+/// goes on control, and looks again now and then.
 ///
 /// What does not go at once is kept, at most one offer per stream, and goes on as the client takes it: the task that
 /// polled last is woken for that, and pushes by [`Connection::poll_recv`] (all streams) or [`Connection::poll_ready`]
@@ -227,6 +228,10 @@ impl Connection for QuicConnection {
 
     fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8) {
         self.lanes.open(subscription, channel, rank);
+    }
+
+    fn begin_epoch(&mut self, subscription: u32, epoch: &Epoch) {
+        self.lanes.begin_epoch(subscription, epoch);
     }
 
     fn rank_lane(&mut self, subscription: u32, rank: i8) {

@@ -8,8 +8,8 @@ use std::task::{Context, Poll, Waker};
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use quinn::{SendStream, VarInt, WriteError};
-use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::StreamHeader;
+use tidegate_protocol::{ChannelName, Epoch};
 
 use crate::{Lane, Sent};
 
@@ -67,12 +67,30 @@ impl Lanes {
             number: subscription,
             rank,
             channel: channel.clone(),
+            epoch: Epoch::default(),
             live: LaneStream::Unopened,
             catch_up: LaneStream::Unopened,
         };
         match self.position(subscription) {
             Ok(_) => debug_assert!(false, "lane {subscription} is open already"),
             Err(index) => self.subscriptions.insert(index, lanes),
+        }
+    }
+
+    /// What is sent from now on is of this epoch, on streams of its own. Those of another one end: with what QUIC has of
+    /// them, or where something is left over, at once.
+    pub(crate) fn begin_epoch(&mut self, subscription: u32, epoch: &Epoch) {
+        let Ok(index) = self.position(subscription) else { return };
+        let lanes = &mut self.subscriptions[index];
+        if lanes.epoch == *epoch {
+            return;
+        }
+        lanes.epoch = epoch.clone();
+        for stream in [&mut lanes.live, &mut lanes.catch_up] {
+            if let LaneStream::Open(mut outgoing) = std::mem::replace(stream, LaneStream::Unopened) {
+                self.unsent -= outgoing.rest.len();
+                outgoing.end();
+            }
         }
     }
 
@@ -129,18 +147,28 @@ impl Lanes {
         let lanes = &mut self.subscriptions[index];
         let stream = if catch_up { &mut lanes.catch_up } else { &mut lanes.live };
         let mut head = Bytes::new();
-        if matches!(stream, LaneStream::Unopened) {
+        let opens = match stream {
+            LaneStream::Unopened => true,
+            LaneStream::OnControl { sends } => {
+                *sends = sends.wrapping_add(1);
+                *sends % LOOK_FOR_CREDIT == 0
+            }
+            LaneStream::Open(_) | LaneStream::Stopped => false,
+        };
+        if opens {
             let opened = if crowded { None } else { open_stream(connection, priority(lanes.rank, catch_up)) };
             *stream = match opened {
                 Some(stream) => {
-                    head = stream_head(self.prefix, &lanes.channel, catch_up);
+                    head = stream_head(self.prefix, &lanes.channel, &lanes.epoch, catch_up);
                     LaneStream::Open(Outgoing::new(stream))
                 }
-                None => LaneStream::OnControl,
+                None => LaneStream::OnControl { sends: 0 },
             };
         }
         match stream {
-            LaneStream::Unopened | LaneStream::OnControl => self.send_control(connection, waker, bytes),
+            LaneStream::Unopened | LaneStream::OnControl { .. } => {
+                self.send_control(connection, waker, bytes)
+            }
             // The client has said that it wants nothing more of this stream.
             LaneStream::Stopped => Ok(Sent::Taken),
             LaneStream::Open(outgoing) if !outgoing.rest.is_empty() => Ok(Sent::Full),
@@ -172,7 +200,7 @@ impl Lanes {
         let lanes = &mut self.subscriptions[index];
         let stream = if catch_up { &mut lanes.catch_up } else { &mut lanes.live };
         match stream {
-            LaneStream::OnControl => self.poll_control(connection, cx),
+            LaneStream::OnControl { .. } => self.poll_control(connection, cx),
             LaneStream::Unopened | LaneStream::Stopped => Poll::Ready(Ok(())),
             LaneStream::Open(outgoing) => {
                 let reserve = Reserve::ForLight(connection);
@@ -292,6 +320,7 @@ struct SubscriptionLanes {
     number: u32,
     rank: i8,
     channel: ChannelName,
+    epoch: Epoch,
     live: LaneStream,
     catch_up: LaneStream,
 }
@@ -305,15 +334,17 @@ impl SubscriptionLanes {
 }
 
 /// ```text
-/// Unopened ──first bytes──► Open ──the client stops it──► Stopped
-///     └─no stream credit──► OnControl
+/// Unopened ──first bytes──► Open ──the client stops it──► Stopped        every state ──another epoch──► Unopened
+///     └─no stream credit──► OnControl ──credit again──► Open
 /// ```
 #[derive(Debug)]
 enum LaneStream {
     Unopened,
     Open(Outgoing),
-    /// The client had no credit for a stream at the first bytes; the lane stays where its order began.
-    OnControl,
+    /// The client had no credit for a stream, so many sends ago: it orders by offset what comes by both.
+    OnControl {
+        sends: u8,
+    },
     Stopped,
 }
 
@@ -483,6 +514,16 @@ impl Outgoing {
         // Fails only where the stream is over already.
         let _over = self.stream.finish();
     }
+
+    /// Finishes, or where something is left over, resets.
+    fn end(&mut self) {
+        if self.rest.is_empty() {
+            self.finish();
+        } else {
+            self.rest = Bytes::new();
+            let _over = self.stream.reset(LEFT_EPOCH);
+        }
+    }
 }
 
 /// What a push says about its lane.
@@ -505,8 +546,9 @@ fn open_stream(connection: &quinn::Connection, priority: i32) -> Option<SendStre
     }
 }
 
-fn stream_head(prefix: &[u8], channel: &ChannelName, catch_up: bool) -> Bytes {
-    let header = StreamHeader { channel: channel.as_str().to_owned(), catch_up };
+fn stream_head(prefix: &[u8], channel: &ChannelName, epoch: &Epoch, catch_up: bool) -> Bytes {
+    let header =
+        StreamHeader { channel: channel.as_str().to_owned(), catch_up, epoch: epoch.as_str().to_owned() };
     let mut head = BytesMut::with_capacity(prefix.len() + header.encoded_len() + 2);
     head.extend_from_slice(prefix);
     header.encode_length_delimited(&mut head).expect("a growing buffer has room");
@@ -521,6 +563,12 @@ fn priority(rank: i8, catch_up: bool) -> i32 {
 fn remaining(chunks: &[Bytes]) -> usize {
     chunks.iter().map(Bytes::len).sum()
 }
+
+/// Of a stream whose epoch is over; the client learns from `subscribed` why.
+const LEFT_EPOCH: VarInt = VarInt::from_u32(0);
+
+/// Every so many sends a lane that has no stream looks whether there is credit for one: looking takes a lock.
+const LOOK_FOR_CREDIT: u8 = 16;
 
 /// Above every rank.
 const PRIORITY_CONTROL: i32 = 1000;

@@ -292,6 +292,63 @@ fn a_channel_forgotten_before_a_restart_never_repeats_an_epoch() {
 }
 
 #[test]
+fn a_channel_without_publications_keeps_its_epoch_over_a_failover() {
+    let mut core = Core::new();
+    core.publish("room:1", "x").expect("stored");
+    let idle = core.subscribe(LINK, "room:2", None).position;
+    let mut again = core.restart();
+    let told = again.subscribe(OTHER, "room:2", Some(idle.clone()));
+    assert_eq!((told.recovered, &told.position), (true, &idle));
+    // Also where the owner had forgotten one that published, which the next one has not.
+    core.table.remove_link(LINK);
+    core.table.sweep(core.unix_ms, usize::MAX);
+    core.forget_all();
+    let later = core.subscribe(LINK, "room:2", None).position;
+    assert_ne!(later.epoch, idle.epoch);
+    let mut again = core.restart();
+    let told = again.subscribe(OTHER, "room:2", Some(later.clone()));
+    assert_eq!((told.recovered, told.position), (true, later));
+    // What published is not to be talked into another birth.
+    let first = again.publish("room:2", "y").expect("stored").expect("durable");
+    let told = again.subscribe(LINK, "room:2", Some(idle));
+    assert_eq!((told.recovered, told.position), (false, first));
+}
+
+#[test]
+fn a_snapshot_holds_what_the_log_lost() {
+    let mut core = Core::new();
+    let head = (0..40).map(|n| core.publish(&format!("room:{n}"), "x").expect("stored").expect("durable"));
+    let heads: Vec<Position> = head.collect();
+    core.snapshot(200);
+    assert!(core.snapshot.as_ref().expect("written").pieces.len() > 5);
+    core.truncate(40);
+    let mut again = core.restart();
+    assert_eq!(again.table.channels(), 40);
+    for (n, head) in heads.into_iter().enumerate() {
+        let told = again.subscribe(LINK, &format!("room:{n}"), Some(head.clone()));
+        assert_eq!((told.recovered, told.position), (true, head));
+    }
+    // One that does not reach the rest of the log is none.
+    let mut core = Core::new();
+    let before = core.publish("room:1", "x").expect("stored").expect("durable");
+    core.snapshot(200);
+    core.publish("room:1", "y").expect("stored");
+    core.truncate(2);
+    let told = core.restart().subscribe(LINK, "room:1", Some(before.clone()));
+    assert!(!told.recovered && told.position.epoch != before.epoch);
+}
+
+#[test]
+fn pieces_of_other_versions_are_refused() {
+    let mut core = Core::new();
+    assert!(matches!(core.table.restore_piece(&Bytes::new()), Err(LogFrameError::Version(None))));
+    let later = Bytes::from_static(&[9, 1]);
+    assert!(matches!(core.table.restore_piece(&later), Err(LogFrameError::Version(Some(9)))));
+    let malformed = Bytes::from_static(&[1, 0xff]);
+    assert!(matches!(core.table.restore_piece(&malformed), Err(LogFrameError::Protobuf(_))));
+}
+
+#[test]
 fn a_failed_frame_answers_with_errors_and_delivers_nothing() {
     let mut core = Core::new();
     core.subscribe(LINK, "room:1", None);
@@ -299,7 +356,7 @@ fn a_failed_frame_answers_with_errors_and_delivers_nothing() {
     core.feed(LinkId::NODE, publish_frame("room:1", "x", None));
     core.feed(LINK, subscribe_frame("room:1", None));
     assert!(core.table.take_log_frame().is_some());
-    core.table.fail();
+    core.table.fail(&outcome_unknown());
     core.table.drain_outputs(&mut core.outputs);
     let [
         (LinkId::NODE, CoreFrame::Published { result: Err(publish), .. }),
@@ -313,11 +370,29 @@ fn a_failed_frame_answers_with_errors_and_delivers_nothing() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Publish { channel: u8, key: Option<u8> },
-    Subscribe { link: u8, channel: u8 },
-    Unsubscribe { link: u8, channel: u8 },
-    Drop { link: u8 },
-    Wait { ms: u64 },
+    Publish {
+        channel: u8,
+        key: Option<u8>,
+    },
+    Subscribe {
+        link: u8,
+        channel: u8,
+    },
+    Unsubscribe {
+        link: u8,
+        channel: u8,
+    },
+    Drop {
+        link: u8,
+    },
+    Wait {
+        ms: u64,
+    },
+    /// Goes on with the steps that follow.
+    Snapshot,
+    Truncate {
+        frames: usize,
+    },
     Restart,
 }
 
@@ -328,6 +403,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (1u8..4, 0u8..3).prop_map(|(link, channel)| Step::Unsubscribe { link, channel }),
         1 => (1u8..4).prop_map(|link| Step::Drop { link }),
         2 => (0u64..3_000).prop_map(|ms| Step::Wait { ms }),
+        1 => Just(Step::Snapshot),
+        1 => (1usize..20).prop_map(|frames| Step::Truncate { frames }),
         1 => Just(Step::Restart),
     ]
 }
@@ -340,6 +417,9 @@ proptest! {
         let mut core = Core::new();
         let mut published: HashMap<(String, Position), String> = HashMap::new();
         let mut seen: BTreeMap<(LinkId, String), Position> = BTreeMap::new();
+        // How many publications of any epoch there were in the channel, and when the subscriber had last heard of all.
+        let mut stored: BTreeMap<String, u64> = BTreeMap::new();
+        let mut known: BTreeMap<(LinkId, String), u64> = BTreeMap::new();
         for (n, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Publish { channel, key } => {
@@ -350,6 +430,7 @@ proptest! {
                     let position = core.ask(LinkId::NODE, EdgeFrame::Publish { request: 1, publish });
                     let position = position.expect("stored").expect("durable");
                     if core.table.stats.duplicates == duplicates {
+                        *stored.entry(channel.clone()).or_default() += 1;
                         prop_assert!(published.insert((channel, position), data).is_none(), "an offset was reused");
                     } else {
                         prop_assert!(published.contains_key(&(channel, position)));
@@ -363,12 +444,15 @@ proptest! {
                         prop_assert_eq!(&last.epoch, &recovery.position.epoch);
                         let expected: Vec<u64> = (last.offset.0 + 1..=recovery.position.offset.0).collect();
                         prop_assert_eq!(offsets(&recovery.publications), expected);
+                        let missed = stored.get(&channel).copied().unwrap_or_default() - known[&(link, channel.clone())];
+                        prop_assert_eq!(recovery.publications.len() as u64, missed, "missed in silence");
                         for publication in recovery.publications {
                             let position = Position::new(last.epoch.clone(), Offset(publication.offset));
                             let data = String::from_utf8(publication.data.expect("JSON").to_vec()).expect("UTF-8");
                             prop_assert_eq!(published.get(&(channel.clone(), position)), Some(&data));
                         }
                     }
+                    known.insert((link, channel.clone()), stored.get(&channel).copied().unwrap_or_default());
                     seen.insert((link, channel), recovery.position);
                 }
                 Step::Unsubscribe { link, channel } => {
@@ -377,8 +461,12 @@ proptest! {
                 }
                 Step::Drop { link } => core.table.remove_link(LinkId(link.into())),
                 Step::Wait { ms } => core.unix_ms += ms,
+                Step::Snapshot => core.begin_snapshot(),
+                Step::Truncate { frames } => core.truncate(frames),
                 Step::Restart => core = core.restart(),
             }
+            // One channel at a time.
+            core.write_piece(1);
             core.table.sweep(core.unix_ms, 2);
             while core.table.is_purging() {
                 core.table.sweep(core.unix_ms, 1);
@@ -388,6 +476,7 @@ proptest! {
                 let last = seen.get_mut(&(link, delivery.channel.to_string())).expect("subscribed");
                 prop_assert_eq!(delivery.offset, last.offset.next());
                 last.offset = delivery.offset;
+                *known.get_mut(&(link, delivery.channel.to_string())).expect("subscribed") += 1;
                 prop_assert!(published.contains_key(&(delivery.channel.to_string(), last.clone())));
             }
             let listed: usize = core.table.channels.values().map(|channel| channel.interest.len()).sum();
@@ -400,23 +489,77 @@ proptest! {
 /// A table, its log, and what it sent.
 struct Core {
     table: ChannelTable,
+    /// Up to and with the frame at `appended`.
     log: Vec<Bytes>,
     appended: u64,
+    snapshot: Option<Pieces>,
+    /// One that is being written.
+    begun: Option<(SnapshotCursor, Pieces)>,
     outputs: Vec<(LinkId, CoreFrame)>,
     unix_ms: u64,
 }
 
+#[derive(Clone)]
+struct Pieces {
+    at: u64,
+    pieces: Vec<Bytes>,
+}
+
 impl Core {
     fn new() -> Self {
-        Self { table: table(0), log: Vec::new(), appended: 0, outputs: Vec::new(), unix_ms: 1_000_000 }
+        Self {
+            table: table(0),
+            log: Vec::new(),
+            appended: 0,
+            snapshot: None,
+            begun: None,
+            outputs: Vec::new(),
+            unix_ms: 1_000_000,
+        }
     }
 
+    /// Another owner: it has the log and the last whole snapshot.
     fn restart(&self) -> Self {
         let mut table = table(self.appended);
+        let first = self.appended + 1 - self.log.len() as u64;
+        table.begin_replay(first);
+        for piece in
+            self.snapshot.iter().filter(|whole| whole.at + 1 >= first).flat_map(|whole| &whole.pieces)
+        {
+            table.restore_piece(piece).expect("our own snapshot");
+        }
         for frame in &self.log {
             table.replay(frame, self.unix_ms).expect("our own log");
         }
-        Self { table, log: self.log.clone(), outputs: Vec::new(), ..*self }
+        let (log, snapshot) = (self.log.clone(), self.snapshot.clone());
+        Self { table, log, snapshot, begun: None, outputs: Vec::new(), ..*self }
+    }
+
+    fn begin_snapshot(&mut self) {
+        let pieces = Pieces { at: self.appended, pieces: Vec::new() };
+        self.begun = Some((self.table.begin_snapshot(), pieces));
+    }
+
+    fn write_piece(&mut self, max_bytes: usize) {
+        let Some((cursor, whole)) = &mut self.begun else { return };
+        match self.table.snapshot_piece(cursor, max_bytes) {
+            Some(piece) => whole.pieces.push(piece),
+            None => self.snapshot = self.begun.take().map(|(_, whole)| whole),
+        }
+    }
+
+    fn snapshot(&mut self, max_bytes: usize) {
+        self.begin_snapshot();
+        while self.begun.is_some() {
+            self.write_piece(max_bytes);
+        }
+        let whole = self.snapshot.as_ref().expect("written");
+        assert!(whole.pieces.iter().all(|piece| piece.len() <= max_bytes + 10));
+    }
+
+    /// The oldest frames of the log go.
+    fn truncate(&mut self, frames: usize) {
+        self.log.drain(..frames.min(self.log.len()));
     }
 
     fn feed(&mut self, link: LinkId, frame: EdgeFrame) {

@@ -176,6 +176,11 @@ impl Bench {
         self.core.as_ref().expect("a core").sender.try_send(frame).expect("room on the link");
     }
 
+    pub(super) fn rebase(&self, name: &str, epoch: &str, offset: u64) {
+        let position = Position::new(Epoch::new(epoch), Offset(offset));
+        self.send(CoreFrame::Rebased { channel: channel(name), position });
+    }
+
     pub(super) fn publish(&self, name: &str, offset: u64) {
         let frame = Arc::new(SharedFrame::new(ServerBody::Publication(publication(name, offset))));
         self.send(CoreFrame::Publication(Delivery { channel: channel(name), offset: Offset(offset), frame }));
@@ -294,7 +299,14 @@ impl Client {
 
     pub(super) fn subscribe(&self, id: u64, channel: &str, position: Option<Position>) {
         let position = position.map(Into::into);
-        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position, rank: 0 }));
+        self.say(
+            id,
+            ClientBody::Subscribe(Subscribe {
+                channel: channel.to_owned(),
+                position,
+                ..Subscribe::default()
+            }),
+        );
     }
 
     /// Subscribes from `head` on.
@@ -455,6 +467,16 @@ impl Client {
         self.wire.borrow().catch_ups_finished
     }
 
+    /// The epochs that each subscription's lanes were given.
+    pub(super) fn epochs(&self) -> Vec<(u32, String)> {
+        self.wire.borrow().epochs.clone()
+    }
+
+    /// The ids of the frames in all datagrams.
+    pub(super) fn marks(&self) -> Vec<u64> {
+        self.wire.borrow().datagrams.iter().flat_map(decode).map(|frame| frame.id).collect()
+    }
+
     pub(super) fn lanes(&self) -> Vec<String> {
         self.wire.borrow().lanes.clone()
     }
@@ -505,6 +527,7 @@ struct Wire {
     inbound: VecDeque<Result<Inbound, RecvError>>,
     written: Vec<(Lane, Bytes)>,
     lanes: Vec<String>,
+    epochs: Vec<(u32, String)>,
     jammed: bool,
     blocked: BTreeSet<Lane>,
     breaks_after: Option<usize>,
@@ -529,6 +552,7 @@ impl Wire {
             inbound: VecDeque::new(),
             written: Vec::new(),
             lanes: Vec::new(),
+            epochs: Vec::new(),
             jammed: false,
             blocked: BTreeSet::new(),
             breaks_after: None,
@@ -586,6 +610,10 @@ impl Connection for Scripted {
     fn open_lane(&mut self, subscription: u32, channel: &ChannelName, rank: i8) {
         let rank = if rank == 0 { String::new() } else { format!(" {rank}") };
         self.0.borrow_mut().lanes.push(format!("open {subscription} {channel}{rank}"));
+    }
+
+    fn begin_epoch(&mut self, subscription: u32, epoch: &Epoch) {
+        self.0.borrow_mut().epochs.push((subscription, epoch.as_str().to_owned()));
     }
 
     fn rank_lane(&mut self, subscription: u32, rank: i8) {

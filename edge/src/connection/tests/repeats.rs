@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::{ClientBody, Connect};
 use tidegate_transport::{Lane, PathStats, TransportKind};
 
@@ -92,6 +93,24 @@ fn a_client_that_is_behind_is_not_sent_anything_again() {
         until(|| client.offsets("room").ends_with(&[52])).await;
         tokio::time::sleep(RTT).await;
         assert_eq!(client.datagrams(), 0, "nor is what was late itself");
+    });
+}
+
+#[test]
+fn what_is_sent_again_bears_the_mark_of_its_epoch_and_nothing_of_an_epoch_that_is_over_is() {
+    simulate(Limits::default(), async |bench| {
+        let client = subscriber(bench, TransportKind::Quic, true, 20).await;
+        let mark = |epoch| u64::from(Epoch::new(epoch).mark());
+        bench.publish("room", 51);
+        until(|| client.offsets("room").ends_with(&[51])).await;
+        tokio::time::sleep(RTT / 4).await;
+        assert_eq!((client.repeated(), client.marks()), (vec![vec![51]], vec![mark("e")]));
+        bench.rebase("room", "f", 0);
+        bench.publish("room", 1);
+        until(|| client.offsets("room").ends_with(&[1])).await;
+        tokio::time::sleep(RTT).await;
+        assert_eq!(client.repeated(), [[51], [1], [1]], "51 is due once more, and is not sent");
+        assert_eq!(client.marks()[1..], [mark("f"); 2]);
     });
 }
 

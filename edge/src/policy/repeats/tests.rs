@@ -50,7 +50,7 @@ impl Bench {
     }
 
     fn send(&mut self, slot: u32, bytes: Bytes) -> bool {
-        self.repeats.handle_sent(|| self.now, slot, &bytes)
+        self.repeats.handle_sent(|| self.now, slot, &bytes, || bytes.clone())
     }
 
     fn item(&mut self, slot: u32, fill: u8) {

@@ -116,6 +116,15 @@ fn lanes_take_turns_behind_control_and_catch_up_comes_first() {
 }
 
 #[test]
+fn a_control_frame_that_waits_goes_before_whatever_is_sent_after_it() {
+    let mut backlog = Backlog::default();
+    backlog.push_control(BOUNDS, Bytes::from_static(b"subscribed")).unwrap();
+    assert!(backlog.holds_up(0, false) && backlog.holds_up(0, true));
+    let pumped = backlog.pump(false, None, |_, _| Ok::<_, ()>(Sent::Taken)).unwrap();
+    assert!(pumped.blocked.is_empty() && !backlog.holds_up(0, false));
+}
+
+#[test]
 fn a_blocked_stream_does_not_hold_up_another() {
     let mut backlog = Backlog::default();
     for slot in 0..3 {

@@ -117,7 +117,7 @@ async fn frames_at_the_wrong_time_or_place_end_the_session() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_over_a_limit_are_refused_and_the_session_lives_on() -> Result<()> {
     let config = "namespaces_unknown = \"refuse\"\n[limits]\nsubscriptions = 8\n[namespaces.room]\n[namespaces.calm]\n\
-                  [namespaces.typing]\nephemeral_only = true\n";
+                  [namespaces.typing]\nephemeral_only = true\npresence = \"off\"\n";
     let gateway = Gateway::dev(config).await?;
     let mut bystanders = Bystanders::begin(&gateway).await?;
     let payload = "x".repeat((64 << 10) - 1);
@@ -146,7 +146,7 @@ async fn requests_over_a_limit_are_refused_and_the_session_lives_on() -> Result<
         ("publishing there", json!({ "publish": { "channel": "sea:1", "data": 1 } }), 404),
         ("durable where nothing is", json!({ "publish": { "channel": "typing:1", "data": 1 } }), 403),
         ("leaving what was not joined", json!({ "unsubscribe": { "channel": "room:1" } }), 404),
-        ("presence", json!({ "presence": { "channel": "room:1" } }), 501),
+        ("presence where none is kept", json!({ "presence": { "channel": "typing:1" } }), 501),
         ("rpc", json!({ "rpc": { "method": "a", "data": 1 } }), 501),
         ("a bad token", json!({ "refresh": { "token": "not a token" } }), 401),
         ("a large token", json!({ "refresh": { "token": "t".repeat((8 << 10) + 1) } }), 413),

@@ -269,8 +269,28 @@ fn a_payload_does_not_hold_on_to_the_buffer_that_it_came_in() {
 }
 
 #[test]
+fn frames_are_given_an_id_without_being_decoded() {
+    // Around the lengths at which the length itself takes another byte.
+    for size in [0, 1, 90, 100, 103, 104, 105, 106, 107, 110, 500] {
+        let publication = |offset: u64| crate::frame::Publication {
+            channel: "room:1".to_owned(),
+            offset,
+            data_base64: Some(Bytes::from(vec![7; size])),
+            ..crate::frame::Publication::default()
+        };
+        let frame = |id, offset| ServerFrame::new(id, ServerBody::Publication(publication(offset)));
+        let joined = [encode_delimited(&frame(0, 1)), encode_delimited(&frame(0, 2))].concat();
+        for id in [1, 127, 128, u64::from(u32::MAX)] {
+            let decoded: Vec<ServerFrame> =
+                decode_message(with_id(&joined, id), LIMIT).expect("our own frames");
+            assert_eq!(decoded, [frame(id, 1), frame(id, 2)], "{size} {id}");
+        }
+    }
+}
+
+#[test]
 fn a_header_comes_before_the_frames_of_a_stream() {
-    let header = StreamHeader { channel: "room:1".to_owned(), catch_up: true };
+    let header = StreamHeader { channel: "room:1".to_owned(), catch_up: true, epoch: "7f3a".to_owned() };
     let ping = ServerFrame::new(0, ServerBody::Ping(crate::frame::Ping::default()));
     let mut decoder = Decoder::new(LIMIT);
     let mut found = None;

@@ -5,13 +5,15 @@ use std::time::{Duration, Instant};
 use rand::Rng;
 use serde_json::value::RawValue;
 
-use crate::frame::{self, ClientBody, ClientFrame, CloseCode, HistoryRequest, Payload, Publish};
+use crate::frame::{
+    self, ClientBody, ClientFrame, CloseCode, HistoryRequest, Payload, PresenceRequest, Publish,
+};
 use crate::{ChannelName, Position};
 
 use super::connections::{Connection, Side, Stage};
 use super::event::{CommandError, Event, RequestId};
 use super::requests::Request;
-use super::subscription::{Phase, Subscription};
+use super::subscription::{Phase, SubscribeOptions, Subscription};
 use super::{Session, State};
 
 impl Session {
@@ -23,33 +25,32 @@ impl Session {
         }
     }
 
-    /// Joins a channel, after `position` or from its head. Where much waits to be sent to this client, channels of a
-    /// higher `rank` go first.
+    /// Joins a channel, after `position` or from its head.
     pub fn subscribe(
         &mut self,
         now: Instant,
         channel: ChannelName,
         position: Option<Position>,
-        rank: i8,
+        options: SubscribeOptions,
     ) -> Result<(), CommandError> {
         self.check_alive()?;
         let bounds = self.hold_bounds();
         if let Some(subscription) = self.subscriptions.get_mut(channel.as_str()) {
             if subscription.left {
                 // Asked for when the server knows of the leaving.
-                subscription.begin_anew(position, rank);
+                subscription.begin_anew(position, options);
                 return Ok(());
             }
             if !subscription.server {
                 return Err(CommandError::AlreadySubscribed);
             }
-            self.adopt(&channel, position, rank);
+            self.adopt(&channel, position, options);
             return Ok(());
         }
         if self.subscriptions.len() >= self.config.max_subscriptions {
             return Err(CommandError::TooManySubscriptions);
         }
-        let mut subscription = Subscription::new(channel.clone(), position, rank, bounds);
+        let mut subscription = Subscription::new(channel.clone(), position, options, bounds);
         if self.next.is_some() {
             subscription.begin_move();
         }
@@ -117,6 +118,12 @@ impl Session {
         })))
     }
 
+    /// Asks who is on a channel; `Presence` follows.
+    pub fn presence(&mut self, channel: &ChannelName) -> Result<RequestId, CommandError> {
+        self.check_room()?;
+        Ok(self.request(Request::Presence(PresenceRequest { channel: channel.as_str().to_owned() })))
+    }
+
     /// Gives a new token; `Refreshed` follows. Without an open connection it serves the next one.
     pub fn refresh(&mut self, now: Instant, token: String) -> Result<RequestId, CommandError> {
         self.check_room()?;
@@ -171,11 +178,11 @@ impl Session {
     }
 
     /// The app asks for a subscription that the server began.
-    fn adopt(&mut self, channel: &ChannelName, position: Option<Position>, rank: i8) {
+    fn adopt(&mut self, channel: &ChannelName, position: Option<Position>, options: SubscribeOptions) {
         let Some(subscription) = self.subscriptions.get_mut(channel) else { return };
         subscription.server = false;
         let live = subscription.line.phase == Phase::Live;
-        if position.is_none() && rank == 0 {
+        if position.is_none() && options == SubscribeOptions::default() {
             if let (true, Some(position)) = (live, subscription.position.clone()) {
                 self.events.push_back(Event::Subscribed {
                     channel: channel.clone(),
@@ -188,7 +195,7 @@ impl Session {
             return;
         }
         let position = position.or_else(|| subscription.position.clone());
-        subscription.begin_anew(position, rank);
+        subscription.begin_anew(position, options);
         self.leave(channel);
     }
 
@@ -199,7 +206,7 @@ impl Session {
             let Some(line) = subscription.and_then(|subscription| subscription.line_mut(side)) else {
                 continue;
             };
-            line.clear_held();
+            line.clear();
             match line.phase {
                 Phase::Resyncing { request } => line.phase = Phase::Leaving { request },
                 Phase::Asked { .. } | Phase::Live => {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::ConnectionId;
 use crate::frame::{ClientBody, ClientFrame, CloseCode, Connect, Empty, Publication, ReconnectPolicy};
 
+use super::carrier::Numbering;
 use super::probe::Probe;
 use super::requests::{Lane, Requests};
 use super::{Config, Event, Session, State, Transmit};
@@ -47,7 +48,7 @@ pub(super) enum Stage {
         /// The handshake is not complete: what is sent may be recorded, and sent again by others.
         early: bool,
         /// Publications of subscriptions that only `connected` will name.
-        publications: Vec<Publication>,
+        publications: Vec<(Numbering, Publication)>,
     },
     /// `connected` came.
     Open {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::frame::{CloseCode, Ephemeral, ErrorReply, Publication, ReconnectPolicy};
+use crate::frame::{CloseCode, Ephemeral, ErrorReply, Join, Leave, Presence, Publication, ReconnectPolicy};
 use crate::{ChannelName, ConnectionId, Position};
 
 /// A request of the app, as its command named it.
@@ -96,6 +96,20 @@ pub enum Event {
         /// The item.
         ephemeral: Ephemeral,
     },
+    /// A user who was not on a watched channel is now.
+    Join {
+        /// Which one.
+        channel: ChannelName,
+        /// Who, and when.
+        join: Join,
+    },
+    /// A user who was on a watched channel is not any more.
+    Leave {
+        /// Which one.
+        channel: ChannelName,
+        /// Who, and when.
+        leave: Leave,
+    },
     /// A subscription ended: it is not taken up again.
     Unsubscribed {
         /// Which one.
@@ -116,6 +130,13 @@ pub enum Event {
         request: RequestId,
         /// What is retained.
         result: Result<History, RequestError>,
+    },
+    /// A request for who is on a channel was answered.
+    Presence {
+        /// Which one.
+        request: RequestId,
+        /// Who is there.
+        result: Result<Presence, RequestError>,
     },
     /// A refresh was answered.
     Refreshed {

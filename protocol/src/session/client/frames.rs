@@ -11,10 +11,11 @@ use crate::frame::{
 use crate::{ChannelName, Position};
 
 use super::Session;
+use super::carrier::Numbering;
 use super::connections::{Side, Stage};
 use super::event::{Event, History, RequestError, RequestId, SessionError};
 use super::requests::Request;
-use super::subscription::{Need, Phase, Subscription};
+use super::subscription::{Need, Phase, SubscribeOptions, Subscription};
 
 impl Session {
     pub(super) fn handle_connected(
@@ -56,7 +57,8 @@ impl Session {
             {
                 continue;
             }
-            let mut subscription = Subscription::new(name.clone(), None, 0, self.hold_bounds());
+            let mut subscription =
+                Subscription::new(name.clone(), None, SubscribeOptions::default(), self.hold_bounds());
             subscription.server = true;
             if self.next.is_some() {
                 subscription.begin_move();
@@ -65,24 +67,30 @@ impl Session {
             self.subscriptions.insert(name.clone(), subscription);
             self.meet(side, &name, if missed_early { Need::Resync } else { need });
         }
-        for publication in early {
-            self.handle_publication(now, side, publication);
+        for (numbering, publication) in early {
+            self.handle_publication(now, side, numbering, publication);
         }
         self.ask_waiting(now, side.other());
         Ok(())
     }
 
-    pub(super) fn handle_publication(&mut self, now: Instant, side: Side, publication: Publication) {
+    pub(super) fn handle_publication(
+        &mut self,
+        now: Instant,
+        side: Side,
+        numbering: Numbering,
+        publication: Publication,
+    ) {
         let Some(subscription) = self.subscriptions.get_mut(publication.channel.as_str()) else {
             if let Some(Stage::Opening { publications, .. }) =
                 self.connection_mut(side).map(|connection| &mut connection.stage)
                 && publications.len() < MAX_EARLY
             {
-                publications.push(publication);
+                publications.push((numbering, publication));
             }
             return;
         };
-        let need = subscription.handle_publication(side, now, publication, &mut self.events);
+        let need = subscription.handle_publication(side, now, numbering, publication, &mut self.events);
         let channel = subscription.channel().clone();
         if let Some(connection) = self.connection_mut(side) {
             connection.probe.handle_item(now);
@@ -91,18 +99,33 @@ impl Session {
     }
 
     pub(super) fn handle_ephemeral(&mut self, now: Instant, side: Side, ephemeral: frame::Ephemeral) {
+        if let Some(channel) = self.ephemeral_of(now, side, &ephemeral.channel) {
+            self.events.push_back(Event::Ephemeral { channel, ephemeral });
+        }
+    }
+
+    pub(super) fn handle_join(&mut self, now: Instant, side: Side, join: frame::Join) {
+        if let Some(channel) = self.ephemeral_of(now, side, &join.channel) {
+            self.events.push_back(Event::Join { channel, join });
+        }
+    }
+
+    pub(super) fn handle_leave(&mut self, now: Instant, side: Side, leave: frame::Leave) {
+        if let Some(channel) = self.ephemeral_of(now, side, &leave.channel) {
+            self.events.push_back(Event::Leave { channel, leave });
+        }
+    }
+
+    /// The channel of an at-most-once item, where it counts.
+    fn ephemeral_of(&mut self, now: Instant, side: Side, channel: &str) -> Option<ChannelName> {
         if let Some(connection) = self.connection_mut(side) {
             connection.probe.handle_item(now);
         }
-        let subscription = self.subscriptions.get(ephemeral.channel.as_str());
+        let subscription = self.subscriptions.get(channel)?;
         // While both connections bring them, one of them counts: the one that is live.
-        let from = |subscription: &Subscription| {
-            let is_live = |side| subscription.line(side).is_some_and(|line| line.phase == Phase::Live);
-            if is_live(Side::Next) { Side::Next } else { Side::Current }
-        };
-        if let Some(subscription) = subscription.filter(|one| !one.left && from(one) == side) {
-            self.events.push_back(Event::Ephemeral { channel: subscription.channel().clone(), ephemeral });
-        }
+        let is_live = |side| subscription.line(side).is_some_and(|line| line.phase == Phase::Live);
+        let from = if is_live(Side::Next) { Side::Next } else { Side::Current };
+        (!subscription.left && from == side).then(|| subscription.channel().clone())
     }
 
     pub(super) fn handle_ping(&mut self, side: Side, ping: frame::Ping) {
@@ -148,7 +171,7 @@ impl Session {
         }
         if moves && side == Side::Current {
             // The next connection will say so as well, or know better.
-            line.clear_held();
+            line.clear();
             line.phase = Phase::Ended;
             return;
         }
@@ -201,6 +224,9 @@ impl Session {
                 let result = Ok(History { position: position.into(), recovered, publications });
                 self.events.push_back(Event::History { request: request_id, result });
             }
+            (Request::Presence(_), ServerBody::Presence(presence)) => {
+                self.events.push_back(Event::Presence { request: request_id, result: Ok(presence) });
+            }
             (Request::Refresh(token), ServerBody::Refreshed(refreshed)) => {
                 self.token = Some(token);
                 if let Some(connection) = self.connection_mut(side)
@@ -249,7 +275,7 @@ impl Session {
         if line.phase != (Phase::Asked { request: id }) {
             return;
         }
-        line.clear_held();
+        line.clear();
         line.attempts = line.attempts.saturating_add(1);
         if error.retry {
             let bound = SUBSCRIBE_RETRY.saturating_mul(1 << line.attempts.min(6)).min(SUBSCRIBE_RETRY_CAP);

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::ChannelName;
-use crate::frame::{ClientBody, ClientFrame, HistoryRequest, Publish, Refresh, Subscribe, Unsubscribe};
+use crate::frame::{
+    ClientBody, ClientFrame, HistoryRequest, PresenceRequest, Publish, Refresh, Subscribe, Unsubscribe,
+};
 
 /// What was asked, with what is needed to ask again.
 #[derive(Debug)]
@@ -13,6 +15,7 @@ pub(super) enum Request {
     Unsubscribe(ChannelName),
     Publish(Publish),
     History(HistoryRequest),
+    Presence(PresenceRequest),
     Refresh(String),
 }
 
@@ -20,7 +23,7 @@ impl Request {
     /// Made by the app: counts towards its bounds, is resolved by an event, and is asked again on other connections.
     /// The rest is of one connection.
     fn is_of_app(&self) -> bool {
-        matches!(self, Self::Publish(_) | Self::History(_) | Self::Refresh(_))
+        matches!(self, Self::Publish(_) | Self::History(_) | Self::Presence(_) | Self::Refresh(_))
     }
 
     fn weight(&self) -> usize {
@@ -41,6 +44,7 @@ impl Request {
             }
             Self::Publish(publish) => ClientBody::Publish(publish.clone()),
             Self::History(history) => ClientBody::History(history.clone()),
+            Self::Presence(presence) => ClientBody::Presence(presence.clone()),
             Self::Refresh(token) => ClientBody::Refresh(Refresh { token: token.clone() }),
         }
     }

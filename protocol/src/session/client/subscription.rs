@@ -1,6 +1,7 @@
 //! Sans-io: one subscription of a client: puts publications in order, drops duplicates, notices what is missing. While the
 //! session moves from one connection to another it takes from both, whichever has the next first.
 
+mod ahead;
 mod line;
 
 use std::collections::VecDeque;
@@ -9,6 +10,7 @@ use std::time::Instant;
 use crate::frame::{Publication, Subscribed};
 use crate::{ChannelName, Epoch, Offset, Position};
 
+use super::carrier::Numbering;
 use super::{Event, SessionError, Side};
 
 pub(super) use line::{Line, Phase};
@@ -25,6 +27,15 @@ pub(super) enum Need {
     Restart,
 }
 
+/// How a channel is joined.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SubscribeOptions {
+    /// Where much waits to be sent to this client, channels of a higher rank go first.
+    pub rank: i8,
+    /// To be told who joins and leaves.
+    pub presence: bool,
+}
+
 /// Bounds of the hold buffer: of each connection's own.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HoldBounds {
@@ -37,8 +48,6 @@ struct Beginning {
     head: Position,
     /// Everything after that comes.
     recovered: Option<Offset>,
-    /// Another numbering than the one that was asked with, or that was live.
-    new_epoch: bool,
     /// The server has less than it was asked after.
     is_behind: bool,
     /// Another numbering than the subscription's is later than that: this side was at it, and is not any more.
@@ -48,7 +57,7 @@ struct Beginning {
 #[derive(Debug)]
 pub(super) struct Subscription {
     channel: ChannelName,
-    pub(super) rank: i8,
+    pub(super) options: SubscribeOptions,
     /// The last publication delivered; `None` to begin at the head.
     pub(super) position: Option<Position>,
     /// Begun by the server, and not yet asked for by the app.
@@ -68,12 +77,12 @@ impl Subscription {
     pub(super) fn new(
         channel: ChannelName,
         position: Option<Position>,
-        rank: i8,
+        options: SubscribeOptions,
         bounds: HoldBounds,
     ) -> Self {
         Self {
             channel,
-            rank,
+            options,
             position,
             server: false,
             left: false,
@@ -103,8 +112,8 @@ impl Subscription {
     }
 
     /// The app asks anew, from `position`, for what it had left or had never asked for.
-    pub(super) fn begin_anew(&mut self, position: Option<Position>, rank: i8) {
-        (self.position, self.rank) = (position, rank);
+    pub(super) fn begin_anew(&mut self, position: Option<Position>, options: SubscribeOptions) {
+        (self.position, self.options) = (position, options);
         (self.left, self.server, self.told) = (false, false, false);
     }
 
@@ -185,7 +194,7 @@ impl Subscription {
             } else if !(same && recovered.is_some_and(|from| from <= has.offset)) {
                 if let Some(line) = self.line_mut(side) {
                     line.phase = Phase::Live;
-                    line.clear_held();
+                    line.clear();
                 }
                 return Ok(Need::Restart);
             }
@@ -194,7 +203,7 @@ impl Subscription {
         let is_behind = !new_epoch && asked.is_some_and(|asked| asked.offset > head.offset);
         let present = self.position.as_ref().map(|position| &position.epoch);
         let is_news = asked.is_some_and(|asked| Some(&asked.epoch) == present);
-        let beginning = Beginning { head, recovered, new_epoch, is_behind, is_news };
+        let beginning = Beginning { head, recovered, is_behind, is_news };
         Ok(self.begin_line(side, now, beginning, subscribed, events))
     }
 
@@ -206,13 +215,8 @@ impl Subscription {
         subscribed: Subscribed,
         events: &mut VecDeque<Event>,
     ) -> Result<Need, SessionError> {
-        let beginning = Beginning {
-            head: head_of(&subscribed)?,
-            recovered: None,
-            new_epoch: false,
-            is_behind: false,
-            is_news: true,
-        };
+        let beginning =
+            Beginning { head: head_of(&subscribed)?, recovered: None, is_behind: false, is_news: true };
         Ok(self.begin_line(side, now, beginning, subscribed, events))
     }
 
@@ -230,9 +234,8 @@ impl Subscription {
             Phase::Live => {
                 let is_news = line.is_of(position.as_ref());
                 let head = head_of(&subscribed)?;
-                let new_epoch = line.epoch != head.epoch;
                 // One that was overtaken by what it says will be missing: nothing is.
-                let stale = !new_epoch
+                let stale = line.epoch == head.epoch
                     && self
                         .position
                         .as_ref()
@@ -240,14 +243,12 @@ impl Subscription {
                 if stale {
                     return Ok(Need::Nothing);
                 }
-                let beginning = Beginning { head, recovered: None, new_epoch, is_behind: false, is_news };
+                let beginning = Beginning { head, recovered: None, is_behind: false, is_news };
                 return Ok(self.begin_line(side, now, beginning, subscribed, events));
             }
-            Phase::Asked { .. } => {
-                line.clear_held();
-                line.rebased = true;
-            }
             Phase::Resyncing { request } => line.phase = Phase::Leaving { request },
+            // Of a subscription that the answer, which comes behind it, knows nothing of.
+            Phase::Asked { .. } => {}
             Phase::Waiting { .. } | Phase::Leaving { .. } | Phase::Ended => {}
         }
         Ok(Need::Nothing)
@@ -258,18 +259,19 @@ impl Subscription {
         &mut self,
         side: Side,
         now: Instant,
+        numbering: Numbering,
         publication: Publication,
         events: &mut VecDeque<Event>,
     ) -> Need {
         let last = self.last();
         let position = self.position.clone();
         let Some(line) = self.line_mut(side) else { return Need::Nothing };
+        if matches!(line.phase, Phase::Waiting { .. } | Phase::Leaving { .. } | Phase::Ended) {
+            return Need::Nothing;
+        }
+        let Some(publication) = line.admit(numbering, publication) else { return Need::Nothing };
         match line.phase {
-            Phase::Waiting { .. } | Phase::Leaving { .. } | Phase::Ended => Need::Nothing,
-            Phase::Asked { .. } => {
-                if !line.rebased {
-                    line.hold(publication);
-                }
+            Phase::Waiting { .. } | Phase::Leaving { .. } | Phase::Ended | Phase::Asked { .. } => {
                 Need::Nothing
             }
             // The other connection knows of another numbering; this one has yet to be told.
@@ -302,11 +304,11 @@ impl Subscription {
         subscribed: Subscribed,
         events: &mut VecDeque<Event>,
     ) -> Need {
-        let Beginning { head, recovered, new_epoch, is_behind, is_news } = beginning;
+        let Beginning { head, recovered, is_behind, is_news } = beginning;
         let vouched = self.is_vouched_by(side.other());
         let Some(line) = self.line_mut(side) else { return Need::Nothing };
         line.phase = Phase::Live;
-        line.epoch = head.epoch.clone();
+        let lossy = line.begin_epoch(&head.epoch);
         line.head = head.offset;
         line.from = recovered.unwrap_or(head.offset);
         line.conflated = subscribed.conflated;
@@ -330,29 +332,19 @@ impl Subscription {
             _ => self.move_to(head, events),
         }
         let position = self.position.clone();
-        let last = self.last();
         let Some(line) = self.line_mut(side) else { return Need::Nothing };
         if !line.is_of(position.as_ref()) {
             line.pass_over_held();
             for publication in subscribed.publications {
                 line.pass_over(publication.offset);
             }
-            return Need::Nothing;
+            return if lossy { Need::Resync } else { Need::Nothing };
         }
-        let overlaps = line.pruned || line.held.last_key_value().is_some_and(|(offset, _)| *offset > last);
-        let unsure = line.rebased || (new_epoch && overlaps);
         for publication in subscribed.publications {
             self.put_in_order(side, now, publication, events);
         }
-        if unsure {
-            // What was held may be of either numbering: only the server can tell.
-            if let Some(line) = self.line_mut(side) {
-                line.clear_held();
-            }
-            return Need::Restart;
-        }
         self.release_held(now, events);
-        self.need(side)
+        if lossy { Need::Resync } else { self.need(side) }
     }
 
     /// Continues from `head`, and tells that something was missed.
@@ -428,7 +420,7 @@ impl Subscription {
             line.progress = Some(now);
             line.attempts = 0;
             if matches!(line.phase, Phase::Asked { .. }) {
-                line.prune(publication.offset);
+                line.prune(&position);
             }
         }
         self.position = Some(position.clone());

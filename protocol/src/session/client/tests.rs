@@ -4,6 +4,7 @@
 
 mod model;
 mod moving;
+mod presence;
 
 use bytes::Bytes;
 
@@ -90,7 +91,7 @@ impl Rig {
 
     /// Subscribes, and answers with `head`.
     fn subscribe(&mut self, name: &str, head: u64) {
-        self.session.subscribe(self.now, channel(name), None, 0).expect("taken");
+        self.session.subscribe(self.now, channel(name), None, SubscribeOptions::default()).expect("taken");
         let (id, body) = self.transmit();
         assert!(matches!(body, ClientBody::Subscribe(_)));
         self.feed(id, subscribed(name, head, false, &[]));
@@ -110,8 +111,22 @@ impl Rig {
             .collect()
     }
 
+    /// By the subscription's stream.
     fn publication(&mut self, name: &str, offset: u64) {
-        self.feed(0, ServerBody::Publication(publication(name, offset)));
+        self.publication_of("e", name, offset);
+    }
+
+    fn publication_of(&mut self, epoch: &str, name: &str, offset: u64) {
+        self.read(&Carrier::Stream(Epoch::new(epoch)), 0, name, offset);
+    }
+
+    fn read(&mut self, carrier: &Carrier, id: u64, name: &str, offset: u64) {
+        let frame = ServerFrame::new(id, ServerBody::Publication(publication(name, offset)));
+        self.read_on(self.newest(), carrier, frame);
+    }
+
+    fn read_on(&mut self, connection: ConnectionId, carrier: &Carrier, frame: ServerFrame) {
+        self.session.handle_frame_on(self.now, connection, carrier, frame).expect("a frame that may come");
     }
 
     fn lose(&mut self) {
@@ -163,7 +178,7 @@ fn payload() -> Payload {
 #[test]
 fn connect_goes_first_and_requests_follow_it_without_waiting() {
     let mut rig = Rig::new();
-    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()).unwrap();
     rig.session.publish(&channel("a"), payload(), None).unwrap();
     rig.session.publish_ephemeral(&channel("a"), payload()).unwrap();
     assert_eq!(rig.transmits(), [], "nothing is sent without a connection");
@@ -180,7 +195,14 @@ fn connect_goes_first_and_requests_follow_it_without_waiting() {
 #[test]
 fn publications_that_overtake_the_answer_are_held() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(3))), 0).unwrap();
+    rig.session
+        .subscribe(
+            rig.now,
+            channel("a"),
+            Some(Position::new(Epoch::new("e"), Offset(3))),
+            SubscribeOptions::default(),
+        )
+        .unwrap();
     let (id, _) = rig.transmit();
     rig.publication("a", 7);
     rig.publication("a", 6);
@@ -192,7 +214,14 @@ fn publications_that_overtake_the_answer_are_held() {
 #[test]
 fn live_publications_that_overtake_catch_up_wait_for_it() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), Some(Position::new(Epoch::new("e"), Offset(0))), 0).unwrap();
+    rig.session
+        .subscribe(
+            rig.now,
+            channel("a"),
+            Some(Position::new(Epoch::new("e"), Offset(0))),
+            SubscribeOptions::default(),
+        )
+        .unwrap();
     let (id, _) = rig.transmit();
     rig.feed(id, subscribed("a", 4, true, &[1]));
     rig.publication("a", 5);
@@ -284,25 +313,96 @@ fn a_rebase_is_told_and_goes_on_from_the_new_position() {
     assert_eq!(offsets.collect::<Vec<_>>(), [51, 52]);
 }
 
+/// `subscribed` without an id, for another epoch.
+fn rebased(epoch: &str, offset: u64) -> ServerBody {
+    ServerBody::Subscribed(Subscribed {
+        channel: "a".to_owned(),
+        position: Some(frame::Position { epoch: epoch.to_owned(), offset }),
+        ..Subscribed::default()
+    })
+}
+
 #[test]
-fn what_was_held_before_a_new_epoch_is_asked_for_instead() {
+fn publications_of_another_epoch_wait_to_be_told_of_it_or_are_dropped() {
     let mut rig = Rig::opened();
     rig.subscribe("a", 10);
+    // The gap is of the epoch that ends; what overtook the news of the next one is kept.
     rig.publication("a", 12);
-    let rebase = Subscribed {
-        channel: "a".to_owned(),
-        position: Some(frame::Position { epoch: "other".to_owned(), offset: 1 }),
-        ..Subscribed::default()
-    };
-    rig.feed(0, ServerBody::Subscribed(rebase));
+    rig.publication_of("other", "a", 3);
+    rig.publication_of("third", "a", 1);
+    rig.publication_of("other", "a", 2);
     assert_eq!(rig.offsets(), Vec::<u64>::new());
+    rig.feed(0, rebased("other", 1));
+    assert_eq!(rig.offsets(), [2, 3]);
+    // Late, of the old stream: next by its number.
+    rig.publication("a", 4);
+    assert_eq!(rig.offsets(), Vec::<u64>::new());
+    rig.publication_of("other", "a", 4);
+    rig.feed(0, rebased("third", 0));
+    rig.publication_of("other", "a", 2);
+    rig.publication_of("third", "a", 2);
+    assert_eq!(rig.offsets(), [4, 1, 2]);
+    assert_eq!(rig.transmits(), [], "nothing had to be asked for");
+}
+
+#[test]
+fn a_datagram_counts_where_it_bears_the_mark_of_the_epoch() {
+    let mut rig = Rig::opened();
+    rig.subscribe("a", 10);
+    let mark = |epoch: &str| u64::from(Epoch::new(epoch).mark());
+    rig.read(&Carrier::Datagram, mark("e"), "a", 11);
+    rig.read(&Carrier::Datagram, 0, "a", 12);
+    assert_eq!(rig.offsets(), [11], "without a mark it may be of any");
+    rig.read(&Carrier::Datagram, mark("other"), "a", 6);
+    rig.feed(0, rebased("other", 5));
+    rig.read(&Carrier::Datagram, mark("e"), "a", 7);
+    assert_eq!(rig.offsets(), [6]);
+    rig.publication_of("other", "a", 7);
+    assert_eq!(rig.offsets(), [7]);
+}
+
+#[test]
+fn what_does_not_fit_before_the_news_of_its_epoch_is_asked_for() {
+    let mut rig = Rig::with_config(Config { max_held: 3, ..Config::default() });
+    rig.open(Connected::default());
+    rig.subscribe("a", 10);
+    for offset in 1..=4 {
+        rig.publication_of("other", "a", offset);
+    }
+    assert_eq!(rig.transmits(), []);
+    rig.feed(0, rebased("other", 0));
+    assert_eq!(rig.offsets(), [1, 2, 3]);
     assert!(matches!(rig.transmit().1, ClientBody::Unsubscribe(_)));
+}
+
+#[test]
+fn on_the_control_lane_order_tells_the_epoch() {
+    let mut rig = Rig::opened();
+    rig.session
+        .subscribe(
+            rig.now,
+            channel("a"),
+            Some(Position::new(Epoch::new("e"), Offset(3))),
+            SubscribeOptions::default(),
+        )
+        .unwrap();
+    let (id, _) = rig.transmit();
+    // Of a subscription that the server had begun by itself: it comes again.
+    rig.read(&Carrier::Control, 0, "a", 4);
+    rig.feed(0, rebased("other", 7));
+    rig.read(&Carrier::Control, 0, "a", 8);
+    rig.feed(id, rebased("other", 8));
+    rig.read(&Carrier::Control, 0, "a", 9);
+    rig.feed(0, rebased("third", 0));
+    rig.read(&Carrier::Control, 0, "a", 1);
+    assert_eq!(rig.offsets(), [9, 1]);
+    assert_eq!(rig.transmits(), []);
 }
 
 #[test]
 fn conflated_channels_skip() {
     let mut rig = Rig::opened();
-    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()).unwrap();
     let (id, _) = rig.transmit();
     let ServerBody::Subscribed(mut answer) = subscribed("a", 4, false, &[]) else { unreachable!() };
     answer.conflated = true;
@@ -424,7 +524,10 @@ fn close_policies_are_followed() {
         matches!(&events[..], [Event::Closed { code: 4006, .. }, Event::Ended { code: 4006, .. }]),
         "{events:?}"
     );
-    assert_eq!(rig.session.subscribe(rig.now, channel("a"), None, 0), Err(CommandError::Ended));
+    assert_eq!(
+        rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()),
+        Err(CommandError::Ended)
+    );
     assert_eq!(rig.session.poll_timeout(), None);
 }
 
@@ -497,10 +600,10 @@ fn subscriptions_that_the_server_begins_are_told_resumed_and_adopted() {
         ),
         "{events:?}"
     );
-    rig.session.subscribe(rig.now, channel("user:1"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("user:1"), None, SubscribeOptions::default()).unwrap();
     assert!(matches!(rig.events()[..], [Event::Subscribed { server: false, .. }]));
     assert_eq!(
-        rig.session.subscribe(rig.now, channel("user:1"), None, 0),
+        rig.session.subscribe(rig.now, channel("user:1"), None, SubscribeOptions::default()),
         Err(CommandError::AlreadySubscribed)
     );
     rig.lose();
@@ -531,7 +634,7 @@ fn leaving_silences_a_channel_at_once_and_joining_again_waits_for_it() {
     rig.publication("a", 2);
     rig.feed(0, ServerBody::Ephemeral(Ephemeral { channel: "a".to_owned(), ..Ephemeral::default() }));
     assert_eq!(rig.events(), []);
-    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()).unwrap();
     assert_eq!(rig.transmits(), []);
     rig.feed(left, ServerBody::Unsubscribed(Unsubscribed { channel: "a".to_owned(), error: None }));
     let (id, _) = rig.transmit();
@@ -549,7 +652,7 @@ fn leaving_silences_a_channel_at_once_and_joining_again_waits_for_it() {
 fn a_refused_subscription_ends_unless_the_server_says_later() {
     let mut rig = Rig::opened();
     rig.events();
-    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()).unwrap();
     let (id, _) = rig.transmit();
     rig.feed(id, ServerBody::Error(ErrorCode::Unavailable.reply("busy")));
     assert_eq!((rig.events(), rig.transmits()), (vec![], vec![]));
@@ -594,9 +697,9 @@ fn bounds_are_kept() {
         })
         .collect();
     assert_eq!(sent, ["1", "2"], "the oldest was dropped");
-    rig.session.subscribe(rig.now, name.clone(), None, 0).unwrap();
+    rig.session.subscribe(rig.now, name.clone(), None, SubscribeOptions::default()).unwrap();
     assert_eq!(
-        rig.session.subscribe(rig.now, channel("b"), None, 0),
+        rig.session.subscribe(rig.now, channel("b"), None, SubscribeOptions::default()),
         Err(CommandError::TooManySubscriptions)
     );
     let binary = |bytes: usize| Payload::Binary(Bytes::from(vec![0; bytes]));
@@ -641,7 +744,7 @@ fn a_server_that_breaks_the_rules_is_an_error_not_a_panic() {
     let wrong = ServerFrame::new(id, ServerBody::Published(Published::default()));
     assert_eq!(rig.session.handle_frame(rig.now, ConnectionId(1), wrong), Err(SessionError::WrongAnswer));
     assert_eq!(rig.events(), [Event::Published { request, result: Err(RequestError::Unanswered) }]);
-    rig.session.subscribe(rig.now, channel("a"), None, 0).unwrap();
+    rig.session.subscribe(rig.now, channel("a"), None, SubscribeOptions::default()).unwrap();
     let (id, _) = rig.transmit();
     let wrong = ServerFrame::new(id, ServerBody::Subscribed(Subscribed::default()));
     assert!(matches!(

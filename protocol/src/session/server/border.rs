@@ -1,5 +1,6 @@
 //! Sans-io: what a session is told at start, what it asks of its driver, and what ends it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::frame::CloseCode;
@@ -77,6 +78,17 @@ pub enum Event {
         /// What waits of a higher rank goes first. May differ from the one before.
         rank: i8,
     },
+    /// The subscription counts for who is on its channel, until it is gone. Comes again where `watch` changes.
+    Present {
+        /// The session's name for it.
+        slot: u32,
+        /// Which one.
+        channel: ChannelName,
+        /// Who; `None` for an anonymous session.
+        user: Option<Arc<str>>,
+        /// Whether to deliver who joins and leaves.
+        watch: bool,
+    },
     /// The subscription is gone; its slot is free again.
     Unsubscribe {
         /// The session's name for it.
@@ -101,6 +113,13 @@ pub enum Event {
         since: Option<Position>,
         /// At most so many, 0 for all.
         limit: u32,
+    },
+    /// Ask the core, then call [`Session::presence`].
+    Members {
+        /// The request's id.
+        id: u64,
+        /// Which one.
+        channel: ChannelName,
     },
     /// Check the token, then call [`Session::refreshed`].
     Refresh {

@@ -50,6 +50,8 @@ pub(super) struct Subscription {
     /// The token asked for it, and the client has not taken it up.
     pub(super) server_side: bool,
     pub(super) rank: i8,
+    /// The client asked to be told who joins and leaves, and may be.
+    pub(super) watches: bool,
 }
 
 impl Subscription {
@@ -88,6 +90,7 @@ impl Subscriptions {
             state: State::Starting { origin, ask },
             server_side: origin == Origin::Token,
             rank,
+            watches: false,
         };
         self.len += 1;
         let slot = match self.slots.iter().position(Option::is_none) {

@@ -53,7 +53,11 @@ impl Bench {
 
     /// A session that is open, anonymous, with nothing said since.
     fn open() -> Self {
-        let mut bench = Self::new(|_| (), None);
+        Self::open_with(|_| ())
+    }
+
+    fn open_with(change: impl FnOnce(&mut Settings)) -> Self {
+        let mut bench = Self::new(change, None);
         bench.connect();
         bench.sent.clear();
         bench.asked.clear();
@@ -93,7 +97,14 @@ impl Bench {
 
     fn subscribe(&mut self, id: u64, channel: &str, position: Option<Position>) {
         let position = position.map(Into::into);
-        self.say(id, ClientBody::Subscribe(Subscribe { channel: channel.to_owned(), position, rank: 0 }));
+        self.say(
+            id,
+            ClientBody::Subscribe(Subscribe {
+                channel: channel.to_owned(),
+                position,
+                ..Subscribe::default()
+            }),
+        );
     }
 
     /// The slot and ask of the last question about a subscription.
@@ -405,11 +416,14 @@ fn an_answer_to_an_older_question_is_passed_over() {
 fn a_rank_goes_with_its_subscription_and_one_out_of_range_is_refused() {
     let mut bench = Bench::open();
     for (id, rank) in [(2, i32::from(i8::MIN) - 1), (3, 128), (4, i32::MAX)] {
-        bench.say(id, ClientBody::Subscribe(Subscribe { channel: "room:1".into(), position: None, rank }));
+        bench.say(
+            id,
+            ClientBody::Subscribe(Subscribe { channel: "room:1".into(), rank, ..Subscribe::default() }),
+        );
         assert_eq!(bench.error(), (id, 400));
     }
     for (id, channel, rank) in [(5, "room:1", -128), (6, "room:2", 127)] {
-        let subscribe = Subscribe { channel: channel.into(), position: None, rank };
+        let subscribe = Subscribe { channel: channel.into(), rank, ..Subscribe::default() };
         bench.say(id, ClientBody::Subscribe(subscribe));
         let Some(Event::Subscribe { slot, rank: told, .. }) = bench.asked.last() else {
             panic!("{:?}", bench.asked)
@@ -445,7 +459,10 @@ fn server_side_subscriptions_come_with_connected_and_can_be_taken_up() {
     assert_eq!((failed.channel.as_str(), failed.error.as_ref().map(|e| e.retry)), ("user:all", Some(true)));
 
     let position = Some(position(1).into());
-    bench.say(2, ClientBody::Subscribe(Subscribe { channel: "user:456".into(), position, rank: 4 }));
+    bench.say(
+        2,
+        ClientBody::Subscribe(Subscribe { channel: "user:456".into(), position, rank: 4, presence: false }),
+    );
     let Some(Event::Subscribe { slot, ask, begins: false, rank: 4, .. }) = bench.asked.last() else {
         panic!("{:?}", bench.asked)
     };
@@ -483,7 +500,7 @@ fn requests_are_checked_before_the_core_hears_of_them() {
     bench.say(9, ClientBody::Publish(Publish { key: Some("k".repeat(129)), ..publish("room:1", b"x") }));
     assert_eq!(bench.error(), (9, 413));
     bench.say(10, ClientBody::Presence(PresenceRequest::default()));
-    assert_eq!(bench.error(), (10, 501));
+    assert_eq!(bench.error(), (10, 400));
     bench.say(11, ClientBody::Rpc(Rpc::default()));
     assert_eq!(bench.error(), (11, 501));
     bench.say(12, ClientBody::Unsubscribe(Unsubscribe { channel: "room:1".to_owned() }));
@@ -604,4 +621,5 @@ fn done_ends_in_order_and_nothing_is_heard_after() {
     assert_eq!(bench.session.poll_timeout(), None);
 }
 
+mod presence;
 mod resume;

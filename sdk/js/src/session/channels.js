@@ -6,6 +6,7 @@
  * publication that the app has, and what the older connection still brings is dropped. If the newer one fails, the older
  * is the source again; where it dropped something it is asked anew.
  *
+ * @import { Numbering } from '../codec.js'
  * @import { Connection, Joined } from './connection.js'
  * @import { Event, LIMITS, Position, RequestError } from './types.js'
  *
@@ -13,6 +14,7 @@
  * @property {string} channel
  * @property {Position | null} position of the last publication that the app has
  * @property {number} rank
+ * @property {boolean} presence whether the app wants to be told who joins and leaves
  * @property {boolean} byServer the app never asked for it
  * @property {boolean} listed the last `connected` began it
  * @property {Connection | null} source
@@ -66,13 +68,14 @@ export class Channels {
    * @param {string} channel
    * @param {Position | null} position
    * @param {number} rank
+   * @param {boolean} presence
    * @param {Connection[]} connections that are open, the one that delivers first
    */
-  subscribe(channel, position, rank, connections) {
+  subscribe(channel, position, rank, presence, connections) {
     const known = this.#subscriptions.get(channel);
     if (known) known.byServer = false;
-    if (known && !position) return;
-    const subscription = this.#add(channel, position, rank);
+    if (known && !position && !presence) return;
+    const subscription = this.#add(channel, position ?? known?.position ?? null, rank, presence);
     subscription.listed = known?.listed ?? false;
     for (const connection of connections) this.#ask(connection, subscription);
   }
@@ -158,23 +161,15 @@ export class Channels {
     const joined = connection.joined.get(body.channel);
     // An answer to a subscription that was left meanwhile, or asked for again, says nothing.
     if (!subscription || !joined || (id !== 0 && id !== joined.requestId)) return;
-    if (id === 0 && joined.ordering.isPending) {
-      // It came by the subscription's own stream and overtook the reply.
-      if (joined.requestId !== 0) Object.assign(joined, { overtook: body, behind: [] });
-      return;
-    }
+    // Of a subscription that the reply, which comes behind it, knows nothing of.
+    if (id === 0 && joined.ordering.isPending) return;
     if (isLeft(subscription, connection)) {
       joined.requestId = 0;
       joined.dropped = true;
       return;
     }
     if (id === 0 && joined.ordering.isBefore(body.position)) return; // Of a subscription that was left.
-    if (!this.#begin(now, connection, subscription, joined, body, id !== 0)) return;
-    const { overtook, behind } = joined;
-    joined.overtook = null;
-    joined.behind = [];
-    if (overtook && id !== 0) this.subscribed(now, connection, 0, overtook);
-    for (const publication of behind) this.publication(now, connection, publication);
+    this.#begin(now, connection, subscription, joined, body, id !== 0);
   }
 
   /**
@@ -192,18 +187,18 @@ export class Channels {
     else this.#forget(subscription, body.error ?? null, connections, connection);
   }
 
-  /** @param {number} now @param {Connection} connection @param {Record<string, any>} body */
-  publication(now, connection, body) {
+  /**
+   * @param {number} now
+   * @param {Connection} connection
+   * @param {Record<string, any>} body
+   * @param {Numbering | null} numbering
+   */
+  publication(now, connection, body, numbering) {
     const subscription = this.#subscriptions.get(body.channel);
     const joined = connection.joined.get(body.channel);
     if (!subscription || !joined) return;
-    if (joined.overtook && joined.ordering.isPending) {
-      // It follows what overtook the reply. Where too much does, the newest shows the gap.
-      joined.behind[Math.min(joined.behind.length, this.#limits.held.items - 1)] = body;
-      return;
-    }
     if (!isLeft(subscription, connection)) {
-      return this.#deliver(now, connection, subscription, joined, joined.ordering.take(body));
+      return this.#deliver(now, connection, subscription, joined, joined.ordering.take(body, numbering));
     }
     if (body.offset > (subscription.position?.offset ?? 0)) joined.dropped = true;
   }
@@ -274,7 +269,7 @@ export class Channels {
   #takeOver(now, connection, begun) {
     const { channel } = begun;
     const known = this.#subscriptions.get(channel);
-    const subscription = known ?? this.#add(channel, null, 0);
+    const subscription = known ?? this.#add(channel, null, 0, false);
     subscription.byServer ||= !known;
     subscription.listed = true;
     const asked = connection.joined.get(channel)?.requestId ?? 0;
@@ -296,7 +291,6 @@ export class Channels {
    * @param {Joined} joined
    * @param {Record<string, any>} subscribed
    * @param {boolean} isReply
-   * @returns {boolean} false where it has to be asked again
    */
   #begin(now, connection, subscription, joined, subscribed, isReply) {
     const { channel, position: at, byServer } = subscription;
@@ -309,7 +303,7 @@ export class Channels {
     if (isReply && at && asked?.epoch !== at.epoch) {
       // Meanwhile another connection began it, or began it anew: the answer is to a question of before.
       this.#resubscribe(connection, subscription);
-      return false;
+      return;
     }
     const older = subscription.source;
     const isHandedOver = older !== null && older !== connection && older.joined.get(channel)?.ordering.isPending === false;
@@ -329,7 +323,6 @@ export class Channels {
       this.#emit({ type: "subscribed", channel, position: head, how, missed, conflated, byServer });
     }
     this.#deliver(now, connection, subscription, joined, publications);
-    return true;
   }
 
   /**
@@ -353,27 +346,26 @@ export class Channels {
     else if (publications.length > 0 || joined.gapSince === null) joined.gapSince = now;
   }
 
-  /** @param {string} channel @param {Position | null} position @param {number} rank @returns {Subscription} */
-  #add(channel, position, rank) {
+  /** @param {string} channel @param {Position | null} position @param {number} rank @param {boolean} presence @returns {Subscription} */
+  #add(channel, position, rank, presence) {
     const backoff = new Backoff(this.#random);
     /** @type {Subscription} */
-    const subscription = { channel, position, rank, byServer: false, listed: false, source: null, backoff };
+    const subscription = { channel, position, rank, presence, byServer: false, listed: false, source: null, backoff };
     this.#subscriptions.set(channel, subscription);
     return subscription;
   }
 
   /** @param {Connection} connection @param {Subscription} subscription @returns {Joined} */
   #join(connection, subscription) {
+    const left = connection.joined.get(subscription.channel)?.ordering.left;
     /** @type {Joined} */
     const joined = {
-      ordering: new Ordering(subscription.position, this.#limits.held),
+      ordering: new Ordering(subscription.position, this.#limits.held, left),
       requestId: 0,
       retryAt: null,
       gapSince: null,
       conflicted: false,
       dropped: false,
-      overtook: null,
-      behind: [],
     };
     connection.joined.set(subscription.channel, joined);
     subscription.source ??= connection;
@@ -382,11 +374,11 @@ export class Channels {
 
   /** @param {Connection} connection @param {Subscription} subscription */
   #ask(connection, subscription) {
-    const { channel, position, rank } = subscription;
+    const { channel, position, rank, presence } = subscription;
     const id = this.#nextId();
     this.#join(connection, subscription).requestId = id;
     connection.subscribing.set(id, { channel, sentAt: null });
-    const body = { channel, ...(position && { position }), ...(rank !== 0 && { rank }) };
+    const body = { channel, ...(position && { position }), ...(rank !== 0 && { rank }), ...(presence && { presence }) };
     connection.control.push({ id, name: "subscribe", body });
   }
 

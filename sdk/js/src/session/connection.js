@@ -12,8 +12,6 @@
  * @property {number | null} gapSince
  * @property {boolean} conflicted
  * @property {boolean} dropped something came here and was dropped, since another connection delivers
- * @property {Record<string, any> | null} overtook a `subscribed` of the server's own that came before the reply
- * @property {Record<string, any>[]} behind publications that came behind that
  * @import { Ordering } from '../ordering.js'
  */
 

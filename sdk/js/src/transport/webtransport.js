@@ -127,11 +127,12 @@ class Connection {
   /** @param {ReadableStream<Uint8Array>} stream */
   async #readChannel(stream) {
     const decoder = new Decoder();
-    let hasHeader = false;
+    /** @type {Record<string, any> | null} */
+    let header = null;
     for await (const chunk of chunks(stream)) {
       decoder.push(chunk);
-      hasHeader ||= decoder.message(StreamHeader) !== null;
-      if (hasHeader) this.#deliver(decoder.frames(ServerFrame));
+      header ??= decoder.message(StreamHeader);
+      if (header) this.#deliver(numbered(decoder.frames(ServerFrame), () => header?.epoch));
     }
   }
 
@@ -140,7 +141,10 @@ class Connection {
     await this.#guard(async () => {
       for await (const datagram of chunks(readable)) {
         // One that begins with 0 only probes the path.
-        if (datagram[0] !== 0) this.#deliver(decodeDelimited(ServerFrame, datagram));
+        if (datagram[0] === 0) continue;
+        const frames = numbered(decodeDelimited(ServerFrame, datagram), ({ id }) => id);
+        // Without a mark it may be of any epoch. It comes by its stream as well.
+        this.#deliver(frames.filter(({ name, numbering }) => name !== "publication" || numbering));
       }
     });
   }
@@ -194,6 +198,20 @@ async function* chunks(readable) {
  */
 function withRepeats(frame) {
   return frame.name === "connect" ? { ...frame, body: { ...frame.body, repeats: true } } : frame;
+}
+
+/**
+ * Publications with the numbering that what they came by tells.
+ *
+ * @param {Frame[]} frames
+ * @param {(frame: Frame) => string | number | undefined} numberingOf
+ * @returns {Frame[]}
+ */
+function numbered(frames, numberingOf) {
+  return frames.map((frame) => {
+    const numbering = frame.name === "publication" && numberingOf(frame);
+    return numbering ? { ...frame, id: 0, numbering } : frame;
+  });
 }
 
 /** @param {Uint8Array[]} parts @returns {Uint8Array} */

@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use tidegate_protocol::session::client;
 use tokio::sync::mpsc;
 
-use crate::client::{Command, Reply};
+use crate::client::{Command, Reply, SubscribeOptions};
 use crate::{ClientError, Transport};
 
 use super::queues::Queue;
@@ -13,13 +14,15 @@ use super::{Driver, Waiting, answer};
 impl Driver {
     pub(super) fn handle_command(&mut self, now: Instant, command: Command) {
         match command {
-            Command::Subscribe { channel, position, rank, reply } => {
+            Command::Subscribe { channel, options, reply } => {
                 if self.subscriptions.get(&channel).is_some_and(|queue| queue.sender.is_closed()) {
                     self.leave(&channel);
                     // The old one's end must not be taken for the new one's.
                     self.drain();
                 }
-                let result = self.session.subscribe(now, channel.clone(), position, rank).map(|()| {
+                let SubscribeOptions { position, rank, presence } = options;
+                let options = client::SubscribeOptions { rank, presence };
+                let result = self.session.subscribe(now, channel.clone(), position, options).map(|()| {
                     let (queue, events) = mpsc::channel(self.queue);
                     self.subscriptions.insert(channel.clone(), Queue { sender: queue, by_server: false });
                     events
@@ -45,6 +48,10 @@ impl Driver {
                     Err(error) => answer(reply, Err(error.into())),
                 }
             }
+            Command::Presence { channel, reply } => match self.session.presence(&channel) {
+                Ok(request) => drop(self.waiting.insert(request, Waiting::Presence(reply))),
+                Err(error) => answer(reply, Err(error.into())),
+            },
             Command::Refresh { token, reply } => match self.session.refresh(now, token) {
                 Ok(request) => drop(self.waiting.insert(request, Waiting::Refresh(reply))),
                 Err(error) => answer(reply, Err(error.into())),

@@ -1,7 +1,7 @@
 //! What the session says, and what the app hears of it.
 
 use tidegate_fallback::ladder::AttemptId;
-use tidegate_protocol::frame::CloseCode;
+use tidegate_protocol::frame::{CloseCode, Join, Leave};
 use tidegate_protocol::session::client::{Event, RequestId, TokenNeed};
 use tidegate_protocol::{ConnectionId, Offset, Position};
 use tidegate_transport::clock;
@@ -66,12 +66,13 @@ impl Driver {
                 self.deliver(channel, SubscriptionEvent::Publication(publication));
             }
             Event::Ephemeral { channel, ephemeral } => {
-                // At most once: dropped where the app does not keep up.
-                if let Some(queue) = self.subscriptions.get(&channel)
-                    && self.undelivered.is_empty()
-                {
-                    drop(queue.sender.try_send(SubscriptionEvent::Ephemeral(ephemeral.into())));
-                }
+                self.deliver_at_most_once(&channel, SubscriptionEvent::Ephemeral(ephemeral.into()));
+            }
+            Event::Join { channel, join: Join { user, time_ms, .. } } => {
+                self.deliver_at_most_once(&channel, SubscriptionEvent::Join { user, time_ms });
+            }
+            Event::Leave { channel, leave: Leave { user, time_ms, .. } } => {
+                self.deliver_at_most_once(&channel, SubscriptionEvent::Leave { user, time_ms });
             }
             Event::Unsubscribed { channel, error } => {
                 let error = error.map(ClientError::from);
@@ -86,6 +87,11 @@ impl Driver {
             Event::History { request, result } => {
                 if let Some(Waiting::History(reply)) = self.waiting.remove(&request) {
                     answer(reply, result.map(history).map_err(ClientError::from));
+                }
+            }
+            Event::Presence { request, result } => {
+                if let Some(Waiting::Presence(reply)) = self.waiting.remove(&request) {
+                    answer(reply, result.map(Into::into).map_err(ClientError::from));
                 }
             }
             Event::Refreshed { request, result } => {

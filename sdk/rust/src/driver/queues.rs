@@ -59,6 +59,15 @@ impl Driver {
         self.undelivered.push_back((channel, queue.sender.clone(), full));
     }
 
+    /// Puts an event into its subscription's queue, unless the app does not keep up.
+    pub(super) fn deliver_at_most_once(&self, channel: &ChannelName, event: SubscriptionEvent) {
+        if let Some(queue) = self.subscriptions.get(channel)
+            && self.undelivered.is_empty()
+        {
+            drop(queue.sender.try_send(event));
+        }
+    }
+
     /// The app never took its events, and with them the subscriptions that the server began.
     fn nobody_listens(&self) -> bool {
         self.untaken

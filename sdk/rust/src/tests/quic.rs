@@ -6,6 +6,7 @@ use bytes::Bytes;
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Endpoint, ServerConfig, VarInt};
 use tidegate_certs::{CertStore, CertificateHash, DevCertificates, server_config};
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::codec::{Decoder, decode_message, encode_delimited};
 use tidegate_protocol::frame::{ClientBody, ClientFrame, ServerBody, ServerFrame, StreamHeader, Subscribed};
 use tidegate_transport::clock;
@@ -54,7 +55,7 @@ impl Peer {
 
     pub(super) async fn lane(&self, catch_up: bool) -> quinn::SendStream {
         let mut lane = self.connection.open_uni().await.unwrap();
-        let header = StreamHeader { channel: "room".to_owned(), catch_up };
+        let header = StreamHeader { channel: "room".to_owned(), catch_up, epoch: "e".to_owned() };
         lane.write_all(&prost_delimited(&header)).await.unwrap();
         lane
     }
@@ -68,6 +69,8 @@ fn prost_delimited(header: &StreamHeader) -> Bytes {
     if header.catch_up {
         body.extend_from_slice(&[0x10, 1]);
     }
+    body.extend_from_slice(&[0x1a, header.epoch.len() as u8]);
+    body.extend_from_slice(header.epoch.as_bytes());
     let mut message = vec![body.len() as u8];
     message.extend_from_slice(&body);
     Bytes::from(message)
@@ -91,7 +94,8 @@ async fn lanes_are_put_together_and_a_close_code_brings_the_client_back() {
         let frame = peer.next().await.unwrap();
         let (answer, publication) = gateway.handle(frame);
         // Repeated, and the repeat is first.
-        peer.connection.send_datagram(encode_delimited(publication.as_ref().unwrap())).unwrap();
+        let marked = ServerFrame { id: Epoch::new("e").mark().into(), ..publication.clone().unwrap() };
+        peer.connection.send_datagram(encode_delimited(&marked)).unwrap();
         live.write_all(&encode_delimited(&publication.unwrap())).await.unwrap();
         peer.answer(answer.unwrap()).await;
         // Ephemeral, there and back by datagram.

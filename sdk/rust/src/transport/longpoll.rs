@@ -19,6 +19,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tidegate_protocol::frame::{ClientFrame, ServerFrame};
+use tidegate_protocol::session::client::Carrier;
 use tokio::sync::mpsc;
 
 use crate::endpoint::Endpoint;
@@ -210,7 +211,8 @@ async fn poll(
             }
             continue;
         };
-        let inbound = if frames.is_empty() { Inbound::Alive } else { Inbound::Frames(frames) };
+        let inbound =
+            if frames.is_empty() { Inbound::Alive } else { Inbound::Frames(Carrier::Control, frames) };
         if control.send(inbound).await.is_err() {
             return Lost::new("closed");
         }

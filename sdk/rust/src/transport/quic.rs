@@ -10,9 +10,10 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
 use tidegate_protocol::frame::{ClientBody, CloseCode, StreamHeader};
-use tidegate_protocol::session::client::Transmit;
+use tidegate_protocol::session::client::{Carrier, Transmit};
 use tidegate_transport::quic::{EarlyData, QuicClient, QuicError, is_probe};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -182,7 +183,7 @@ async fn read_control(
     control: mpsc::Sender<Inbound>,
     received: Arc<Notify>,
 ) {
-    let end = read_frames(recv, Decoder::new(MAX_FRAME), &control, &received).await;
+    let end = read_frames(recv, Decoder::new(MAX_FRAME), Carrier::Control, &control, &received).await;
     let reason = match (end, connection.close_reason()) {
         (Err(error), _) => error,
         (Ok(()), Some(closed)) => lost(closed),
@@ -216,21 +217,25 @@ async fn read_lane(
     received: &Notify,
 ) -> Result<(), Lost> {
     let mut decoder = Decoder::new(MAX_FRAME);
-    // Frames name their channel themselves; the header must be there all the same.
-    while decoder.next_message::<StreamHeader>().map_err(undecodable)?.is_none() {
+    // Frames name their channel themselves; the epoch is the header's to tell.
+    let epoch = loop {
+        if let Some(header) = decoder.next_message::<StreamHeader>().map_err(undecodable)? {
+            break Epoch::new(&header.epoch);
+        }
         match recv.read_chunk(CHUNK, true).await {
             Ok(Some(chunk)) => decoder.push(&chunk.bytes),
             // Reset or over: the session notices what is missing.
             Ok(None) | Err(_) => return Ok(()),
         }
-    }
-    read_frames(recv, decoder, lanes, received).await
+    };
+    read_frames(recv, decoder, Carrier::Stream(epoch), lanes, received).await
 }
 
 /// Reads until the stream ends. Only what cannot be decoded is an error: the connection's own end is told elsewhere.
 async fn read_frames(
     mut recv: RecvStream,
     mut decoder: Decoder,
+    carrier: Carrier,
     queue: &mpsc::Sender<Inbound>,
     received: &Notify,
 ) -> Result<(), Lost> {
@@ -239,7 +244,7 @@ async fn read_frames(
         while let Some(frame) = decoder.next().map_err(undecodable)? {
             frames.push(frame);
         }
-        if !frames.is_empty() && queue.send(Inbound::Frames(frames)).await.is_err() {
+        if !frames.is_empty() && queue.send(Inbound::Frames(carrier.clone(), frames)).await.is_err() {
             return Ok(());
         }
         match recv.read_chunk(CHUNK, true).await {
@@ -258,7 +263,7 @@ async fn read_datagrams(connection: quinn::Connection, lanes: mpsc::Sender<Inbou
         }
         match decode_message(datagram, MAX_FRAME) {
             // At most once: dropped where the driver does not keep up.
-            Ok(frames) => drop(lanes.try_send(Inbound::Frames(frames))),
+            Ok(frames) => drop(lanes.try_send(Inbound::Frames(Carrier::Datagram, frames))),
             Err(error) => tracing::debug!(%error, "a datagram that cannot be decoded"),
         }
     }

@@ -6,7 +6,7 @@ use futures_util::{SinkExt, StreamExt};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use tidegate_protocol::frame::codec::{decode_message, encode_delimited};
-use tidegate_protocol::session::client::Transmit;
+use tidegate_protocol::session::client::{Carrier, Transmit};
 use tokio::sync::mpsc;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
@@ -70,7 +70,7 @@ async fn read(mut source: SplitStream<Socket>, control: mpsc::Sender<Inbound>) {
     let end = loop {
         let inbound = match source.next().await {
             Some(Ok(Message::Binary(message))) => match decode_message(message, MAX_FRAME) {
-                Ok(frames) => Inbound::Frames(frames),
+                Ok(frames) => Inbound::Frames(Carrier::Control, frames),
                 Err(error) => break Lost::new(format!("what the server sent cannot be decoded: {error}")),
             },
             Some(Ok(Message::Close(Some(close)))) => {

@@ -1,6 +1,7 @@
 //! Native clients over loopback.
 
 use quinn::{ConnectionError, TransportConfig, VarInt};
+use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::Publish;
 
 use super::*;
@@ -46,17 +47,18 @@ async fn each_lane_has_a_stream_that_names_it() {
     let server = Server::start();
     let (mut connection, client) = server.native(TransportConfig::default()).await;
     connection.open_lane(5, &channel("room:1"), 0);
+    connection.begin_epoch(5, &Epoch::new("e1"));
     for offset in 1..=3 {
         let bytes = encode_delimited(&publication(offset, 100));
         assert_eq!(connection.send(Lane::CatchUp(5), &bytes).unwrap(), Sent::Taken);
     }
     connection.finish_catch_up(5);
     let (header, mut catch_up) = client.accept_lane().await;
-    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: true });
+    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: true, epoch: "e1".into() });
 
     connection.send(Lane::Subscription(5), &encode_delimited(&publication(4, 100))).unwrap();
     let (header, mut live) = client.accept_lane().await;
-    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: false });
+    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: false, epoch: "e1".into() });
     assert_eq!(live.next().await, Some(publication(4, 100)));
     for offset in 1..=3 {
         assert_eq!(catch_up.next().await, Some(publication(offset, 100)));
@@ -271,7 +273,7 @@ async fn coming_and_going_without_reading_piles_up_little() {
 }
 
 #[tokio::test]
-async fn a_lane_without_stream_credit_stays_on_control() {
+async fn a_lane_without_stream_credit_is_on_control_and_looks_for_some_now_and_then() {
     let server = Server::start();
     let mut transport = TransportConfig::default();
     transport.max_concurrent_uni_streams(VarInt::from_u32(1));
@@ -288,7 +290,7 @@ async fn a_lane_without_stream_credit_stays_on_control() {
     assert_eq!(client.control.next().await, Some(publication(2, 10)));
     assert_eq!(client.control.next().await, Some(publication(3, 10)));
 
-    // Credit comes, and room:2 stays where its order began; a new lane gets a stream.
+    // Credit comes: a new lane gets a stream at once, room:2 when it looks again.
     client.connection.set_max_concurrent_uni_streams(VarInt::from_u32(10));
     client.say(&pong_frame(1)).await;
     assert_eq!(frames(&mut connection).await, [pong_frame(1)]);
@@ -297,6 +299,56 @@ async fn a_lane_without_stream_credit_stays_on_control() {
     connection.open_lane(4, &channel("room:4"), 0);
     connection.send(Lane::Subscription(4), &encode_delimited(&publication(5, 10))).unwrap();
     assert_eq!(client.accept_lane().await.0.channel, "room:4");
+    for offset in 5..=20 {
+        connection.send(Lane::Subscription(2), &encode_delimited(&publication(offset, 10))).unwrap();
+    }
+    let (header, mut live) = client.accept_lane().await;
+    assert_eq!(header.channel, "room:2");
+    for offset in 5..=18 {
+        assert_eq!(client.control.next().await, Some(publication(offset, 10)));
+    }
+    for offset in 19..=20 {
+        assert_eq!(live.next().await, Some(publication(offset, 10)));
+    }
+}
+
+#[tokio::test]
+async fn another_epoch_has_other_streams_and_ends_those_of_the_one_before() {
+    let server = Server::start();
+    let (mut connection, mut client) = server.native(small_windows()).await;
+    connection.open_lane(1, &channel("room:1"), 0);
+    connection.begin_epoch(1, &Epoch::new("e1"));
+    connection.send(Lane::Subscription(1), &encode_delimited(&publication(1, 100))).unwrap();
+    let (header, mut first) = client.accept_lane().await;
+    assert_eq!((header.epoch.as_str(), header.catch_up), ("e1", false));
+    // The same once more is nothing new.
+    connection.begin_epoch(1, &Epoch::new("e1"));
+    connection.send(Lane::CatchUp(1), &encode_delimited(&publication(2, 100_000))).unwrap();
+    let (header, mut catch_up) = client.accept_lane().await;
+    assert_eq!((header.epoch.as_str(), header.catch_up), ("e1", true));
+    assert!(connection.buffered() > 0, "the client has not taken all of it");
+
+    connection.begin_epoch(1, &Epoch::new("e2"));
+    assert_eq!(connection.buffered(), 0, "what was left over is dropped");
+    assert_eq!(first.next().await, Some(publication(1, 100)));
+    assert_eq!(first.next().await, None, "what QUIC had still arrives");
+    let reset = async {
+        let mut chunk = [0; 4096];
+        loop {
+            match catch_up.recv.read(&mut chunk).await {
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("it ended as if that were all"),
+                Err(error) => break error,
+            }
+        }
+    };
+    assert!(matches!(reset.await, quinn::ReadError::Reset(_)));
+    connection.send(Lane::Subscription(1), &encode_delimited(&publication(1, 10))).unwrap();
+    let (header, mut second) = client.accept_lane().await;
+    assert_eq!((header.epoch.as_str(), header.catch_up), ("e2", false));
+    assert_eq!(second.next().await, Some(publication(1, 10)));
+    connection.send(Lane::Control, &encode_delimited(&ping_frame())).unwrap();
+    assert_eq!(client.control.next().await, Some(ping_frame()));
 }
 
 #[tokio::test]

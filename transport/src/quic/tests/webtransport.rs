@@ -2,6 +2,7 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use quinn::TransportConfig;
+use tidegate_protocol::Epoch;
 use web_transport_quinn::proto::{self, ConnectRequest};
 use web_transport_quinn::{ClientError, ConnectError, Session, SessionError, WebTransportError};
 
@@ -113,6 +114,7 @@ async fn lanes_are_streams_of_the_session() {
     let server = Server::start();
     let (mut connection, session, _send, _recv) = server.session().await;
     connection.open_lane(1, &channel("room:1"), 0);
+    connection.begin_epoch(1, &Epoch::new("e1"));
     for offset in 1..=2 {
         connection.send(Lane::Subscription(1), &encode_delimited(&publication(offset, 100))).unwrap();
     }
@@ -125,7 +127,7 @@ async fn lanes_are_streams_of_the_session() {
     let mut decoder = Decoder::new(1 << 20);
     decoder.push(&to_end(&mut live).await);
     let header: StreamHeader = decoder.next_message().unwrap().unwrap();
-    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: false });
+    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: false, epoch: "e1".into() });
     for offset in 1..=2 {
         assert_eq!(decoder.next().unwrap(), Some(publication(offset, 100)));
     }
@@ -133,7 +135,7 @@ async fn lanes_are_streams_of_the_session() {
 
     decoder.push(&to_end(&mut catch_up).await);
     let header: StreamHeader = decoder.next_message().unwrap().unwrap();
-    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: true });
+    assert_eq!(header, StreamHeader { channel: "room:1".into(), catch_up: true, epoch: "e1".into() });
     assert_eq!(decoder.next().unwrap(), Some(publication(3, 50_000)));
     assert!(decoder.is_empty());
 }

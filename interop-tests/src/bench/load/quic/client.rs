@@ -52,7 +52,7 @@ impl Client {
             Peer::Native(connection)
         };
         let (mut writer, reader) = peer.open_control().await?;
-        let subscribe = Subscribe { channel: format!("{CHANNEL}{}", self.channel), position: None, rank: 0 };
+        let subscribe = Subscribe { channel: format!("{CHANNEL}{}", self.channel), ..Subscribe::default() };
         let mut hello = frame(1, ClientBody::Connect(Connect::default())).to_vec();
         hello.extend_from_slice(&frame(2, ClientBody::Subscribe(subscribe)));
         writer.write_all(&hello).await?;

@@ -1,12 +1,14 @@
 //! Sans-io: what one connection brings of one subscription.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::frame::Publication;
 use crate::{Epoch, Offset, Position};
 
+use super::super::carrier::Numbering;
 use super::HoldBounds;
+use super::ahead::Ahead;
 
 /// Where a subscription stands on one connection.
 ///
@@ -26,7 +28,7 @@ pub(in super::super) enum Phase {
         /// Not before, where the server said "later".
         retry_at: Option<Instant>,
     },
-    /// `subscribe` is on its way: publications that overtake its answer are held.
+    /// `subscribe` is on its way: publications that overtake its answer on other streams are held.
     Asked {
         /// Its id.
         request: u64,
@@ -59,16 +61,17 @@ pub(in super::super) struct Line {
     /// Of the channel, when it began.
     pub(super) head: Offset,
     pub(super) conflated: bool,
+    /// Of that numbering.
     pub(super) held: BTreeMap<u64, Publication>,
     held_bytes: usize,
+    /// Of numberings that it has yet to be told of.
+    ahead: Ahead,
+    /// Numberings that it was at: what still comes of them counts no more. The last few.
+    left: VecDeque<Epoch>,
     /// Something that will be missed was not held.
     pub(super) overflowed: bool,
     /// The highest of what was not held.
     dropped: u64,
-    /// Something that the other connection had brought, by its number, was not held.
-    pub(super) pruned: bool,
-    /// The server lost continuity before its answer came: what comes before the answer may be of either numbering.
-    pub(super) rebased: bool,
     /// When the subscription last got on, or began here.
     pub(super) progress: Option<Instant>,
     bounds: HoldBounds,
@@ -85,10 +88,10 @@ impl Line {
             conflated: false,
             held: BTreeMap::new(),
             held_bytes: 0,
+            ahead: Ahead::default(),
+            left: VecDeque::new(),
             overflowed: false,
             dropped: 0,
-            pruned: false,
-            rebased: false,
             progress: None,
             bounds,
         }
@@ -97,17 +100,56 @@ impl Line {
     /// Back to where nothing was asked.
     pub(in super::super) fn reset(&mut self) {
         self.phase = Phase::Waiting { retry_at: None };
-        self.clear_held();
+        self.clear();
     }
 
     /// Forgets what is held: it will come again.
-    pub(in super::super) fn clear_held(&mut self) {
+    pub(in super::super) fn clear(&mut self) {
+        self.clear_held();
+        self.ahead.clear();
+    }
+
+    /// The same, of its present numbering alone.
+    fn clear_held(&mut self) {
         self.held.clear();
         self.held_bytes = 0;
         self.overflowed = false;
         self.dropped = 0;
-        self.pruned = false;
-        self.rebased = false;
+    }
+
+    /// The control lane says of which numbering is what comes from now on. True where something of it was not held.
+    pub(super) fn begin_epoch(&mut self, epoch: &Epoch) -> bool {
+        if self.epoch != *epoch {
+            let left = std::mem::replace(&mut self.epoch, epoch.clone());
+            self.left.retain(|one| one != epoch);
+            if !left.is_any() {
+                self.left.push_back(left);
+            }
+            if self.left.len() > MAX_LEFT {
+                self.left.pop_front();
+            }
+            self.clear_held();
+        }
+        let (ahead, lossy) = self.ahead.take(epoch);
+        ahead.into_values().for_each(|publication| self.hold(publication));
+        lossy
+    }
+
+    /// Sorts out what is not of the line's numbering: what is of one to come is held, of one that is over dropped. `None`
+    /// then.
+    pub(super) fn admit(&mut self, numbering: Numbering, publication: Publication) -> Option<Publication> {
+        let is_begun = matches!(self.phase, Phase::Live | Phase::Resyncing { .. });
+        if is_begun && numbering.is(&self.epoch) {
+            return Some(publication);
+        }
+        // Before the answer, what comes in order with it comes again behind it.
+        let is_over = numbering == Numbering::InOrder
+            || self.left.iter().any(|epoch| numbering.is(epoch))
+            || matches!(self.phase, Phase::Resyncing { .. });
+        if !is_over {
+            self.ahead.hold(numbering, publication, self.bounds);
+        }
+        None
     }
 
     /// Drops a publication of a numbering that the subscription is not at: should it come there, that one is missing.
@@ -173,19 +215,14 @@ impl Line {
         Some(publication)
     }
 
-    /// The other connection brought everything up to `last`: before the answer that is most likely the same.
-    pub(super) fn prune(&mut self, last: u64) {
-        while self.held.first_key_value().is_some_and(|(offset, _)| *offset <= last) {
-            if let Some((_, publication)) = self.held.pop_first() {
-                self.held_bytes -= weight(&publication);
-                self.pruned = true;
-            }
-        }
+    /// The other connection brought everything up to `position`.
+    pub(super) fn prune(&mut self, position: &Position) {
+        self.ahead.prune(&position.epoch, position.offset.0);
     }
 }
 
 /// What a held publication counts for.
-fn weight(publication: &Publication) -> usize {
+pub(super) fn weight(publication: &Publication) -> usize {
     let data = publication.data.as_ref().map_or(0, bytes::Bytes::len);
     let data_base64 = publication.data_base64.as_ref().map_or(0, bytes::Bytes::len);
     data + data_base64 + publication.channel.len() + publication.user.as_ref().map_or(0, String::len) + 96
@@ -193,3 +230,6 @@ fn weight(publication: &Publication) -> usize {
 
 /// A gap that nothing fills for so long is asked for again.
 const GAP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Numberings that a line was at and that are known by name. An older one would have to come after so many others.
+const MAX_LEFT: usize = 8;

@@ -1,11 +1,13 @@
-//! The session against a model of a server that drops connections, repeats frames, cuts history, forgets its numbering,
-//! loses answers to resumes, refuses tickets, and lets lanes overtake each other, while the client moves from connection
+//! The session against a model of a server that drops connections, repeats frames, cuts history, begins new epochs, loses
+//! answers to resumes, refuses tickets, and lets control, streams and datagrams overtake each other, while the client moves from connection
 //! to connection, all from one seed.
 
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
 use bytes::Bytes;
 use rand::RngExt;
+
+use std::collections::BTreeSet;
 
 use super::super::*;
 use crate::frame::{
@@ -50,14 +52,28 @@ impl Channel {
     }
 }
 
-/// One connection: three lanes per direction that keep order only within themselves.
+/// A stream of the server's.
+#[derive(Debug)]
+struct Stream {
+    name: &'static str,
+    epoch: Epoch,
+    catch_up: bool,
+    /// More may come.
+    open: bool,
+    frames: VecDeque<ServerFrame>,
+}
+
+/// One connection: lanes that keep order only within themselves, and datagrams that keep none.
 #[derive(Debug, Default)]
 struct Wire {
     control: VecDeque<ServerFrame>,
-    /// By channel: what is live.
-    live: BTreeMap<&'static str, VecDeque<ServerFrame>>,
-    /// By channel: what was missed.
-    catch_up: BTreeMap<&'static str, VecDeque<ServerFrame>>,
+    /// What a rebase or an unsubscribe ended is there until it was read, or reset.
+    streams: Vec<Stream>,
+    datagrams: Vec<ServerFrame>,
+    /// Channels that are subscribed to.
+    live: BTreeSet<&'static str>,
+    /// All lanes share the pipe of control.
+    one_pipe: bool,
     from_client: VecDeque<ClientFrame>,
     /// Of the session; none before `connect`.
     generation: Option<u32>,
@@ -65,6 +81,38 @@ struct Wire {
     released: bool,
     /// The server says no more.
     over: bool,
+}
+
+impl Wire {
+    /// Publications of a channel go to its stream, or where there is one pipe, to that.
+    fn send(&mut self, name: &'static str, epoch: &Epoch, catch_up: bool, frame: ServerFrame) {
+        if self.one_pipe {
+            self.control.push_back(frame);
+            return;
+        }
+        let fits = |one: &Stream| one.open && one.name == name && one.catch_up == catch_up;
+        match self.streams.iter_mut().find(|stream| fits(stream)) {
+            Some(stream) => {
+                assert_eq!(stream.epoch, *epoch, "a rebase begins a stream");
+                stream.frames.push_back(frame);
+            }
+            None => {
+                let (epoch, frames) = (epoch.clone(), VecDeque::from([frame]));
+                self.streams.push(Stream { name, epoch, catch_up, open: true, frames });
+            }
+        }
+    }
+
+    /// The streams of a channel end: what is on them still arrives, or is reset.
+    fn end_streams(&mut self, name: &str, reset: bool) {
+        for stream in self.streams.iter_mut().filter(|stream| stream.name == name && stream.open) {
+            stream.open = false;
+            if reset {
+                stream.frames.clear();
+            }
+        }
+        self.streams.retain(|stream| stream.open || !stream.frames.is_empty());
+    }
 }
 
 struct Model {
@@ -78,6 +126,7 @@ struct Model {
     /// By session, how often it was resumed, counted from a hundred times its number; and the keys that did it.
     generations: BTreeMap<u32, u32>,
     spent: BTreeMap<u32, String>,
+    rebased: u32,
     moved: u32,
     failed_moves: u32,
     repeated: u32,
@@ -110,6 +159,7 @@ impl Model {
             dial: false,
             generations: BTreeMap::new(),
             spent: BTreeMap::new(),
+            rebased: 0,
             moved: 0,
             failed_moves: 0,
             repeated: 0,
@@ -131,7 +181,7 @@ impl Model {
             if let Some(position) = &position {
                 self.seen.insert(channel.clone(), position.clone());
             }
-            self.session.subscribe(self.now, channel, position, 0).expect("taken");
+            self.session.subscribe(self.now, channel, position, SubscribeOptions::default()).expect("taken");
         }
         for _ in 0..steps {
             self.step();
@@ -188,7 +238,8 @@ impl Model {
     fn open(&mut self) {
         self.dials += 1;
         let id = ConnectionId(self.dials);
-        self.wires.insert(id, Wire::default());
+        let one_pipe = self.rng.random_bool(0.2);
+        self.wires.insert(id, Wire { one_pipe, ..Wire::default() });
         if self.rng.random_bool(0.2) {
             self.session.connecting_early(self.now, id);
             self.drain();
@@ -248,12 +299,15 @@ impl Model {
         let channel = self.channels.get_mut(name).expect("known");
         let offset = channel.append(data);
         let frame = ServerFrame::new(0, ServerBody::Publication(channel.publication(name, offset)));
-        for wire in self.wires.values_mut() {
-            if let Some(live) = wire.live.get_mut(name) {
-                live.push_back(frame.clone());
-                if self.rng.random_bool(0.1) {
-                    live.push_back(frame.clone());
-                }
+        let epoch = Epoch::new(&channel.head().epoch);
+        let repeat = ServerFrame { id: epoch.mark().into(), ..frame.clone() };
+        for wire in self.wires.values_mut().filter(|wire| wire.live.contains(name)) {
+            wire.send(name, &epoch, false, frame.clone());
+            if self.rng.random_bool(0.1) {
+                wire.send(name, &epoch, false, frame.clone());
+            }
+            if !wire.one_pipe && self.rng.random_bool(0.3) {
+                wire.datagrams.push(repeat.clone());
             }
         }
         offset
@@ -283,8 +337,8 @@ impl Model {
             ClientBody::Subscribe(subscribe) => self.server_subscribes(on, id, subscribe),
             ClientBody::Unsubscribe(unsubscribe) => {
                 let name = known(&unsubscribe.channel);
-                let body = if wire.live.remove(name).is_some() {
-                    wire.catch_up.remove(name);
+                let body = if wire.live.remove(name) {
+                    wire.end_streams(name, self.rng.random_bool(0.5));
                     ServerBody::Unsubscribed(Unsubscribed { channel: unsubscribe.channel, error: None })
                 } else {
                     ServerBody::Error(ErrorCode::NotFound.reply("no such subscription"))
@@ -354,7 +408,7 @@ impl Model {
     fn server_subscribes(&mut self, on: ConnectionId, id: u64, subscribe: Subscribe) {
         let wire = self.wires.get_mut(&on).expect("a frame came over it");
         let name = known(&subscribe.channel);
-        if wire.live.contains_key(name) {
+        if wire.live.contains(name) {
             let error = ErrorCode::Conflict.reply("already subscribed");
             wire.control.push_back(ServerFrame::new(id, ServerBody::Error(error)));
             return;
@@ -378,14 +432,8 @@ impl Model {
             .collect();
         let split = self.rng.random_range(0..=missed.len());
         let (in_frame, after) = missed.split_at(split);
-        wire.catch_up.insert(
-            name,
-            after
-                .iter()
-                .map(|publication| ServerFrame::new(0, ServerBody::Publication(publication.clone())))
-                .collect(),
-        );
-        wire.live.insert(name, VecDeque::new());
+        wire.live.insert(name);
+        let epoch = Epoch::new(&head.epoch);
         let subscribed = Subscribed {
             channel: name.to_owned(),
             position: Some(head),
@@ -394,6 +442,10 @@ impl Model {
             conflated: false,
         };
         wire.control.push_back(ServerFrame::new(id, ServerBody::Subscribed(subscribed)));
+        for publication in after {
+            let frame = ServerFrame::new(0, ServerBody::Publication(publication.clone()));
+            wire.send(name, &epoch, true, frame);
+        }
     }
 
     fn server_publishes(&mut self, on: ConnectionId, id: u64, publish: Publish) {
@@ -414,7 +466,6 @@ impl Model {
     }
 
     fn client_reads(&mut self) {
-        let name = self.pick();
         let Some(on) = self.pick_wire() else { return };
         let wire = self.wires.get_mut(&on).expect("picked");
         if wire.over && wire.control.is_empty() {
@@ -425,13 +476,21 @@ impl Model {
             }
             return;
         }
-        let lane = match self.rng.random_range(0..3) {
-            0 => Some(&mut wire.control),
-            1 => wire.live.get_mut(name),
-            _ => wire.catch_up.get_mut(name),
+        let lane = self.rng.random_range(0..=wire.streams.len() + 1);
+        let read = if lane == 0 {
+            wire.control.pop_front().map(|frame| (Carrier::Control, frame))
+        } else if let Some(stream) = wire.streams.get_mut(lane - 1) {
+            stream.frames.pop_front().map(|frame| (Carrier::Stream(stream.epoch.clone()), frame))
+        } else if wire.datagrams.is_empty() {
+            None
+        } else {
+            let at = self.rng.random_range(0..wire.datagrams.len());
+            let frame = wire.datagrams.swap_remove(at);
+            self.rng.random_bool(0.8).then_some((Carrier::Datagram, frame))
         };
-        if let Some(frame) = lane.and_then(VecDeque::pop_front) {
-            self.session.handle_frame(self.now, on, frame).expect("the model keeps the rules");
+        wire.streams.retain(|stream| stream.open || !stream.frames.is_empty());
+        if let Some((carrier, frame)) = read {
+            self.session.handle_frame_on(self.now, on, &carrier, frame).expect("the model keeps the rules");
         }
     }
 
@@ -448,51 +507,53 @@ impl Model {
         channel.retained = self.rng.random_range(channel.retained..=channel.log.len() as u64);
     }
 
-    /// The core lost a channel. Live subscriptions are told in order with what they get: on the same lane.
+    /// The core lost a channel, and with it what it held of it, or all but a first few.
     fn change_epoch(&mut self) {
         let name = self.pick();
         let channel = self.channels.get_mut(name).expect("known");
         channel.epoch += 1;
-        channel.retained = 0;
         channel.log.clear();
-        self.rebase(name);
-    }
-
-    /// History no longer reached what a slow consumer missed.
-    fn rebase_slow_consumer(&mut self) {
-        let name = self.pick();
-        let Some(on) = self.pick_wire() else { return };
-        if let Some(live) = self.wires.get_mut(&on).and_then(|wire| wire.live.get_mut(name)) {
-            live.clear();
-            self.rebase_on(on, name);
+        for first in 0..self.rng.random_range(0..4) {
+            channel.append(Bytes::from(format!("{name} {} {first}", channel.epoch)));
         }
-    }
-
-    fn rebase(&mut self, name: &'static str) {
+        channel.retained = channel.log.len() as u64;
+        self.rebased += 1;
         let all: Vec<ConnectionId> = self.wires.keys().copied().collect();
         for on in all {
             self.rebase_on(on, name);
         }
     }
 
+    /// History no longer reached what a slow consumer missed.
+    fn rebase_slow_consumer(&mut self) {
+        let name = self.pick();
+        let Some(on) = self.pick_wire() else { return };
+        let wire = self.wires.get_mut(&on).expect("picked");
+        // On one pipe, what is not yet sent of a channel is not told from the rest here.
+        if wire.live.contains(name) && !wire.one_pipe {
+            wire.end_streams(name, true);
+            self.rebase_on(on, name);
+        }
+    }
+
+    /// Tells on the control lane; what comes from now on is on streams of their own.
     fn rebase_on(&mut self, on: ConnectionId, name: &'static str) {
         let position = Some(self.channels[name].head());
         if let Some(wire) = self.wires.get_mut(&on)
-            && let Some(live) = wire.live.get_mut(name)
+            && wire.live.contains(name)
         {
-            // A rebase of a subscription whose answer is still on its way would have to wait for it.
-            wire.catch_up.remove(name);
+            wire.end_streams(name, self.rng.random_bool(0.3));
             let subscribed = Subscribed { channel: name.to_owned(), position, ..Subscribed::default() };
-            live.push_back(ServerFrame::new(0, ServerBody::Subscribed(subscribed)));
+            wire.control.push_back(ServerFrame::new(0, ServerBody::Subscribed(subscribed)));
         }
     }
 
     /// A catch-up stream that was reset half way.
     fn lose_catch_up(&mut self) {
         let name = self.pick();
-        for wire in self.wires.values_mut() {
-            if let Some(lane) = wire.catch_up.get_mut(name) {
-                lane.clear();
+        for stream in self.wires.values_mut().flat_map(|wire| &mut wire.streams) {
+            if stream.name == name && stream.catch_up {
+                stream.frames.clear();
             }
         }
     }
@@ -591,7 +652,8 @@ impl Model {
             && wire.control.is_empty()
             && wire.from_client.is_empty()
             && wire.live.len() == CHANNELS.len()
-            && wire.live.values().chain(wire.catch_up.values()).all(VecDeque::is_empty);
+            && wire.datagrams.is_empty()
+            && wire.streams.iter().all(|stream| stream.frames.is_empty());
         quiet && self.awaited.is_empty() && CHANNELS.iter().all(|name| self.at_head(name))
     }
 
@@ -624,7 +686,7 @@ fn epoch(epoch: &Epoch) -> u32 {
 
 #[test]
 fn whatever_the_network_does_delivery_is_exact_or_told() {
-    let (mut delivered, mut told, mut acknowledged) = (0, 0, 0);
+    let (mut delivered, mut told, mut acknowledged, mut rebased) = (0, 0, 0, 0);
     let (mut moved, mut failed, mut repeated, mut refused) = (0, 0, 0, 0);
     let seeds = match std::env::var("SEED") {
         Ok(seed) => {
@@ -646,10 +708,12 @@ fn whatever_the_network_does_delivery_is_exact_or_told() {
         moved += model.moved;
         failed += model.failed_moves;
         repeated += model.repeated;
+        rebased += model.rebased;
         refused += model.refused;
     }
     // The model must have exercised what it is about.
     assert!(delivered > 10 && told > 0 && acknowledged > 0, "{delivered} {told} {acknowledged}");
+    assert!(rebased > 0);
     assert!(moved > 0 && failed > 0, "{moved} {failed}");
     if moved > 100 {
         assert!(repeated > 50 && refused > 50, "{repeated} {refused}");

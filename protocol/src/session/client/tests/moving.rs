@@ -102,7 +102,8 @@ fn a_move_resumes_takes_from_both_and_says_done_to_the_old_one() {
     assert!(matches!(frames[1].body, Some(ClientBody::Subscribe(_))), "in the same flight");
     assert_eq!(frames.len(), 2, "requests wait for `connected`");
     rig.feed_on(old, 0, ServerBody::Publication(publication("a", 11)));
-    rig.feed_on(new, 0, ServerBody::Publication(publication("a", 12)));
+    let early = ServerFrame::new(0, ServerBody::Publication(publication("a", 12)));
+    rig.read_on(new, &Carrier::Stream(Epoch::new("e")), early);
     rig.feed_on(new, frames[0].id, ServerBody::Connected(Connected { resumed: true, ..with_ticket("t2") }));
     let (again, body) = rig.transmit();
     assert!(matches!(body, ClientBody::Publish(_)), "repeated on the next one");

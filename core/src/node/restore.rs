@@ -1,0 +1,212 @@
+//! A partition's table, built from what its engine keeps: the newest snapshot, then the log.
+//!
+//! The node that is to have a partition next builds it while the owner still serves, and follows the log. What is left to
+//! do between the old owner's last frame and the new one's first is then a claim and a short rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_protocol::namespace::Namespaces;
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::channel::{ChannelTable, Limits, LogFrameError};
+use crate::engine::{Claim, ClaimError, Engine, LogPosition, PartitionId, ReplayError};
+use crate::partition::UnixClock;
+
+/// Reads logs. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Restorer {
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) namespaces: Arc<Namespaces>,
+    pub(super) limits: Limits,
+    pub(super) clock: UnixClock,
+    /// Logs that are read at once: each fills memory as fast as it can.
+    pub(super) turns: Arc<Semaphore>,
+}
+
+/// A table that was read ahead of the claim.
+#[derive(Debug)]
+pub(crate) struct Ahead {
+    table: ChannelTable,
+    /// What the log says after it is not in it yet.
+    next: LogPosition,
+    /// The snapshot that it began with reaches so far.
+    snapshot_at: LogPosition,
+}
+
+/// Why a partition could not be built.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    #[error(transparent)]
+    LogFrame(#[from] LogFrameError),
+    #[error("the log of partition {0} ends before its tail")]
+    Incomplete(u16),
+}
+
+impl Restorer {
+    /// The table of `claim`, from what was read `ahead` if that is still right.
+    pub(crate) async fn restore(
+        &self,
+        claim: &Claim,
+        ahead: Option<Ahead>,
+    ) -> Result<ChannelTable, RestoreError> {
+        if let Some(table) = self.finish(claim, ahead).await {
+            return Ok(table);
+        }
+        // Only the owner makes snapshots, but one of an owner before may become complete meanwhile.
+        let mut tries = 0;
+        loop {
+            let read = self.read(claim).await;
+            match read {
+                Err(RestoreError::Replay(ReplayError::Truncated { .. })) if tries < TRIES => tries += 1,
+                other => return other,
+            }
+        }
+    }
+
+    async fn read(&self, claim: &Claim) -> Result<ChannelTable, RestoreError> {
+        let _turn = self.turns.acquire().await;
+        let (partition, first, tail) = (claim.partition(), claim.first(), claim.tail());
+        let mut ahead = self.begin(partition, claim.epoch(), first, Some(tail)).await?;
+        while ahead.next <= tail {
+            if !self.step(partition, &mut ahead, tail).await? {
+                return Err(RestoreError::Incomplete(partition.0));
+            }
+        }
+        Ok(ahead.table)
+    }
+
+    /// Reads the short rest.
+    async fn finish(&self, claim: &Claim, ahead: Option<Ahead>) -> Option<ChannelTable> {
+        let mut ahead = ahead?;
+        let (partition, tail) = (claim.partition(), claim.tail());
+        let fits = ahead.next >= claim.first()
+            && ahead.next <= tail.next()
+            && ahead.snapshot_at <= tail
+            && ahead.table.adopt_claim(claim.epoch(), tail.0);
+        if !fits {
+            debug!(partition = partition.0, "what was read ahead is of another log");
+            return None;
+        }
+        while ahead.next <= tail {
+            if !self.step(partition, &mut ahead, tail).await.ok()? {
+                return None;
+            }
+        }
+        Some(ahead.table)
+    }
+
+    /// Reads ahead of a claim in the log of `epoch`, and follows it until `finish` is cancelled, or it cannot be read.
+    /// `told` is awaited once only a short rest is left.
+    pub(super) async fn follow(
+        &self,
+        partition: PartitionId,
+        epoch: u64,
+        finish: CancellationToken,
+        told: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Ahead>, RestoreError> {
+        let mut told = Some(told);
+        let mut ahead = None;
+        loop {
+            let far_behind = told.is_some();
+            let step = async {
+                let _turn = if far_behind { self.turns.acquire().await.ok() } else { None };
+                match &mut ahead {
+                    None => {
+                        ahead = Some(self.begin_ahead(partition, epoch).await?);
+                        Ok(true)
+                    }
+                    Some(ahead) => self.step(partition, ahead, LogPosition(u64::MAX)).await,
+                }
+            };
+            // A page that was read is in the table before anything else can happen: what is cut off here is only read
+            // again.
+            let read = tokio::select! {
+                biased;
+                () = finish.cancelled() => return Ok(ahead),
+                read = step => read,
+            };
+            match read {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // The log went on without us: it is read from its new beginning.
+                Err(RestoreError::Replay(ReplayError::Truncated { .. })) => ahead = None,
+                Err(error) => return Err(error),
+            }
+            if ahead.is_some()
+                && let Some(told) = told.take()
+            {
+                told.await;
+            }
+            tokio::select! {
+                biased;
+                () = finish.cancelled() => return Ok(ahead),
+                () = sleep(FOLLOW_EVERY) => {}
+            }
+        }
+    }
+
+    async fn begin_ahead(&self, partition: PartitionId, epoch: u64) -> Result<Ahead, RestoreError> {
+        let first = match self.engine.replay(partition, LogPosition(1)).await {
+            Ok(_) => LogPosition(1),
+            Err(ReplayError::Truncated { first }) => first,
+            Err(error) => return Err(error.into()),
+        };
+        self.begin(partition, epoch, first, None).await
+    }
+
+    /// A table with what the newest snapshot says, if one fits a log that begins at `first`.
+    async fn begin(
+        &self,
+        partition: PartitionId,
+        epoch: u64,
+        first: LogPosition,
+        tail: Option<LogPosition>,
+    ) -> Result<Ahead, RestoreError> {
+        let namespaces = Arc::clone(&self.namespaces);
+        let mut table = ChannelTable::new(self.limits.clone(), namespaces, epoch, tail.unwrap_or_default().0);
+        table.begin_replay(first.0);
+        let snapshot = self.engine.snapshot(partition).await?;
+        let fits = |at: LogPosition| at.next() >= first && tail.is_none_or(|tail| at <= tail);
+        let Some(snapshot) = snapshot.filter(|snapshot| fits(snapshot.at)) else {
+            return Ok(Ahead { table, next: first, snapshot_at: LogPosition(0) });
+        };
+        for index in 0..snapshot.pieces {
+            let piece = self.engine.read_piece(partition, snapshot.at, index).await?;
+            table.restore_piece(&piece)?;
+            tokio::task::yield_now().await;
+        }
+        Ok(Ahead { table, next: first, snapshot_at: snapshot.at })
+    }
+
+    /// Takes the next frames up to `tail`; false where there are none.
+    async fn step(
+        &self,
+        partition: PartitionId,
+        ahead: &mut Ahead,
+        tail: LogPosition,
+    ) -> Result<bool, RestoreError> {
+        let frames = self.engine.replay(partition, ahead.next).await?;
+        let read = !frames.is_empty();
+        for (position, frame) in frames.into_iter().take_while(|(position, _)| *position <= tail) {
+            ahead.table.replay(&frame, self.clock.unix_ms())?;
+            ahead.next = position.next();
+        }
+        if read {
+            // Others have their turn between two pages.
+            tokio::task::yield_now().await;
+        }
+        Ok(read)
+    }
+}
+
+/// How often a log that is followed is looked at.
+const FOLLOW_EVERY: Duration = Duration::from_millis(50);
+const TRIES: u32 = 3;

@@ -1,0 +1,89 @@
+//! What clients connect to, and the hub that links it to cores elsewhere.
+
+use std::sync::Arc;
+
+use anyhow::anyhow;
+use prometheus_client::registry::Registry;
+use tidegate_certs::{CertStore, server_config};
+use tidegate_edge::auth::Authenticator;
+use tidegate_edge::config::Config;
+use tidegate_edge::resume::TicketKeys;
+use tidegate_edge::{EdgeNode, Hub, HubConfig, HubMetrics, ListenError, Routes};
+use tidegate_fallback::http::OriginPolicy;
+use tidegate_transport::link::EdgeLink;
+
+use super::links::Identity;
+use crate::config::Settings;
+
+/// What an edge is built from, beside its settings.
+pub(super) struct Parts {
+    /// `None` where no listener needs any.
+    pub(super) certificates: Option<Arc<CertStore>>,
+    /// Checks tokens.
+    pub(super) authenticator: Arc<Authenticator>,
+    /// Seals and opens resume tickets; `None`: with a key of this process.
+    pub(super) tickets: Option<Arc<TicketKeys>>,
+    /// Pages that may connect.
+    pub(super) origins: OriginPolicy,
+    /// What the plain listener serves beside the protocol.
+    pub(super) routes: Option<Routes>,
+}
+
+/// Binds every listener.
+pub(super) fn start(
+    config: Config,
+    parts: Parts,
+    links: Vec<EdgeLink>,
+    registry: &mut Registry,
+) -> anyhow::Result<EdgeNode> {
+    let encrypted = config.tls.is_some() || config.quic.is_some();
+    let tls = parts.certificates.filter(|_| encrypted).map(|store| {
+        let tcp = server_config(Arc::clone(&store), &[b"h2", b"http/1.1"]);
+        let quic = server_config(store, &[b"tidegate/1", b"h3"]);
+        (Arc::new(tcp), Arc::new(quic))
+    });
+    let parts = tidegate_edge::Parts {
+        tls,
+        authenticator: parts.authenticator,
+        tickets: parts.tickets,
+        origins: parts.origins,
+        routes: parts.routes,
+        links,
+    };
+    let edge = EdgeNode::start(config, parts).map_err(with_remedy)?;
+    edge.metrics().register(registry);
+    Ok(edge)
+}
+
+/// Connects to the cores of every region, now and as they come and go.
+pub(super) fn hub(
+    settings: &Settings,
+    config: &Config,
+    identity: &Identity,
+    registry: &mut Registry,
+) -> anyhow::Result<(Hub, Vec<EdgeLink>)> {
+    let metrics = Arc::new(HubMetrics::default());
+    metrics.register(registry);
+    let (node, region) = (config.node.clone(), config.region.clone());
+    let hub = HubConfig {
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        request_wait: settings.cluster.request_wait,
+        backend_in_flight: settings.core.backend_in_flight,
+        backend_wait: settings.core.backend_wait,
+        ..HubConfig::new(node, region, settings.homes(), settings.regions(), config.workers.get())
+    };
+    Ok(Hub::start(hub, Arc::new(identity.dialer(settings)?), metrics)?)
+}
+
+/// Names the flag and the key that change an address.
+fn with_remedy(error: ListenError) -> anyhow::Error {
+    match error {
+        ListenError::Bind { what, address, error } => {
+            let kind = if matches!(what, "quic" | "http3") { "UDP" } else { "TCP" };
+            anyhow!(
+                "cannot listen on {kind} {address}: {error}; choose another address with --{what} or `listen.{what}`"
+            )
+        }
+        error => error.into(),
+    }
+}

@@ -1,0 +1,278 @@
+//! The answer to `GET /v1/status`: what cores and hub say of themselves, in one shape, as `docs/OPERATIONS.md` has it.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use crate::config::{EngineKind, Mode, Settings};
+
+/// What a node is.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    node: String,
+    region: String,
+    role: &'static str,
+    /// `None` for an edge, which has none.
+    engine: Option<&'static str>,
+}
+
+impl Facts {
+    pub(super) fn new(settings: &Settings, mode: Mode) -> Self {
+        let engine = match settings.engine.kind {
+            EngineKind::Memory => "memory",
+            EngineKind::Local => "local",
+            EngineKind::Nats => "nats",
+        };
+        Self {
+            node: settings.node_name(),
+            region: settings.node.region.clone(),
+            role: if mode == Mode::Dev { "serve" } else { mode.command() },
+            engine: mode.has_core().then_some(engine),
+        }
+    }
+}
+
+/// The whole answer. `said` is the core's own word, or the hub's with those of the cores that it reaches.
+pub(super) fn describe(facts: &Facts, said: &Value, ready: bool) -> Value {
+    let regions = match said["regions"].as_object() {
+        Some(regions) => regions.iter().map(|(name, region)| by_hub(facts, name, region)).collect(),
+        None => vec![by_core(facts, said)],
+    };
+    json!({
+        "node": facts.node,
+        "role": facts.role,
+        "region": facts.region,
+        "version": env!("CARGO_PKG_VERSION"),
+        "ready": ready,
+        "regions": regions,
+    })
+}
+
+/// Names of the edges that a core says are linked to it.
+pub(super) fn linked(core: &Value) -> Vec<String> {
+    let mut names: Vec<String> =
+        list(&core["links"]).iter().filter_map(|link| Some(link["node"].as_str()?.to_owned())).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// A region as one core sees it: what it owns itself, and who owns the others.
+fn by_core(facts: &Facts, core: &Value) -> Value {
+    let mut nodes = nodes_of(core);
+    let served = list(&core["partitions"]);
+    if nodes.is_empty() {
+        nodes.insert(facts.node.clone(), json!({ "id": facts.node, "partitions": served.len() }));
+    }
+    if let Some(own) = nodes.get_mut(&facts.node) {
+        own["version"] = json!(env!("CARGO_PKG_VERSION"));
+    }
+    let mut partitions: BTreeMap<u64, Value> = BTreeMap::new();
+    for (number, owner) in (0..).zip(list(&core["owners"])) {
+        partitions
+            .insert(number, json!({ "partition": number, "owner": owner["owner"], "term": owner["term"] }));
+    }
+    for partition in served {
+        let Some(number) = partition["partition"].as_u64() else { continue };
+        let entry = partitions.entry(number).or_insert_with(|| json!({ "partition": number }));
+        entry["owner"] = json!(facts.node);
+        entry["term"] = partition["term"].clone();
+        add_details(entry, partition);
+    }
+    let links: Vec<Value> = list(&core["links"]).iter().map(|link| link_to(&facts.node, link)).collect();
+    json!({
+        "region": facts.region,
+        "engine": facts.engine,
+        "nodes": nodes.into_values().collect::<Vec<_>>(),
+        "partitions": partitions.into_values().collect::<Vec<_>>(),
+        "links": links,
+    })
+}
+
+/// A region as an edge sees it: its own links, and what the cores at their ends say.
+fn by_hub(facts: &Facts, name: &str, region: &Value) -> Value {
+    let nothing = Map::new();
+    let cores = region["cores"].as_object().unwrap_or(&nothing);
+    let mut nodes = BTreeMap::new();
+    for core in cores.values() {
+        nodes.extend(nodes_of(core));
+    }
+    for (id, core) in cores {
+        let node = nodes.entry(id.clone()).or_insert_with(|| json!({ "id": id }));
+        node["version"] = core["version"].clone();
+        node["partitions"] = json!(list(&core["partitions"]).len());
+    }
+    let partitions: Vec<Value> = list(&region["partitions"])
+        .iter()
+        .map(|partition| {
+            let mut entry = json!({
+                "partition": partition["partition"],
+                "owner": partition["owner"],
+                "term": partition["term"],
+                "linked": partition["linked"],
+            });
+            let owner = partition["owner"].as_str().and_then(|owner| cores.get(owner));
+            let served = owner.map(|core| list(&core["partitions"])).unwrap_or_default();
+            if let Some(served) = served.iter().find(|served| served["partition"] == partition["partition"]) {
+                add_details(&mut entry, served);
+            }
+            entry
+        })
+        .collect();
+    let mut links: Vec<Value> = list(&region["links"])
+        .iter()
+        .map(|link| {
+            json!({
+                "edge": facts.node,
+                "core": link["node"],
+                "address": link["address"],
+                "up": !link["connected_ms"].is_null(),
+                "state": link["state"],
+                "partitions": link["partitions"],
+                "rtt_ms": link["answered_in_ms"],
+            })
+        })
+        .collect();
+    for (id, core) in cores {
+        let others = list(&core["links"]).iter().filter(|link| link["node"] != *facts.node);
+        links.extend(others.map(|link| link_to(id, link)));
+    }
+    json!({
+        "region": name,
+        "engine": cores.values().find_map(|core| core["engine"].as_str()),
+        "nodes": nodes.into_values().collect::<Vec<_>>(),
+        "partitions": partitions,
+        "links": links,
+    })
+}
+
+/// Of the cluster, as a core knows it.
+fn nodes_of(core: &Value) -> BTreeMap<String, Value> {
+    let nodes = list(&core["nodes"]).iter().filter_map(|node| {
+        let id = node["node"].as_str()?;
+        let entry = json!({ "id": id, "address": node["address"], "partitions": node["partitions"] });
+        Some((id.to_owned(), entry))
+    });
+    nodes.collect()
+}
+
+/// What only the owner knows.
+fn add_details(entry: &mut Value, served: &Value) {
+    // As clients see it in positions; a number would be too large for many readers of JSON.
+    if let Some(epoch) = served["epoch"].as_u64() {
+        entry["epoch"] = json!(format!("{epoch:x}"));
+    }
+    for field in ["tail", "channels", "interest", "append_p50_us", "append_p99_us", "refusing"] {
+        if !served[field].is_null() {
+            entry[field] = served[field].clone();
+        }
+    }
+    entry["lag"] = served["queued"].clone();
+}
+
+/// An edge's link, as the core at its end tells.
+fn link_to(core: &str, link: &Value) -> Value {
+    json!({
+        "edge": link["node"],
+        "region": link["region"],
+        "version": link["version"],
+        "core": core,
+        "address": link["address"],
+        "up": true,
+    })
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(node: &str, role: &'static str) -> Facts {
+        let engine = (role != "edge").then_some("nats");
+        Facts { node: node.to_owned(), region: "eu".to_owned(), role, engine }
+    }
+
+    fn core_says() -> Value {
+        json!({
+            "node": "core-1", "region": "eu", "version": "0.1.0", "ready": true,
+            "partitions": [{
+                "partition": 1, "term": 3, "epoch": 17, "tail": 40, "channels": 5, "interest": 6,
+                "append_p50_us": 700, "append_p99_us": null, "queued": 2, "refusing": false,
+            }],
+            "nodes": [
+                {"node": "core-2", "address": "b:1", "partitions": 1},
+                {"node": "core-1", "address": "a:1", "partitions": 1},
+            ],
+            "owners": [{"owner": "core-2", "term": 9}, {"owner": "core-1", "term": 3}],
+            "links": [{"node": "edge-2", "region": "us", "version": "0.1.0", "address": "c:1"}],
+        })
+    }
+
+    #[test]
+    fn a_core_tells_of_its_own_partitions_and_who_has_the_others() {
+        let status = describe(&facts("core-1", "core"), &core_says(), true);
+        let region = &status["regions"][0];
+        assert_eq!((&status["role"], &region["engine"]), (&json!("core"), &json!("nats")));
+        let own = &region["partitions"][1];
+        assert_eq!((&own["owner"], &own["tail"], &own["lag"]), (&json!("core-1"), &json!(40), &json!(2)));
+        assert_eq!(own["epoch"], "11");
+        let other = &region["partitions"][0];
+        assert_eq!(
+            (&other["owner"], &other["term"], &other["tail"]),
+            (&json!("core-2"), &json!(9), &Value::Null)
+        );
+        assert_eq!(region["nodes"][1]["id"], "core-2");
+        assert_eq!(
+            (&region["links"][0]["edge"], &region["links"][0]["core"]),
+            (&json!("edge-2"), &json!("core-1"))
+        );
+        assert_eq!(linked(&core_says()), ["edge-2"]);
+    }
+
+    #[test]
+    fn an_edge_adds_what_the_cores_say_to_its_own_links() {
+        let said = json!({"ready": true, "regions": {"eu": {
+            "partitions": [
+                {"partition": 0, "owner": "core-2", "term": 9, "linked": false, "channels": 1},
+                {"partition": 1, "owner": "core-1", "term": 3, "linked": true, "channels": 1},
+            ],
+            "links": [
+                {"address": "a:1", "node": "core-1", "connected_ms": 5, "partitions": 1, "answered_in_ms": 0.5},
+                {"address": "b:1", "node": null, "state": "dialling", "connected_ms": null, "partitions": 0},
+            ],
+            "cores": {"core-1": core_says()},
+        }}});
+        let status = describe(&facts("edge-1", "edge"), &said, false);
+        let region = &status["regions"][0];
+        assert_eq!((&status["ready"], &region["region"]), (&json!(false), &json!("eu")));
+        assert_eq!(
+            (&region["partitions"][1]["tail"], &region["partitions"][1]["owner"]),
+            (&json!(40), &json!("core-1"))
+        );
+        assert_eq!(region["partitions"][0]["tail"], Value::Null);
+        let links: Vec<_> = list(&region["links"]).iter().map(|link| (&link["edge"], &link["up"])).collect();
+        assert_eq!(
+            links,
+            [
+                (&json!("edge-1"), &json!(true)),
+                (&json!("edge-1"), &json!(false)),
+                (&json!("edge-2"), &json!(true))
+            ]
+        );
+        assert_eq!(region["nodes"][0]["version"], "0.1.0");
+    }
+
+    #[test]
+    fn a_node_alone_is_its_own_region() {
+        let said = json!({"partitions": [{"partition": 0, "term": 1, "epoch": 2, "tail": 0, "queued": 0}]});
+        let status = describe(&facts("here", "serve"), &said, true);
+        let region = &status["regions"][0];
+        assert_eq!(
+            (&region["nodes"][0]["id"], &region["partitions"][0]["owner"]),
+            (&json!("here"), &json!("here"))
+        );
+    }
+}
