@@ -10,6 +10,8 @@ use super::{Current, Ladder, LadderConfig, LadderEvent, Next, Purpose, Trial};
 impl Ladder {
     /// The next connection ended without an answer.
     pub(super) fn lost_next(&mut self, now: Instant, next: &Next, by_server: bool) {
+        // A server on its way down still lets clients in, and then ends them.
+        self.doubt |= by_server || next.doubt;
         if !by_server {
             self.shun(next.transport);
             // Beside one that works, it is the transport; alone, it may have been the server's end.

@@ -118,6 +118,13 @@ impl Hand {
 
     /// Connects where UDP is a black hole: by WebSocket. Returns when it was dialled.
     fn blocked(&mut self) -> (AttemptId, Duration) {
+        let (socket, after) = self.opened_blocked();
+        self.ladder.handle_connected(self.now, socket);
+        (socket, after)
+    }
+
+    /// The same, until the WebSocket is open.
+    fn opened_blocked(&mut self) -> (AttemptId, Duration) {
         let began = self.at();
         self.dial();
         let (transport, quic, _) = self.next_dial();
@@ -129,7 +136,6 @@ impl Hand {
             self.opened(socket),
             [LadderEvent::Use { attempt: socket }, LadderEvent::Abandon { attempt: quic }]
         );
-        self.ladder.handle_connected(self.now, socket);
         (socket, at - began)
     }
 
@@ -296,6 +302,21 @@ fn a_restart_between_two_dials_is_cleared_up_soon() {
             assert_eq!(hand.is_broken(Quic), still_blocked);
         }
     }
+}
+
+#[test]
+fn a_connection_to_a_server_on_its_way_down_leaves_the_doubt() {
+    let mut hand = Hand::new();
+    hand.dial();
+    let (_, quic, _) = hand.next_dial();
+    hand.opened(quic);
+    hand.ladder.handle_connected(hand.now, quic);
+    hand.ladder.handle_lost(hand.now, quic, true);
+    let (socket, _) = hand.opened_blocked();
+    hand.ladder.handle_lost(hand.now, socket, true);
+    // The restart is not over yet.
+    hand.blocked();
+    assert!(!hand.is_broken(Quic), "nobody knows yet");
 }
 
 #[test]
