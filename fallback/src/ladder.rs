@@ -229,9 +229,10 @@ impl Ladder {
 
     // What became of connections.
 
-    /// The session lives on this connection now.
+    /// The session lives on this connection now. Said again, it changes nothing.
     pub fn handle_connected(&mut self, now: Instant, attempt: AttemptId) {
-        if self.current.as_ref().is_some_and(|current| current.attempt == attempt) {
+        if self.climb.at.is_none() && self.current.as_ref().is_some_and(|current| current.attempt == attempt)
+        {
             // It was suspect before it was connected.
             self.plan_climb(now);
         }
@@ -281,6 +282,7 @@ impl Ladder {
         {
             // Opened, and not answered: as good as a black hole. If it is, a fresh one of its kind is none better.
             self.shun(next.transport);
+            self.doubt |= next.doubt;
             let trial = self.trial(now, next.transport, false);
             self.current = Some(Current { attempt, transport: next.transport, trial, suspicion: None });
         }

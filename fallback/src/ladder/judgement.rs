@@ -11,7 +11,7 @@ impl Ladder {
     /// The next connection ended without an answer.
     pub(super) fn lost_next(&mut self, now: Instant, next: &Next, by_server: bool) {
         // A server on its way down still lets clients in, and then ends them.
-        self.doubt |= by_server || next.doubt;
+        self.doubt |= next.doubt || by_server && next.purpose != Purpose::Climb;
         if !by_server {
             self.shun(next.transport);
             // Beside one that works, it is the transport; alone, it may have been the server's end.

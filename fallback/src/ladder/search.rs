@@ -71,7 +71,9 @@ impl Ladder {
             // Blamed when the session has moved, and once.
             blamed.retain(|rung| !away && (*rung != current.transport || !demotes));
         }
-        let doubt = race.purpose == Purpose::Need && std::mem::take(&mut self.doubt);
+        let in_need = matches!(race.purpose, Purpose::Need | Purpose::Suspicion);
+        let doubt = in_need && std::mem::take(&mut self.doubt);
+        demotes &= !doubt;
         if race.purpose != Purpose::Request && !doubt {
             for rung in blamed {
                 self.blame(now, rung);

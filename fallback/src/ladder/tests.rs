@@ -139,6 +139,19 @@ impl Hand {
         (socket, at - began)
     }
 
+    /// QUIC opens and is not answered in time; the WebSocket beside it opens. Returns that.
+    fn opened_and_outrun(&mut self) -> AttemptId {
+        self.dial();
+        let (_, quic, _) = self.next_dial();
+        self.opened(quic);
+        self.ladder.handle_suspect(self.now, quic);
+        let (transport, socket, _) = self.next_dial();
+        assert_eq!(transport, WebSocket);
+        self.opened(socket);
+        self.pass(secs(1));
+        socket
+    }
+
     fn is_broken(&mut self, transport: TransportKind) -> bool {
         let wall = self.ladder.wall_ms(self.now);
         self.ladder.known().is_broken(transport, wall)
@@ -320,6 +333,30 @@ fn a_connection_to_a_server_on_its_way_down_leaves_the_doubt() {
 }
 
 #[test]
+fn a_server_that_starts_is_slow_and_no_black_hole() {
+    for still_blocked in [true, false] {
+        let mut hand = Hand::new();
+        let quic = hand.settled();
+        hand.ladder.handle_lost(hand.now, quic, true);
+        // It opens, and the answer takes its time: the WebSocket's came before.
+        let after = hand.opened_and_outrun();
+        hand.ladder.handle_connected(hand.now, after);
+        hand.ladder.handle_connected(hand.now, after);
+        assert!(hand.ladder.known().failures(Quic) == 0, "nobody knows yet");
+        let began = hand.at();
+        let (transport, quic, at) = hand.next_dial();
+        assert!(transport == Quic && at - began <= secs(3), "{transport:?} after {:?}", at - began);
+        hand.opened(quic);
+        if still_blocked {
+            hand.pass(secs(5));
+        } else {
+            hand.ladder.handle_connected(hand.now, quic);
+        }
+        assert_eq!(hand.ladder.known().failures(Quic) == 1, still_blocked);
+    }
+}
+
+#[test]
 fn a_black_hole_after_opening_demotes() {
     let mut hand = Hand::new();
     let quic = hand.settled();
@@ -449,14 +486,7 @@ fn a_connection_that_never_answers_is_given_up_for_the_next_rung() {
 
     // Where the session suspects it before that, without a break.
     let mut hand = Hand::new();
-    hand.dial();
-    let (_, quic, _) = hand.next_dial();
-    hand.opened(quic);
-    hand.ladder.handle_suspect(hand.now, quic);
-    let (transport, socket, _) = hand.next_dial();
-    assert_eq!(transport, WebSocket);
-    hand.opened(socket);
-    hand.pass(secs(1));
+    let socket = hand.opened_and_outrun();
     hand.ladder.handle_connected(hand.now, socket);
     assert!(hand.is_broken(Quic), "TCP works meanwhile");
 }
