@@ -111,7 +111,8 @@ fn node(name: &str) -> NodeId {
 }
 
 fn record(name: &str) -> NodeRecord {
-    NodeRecord { id: node(name), address: "[::1]:4440".to_owned(), version: "0.1".to_owned(), started_ms: 1 }
+    let (address, version) = ("[::1]:4440".to_owned(), "0.1".to_owned());
+    NodeRecord { id: node(name), address, version, started_ms: 1, declines: Vec::new() }
 }
 
 /// The same right once more, as a writer has it that was not told of its last append.

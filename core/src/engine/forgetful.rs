@@ -1,14 +1,16 @@
-//! For tests: an engine that loses acknowledgements, is full, or never answers a node that wants to go on living.
+//! For tests: an engine that loses acknowledgements, is full, gives some partitions to nobody, or never answers a node that
+//! wants to go on living.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tidegate_protocol::NodeId;
 
 use super::{
-    AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition, Membership,
-    NodeRecord, PartitionId, RenewError, ReplayError, Snapshot, Unavailable, Watch,
+    About, AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition,
+    Membership, NodeRecord, PartitionId, RenewError, ReplayError, Snapshot, Unavailable, Watch,
 };
 
 /// Stores what it is given, and when told to, says that it does not know.
@@ -18,12 +20,40 @@ pub(crate) struct Forgetful {
     lose: AtomicU32,
     full: AtomicBool,
     silent: Arc<AtomicBool>,
+    replicated: AtomicBool,
+    /// Partitions that cannot be claimed.
+    cursed: Mutex<BTreeSet<u16>>,
+    /// Pieces of snapshots that are still to be refused.
+    pieces_refused: AtomicU32,
 }
 
 impl Forgetful {
     /// Forgets nothing yet.
     pub(crate) fn new(inner: Arc<dyn Engine>) -> Self {
-        Self { inner, lose: AtomicU32::new(0), full: AtomicBool::new(false), silent: Arc::default() }
+        Self {
+            inner,
+            lose: AtomicU32::new(0),
+            full: AtomicBool::new(false),
+            silent: Arc::default(),
+            replicated: AtomicBool::new(false),
+            cursed: Mutex::default(),
+            pieces_refused: AtomicU32::new(0),
+        }
+    }
+
+    /// It says that it keeps frames on several machines.
+    pub(crate) fn set_replicated(&self) {
+        self.replicated.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on these can be claimed by nobody over this engine.
+    pub(crate) fn curse(&self, partitions: impl IntoIterator<Item = u16>) {
+        *self.cursed.lock().expect("no panic") = partitions.into_iter().collect();
+    }
+
+    /// Refuses the next `count` pieces of snapshots.
+    pub(crate) fn refuse_pieces(&self, count: u32) {
+        self.pieces_refused.store(count, Ordering::Relaxed);
     }
 
     /// From now on there is no room for appends, or there is again.
@@ -31,7 +61,7 @@ impl Forgetful {
         self.full.store(full, Ordering::Relaxed);
     }
 
-    /// From now on renewals are not answered, or are again.
+    /// From now on renewals are not answered and nobody can join, or both are as before.
     pub(crate) fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Relaxed);
     }
@@ -49,6 +79,9 @@ impl Forgetful {
 impl Engine for Forgetful {
     fn join(&self, node: NodeRecord) -> EngineFuture<'_, Result<Box<dyn Membership>, JoinError>> {
         Box::pin(async move {
+            if self.silent.load(Ordering::Relaxed) {
+                return Err(Unavailable("no answer".to_owned()).into());
+            }
             let inner = self.inner.join(node).await?;
             let membership = Silent { inner, silent: Arc::clone(&self.silent) };
             Ok(Box::new(membership) as Box<dyn Membership>)
@@ -60,6 +93,9 @@ impl Engine for Forgetful {
     }
 
     fn claim(&self, partition: PartitionId, node: &NodeId) -> EngineFuture<'_, Result<Claim, ClaimError>> {
+        if self.cursed.lock().expect("no panic").contains(&partition.0) {
+            return Box::pin(async { Err(ClaimError::Unavailable("no answer".to_owned())) });
+        }
         self.inner.claim(partition, node)
     }
 
@@ -118,6 +154,10 @@ impl Engine for Forgetful {
         index: u32,
         piece: Bytes,
     ) -> EngineFuture<'a, Result<(), AppendError>> {
+        let refused = &self.pieces_refused;
+        if refused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
+            return Box::pin(async { Err(AppendError::Unavailable("no answer".to_owned())) });
+        }
         self.inner.put_piece(claim, at, index, piece)
     }
 
@@ -146,8 +186,18 @@ impl Engine for Forgetful {
         self.inner.release(claim, to)
     }
 
+    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+        Box::pin(async { !self.full.load(Ordering::Relaxed) })
+    }
+
     fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let capabilities = self.inner.capabilities();
+        let replicated = capabilities.replicated || self.replicated.load(Ordering::Relaxed);
+        Capabilities { replicated, ..capabilities }
+    }
+
+    fn about(&self) -> About {
+        self.inner.about()
     }
 }
 
@@ -164,6 +214,10 @@ impl Membership for Silent {
             return Box::pin(std::future::pending());
         }
         self.inner.renew()
+    }
+
+    fn set_declines(&mut self, declines: Vec<u16>) {
+        self.inner.set_declines(declines);
     }
 
     fn leave(self: Box<Self>) -> EngineFuture<'static, ()> {

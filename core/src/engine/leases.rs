@@ -52,7 +52,7 @@ impl Leases {
         let lease = NodeLease { record: node, ends: clock::now() + self.shared.lease, joined: version };
         table.nodes.insert(id.clone(), Versioned { version, value: Some(lease) });
         self.tell(table);
-        Ok(Box::new(LocalMembership { leases: self.clone(), id, joined: version }))
+        Ok(Box::new(LocalMembership { leases: self.clone(), id, joined: version, declines: None }))
     }
 
     /// Begins with everything.
@@ -224,6 +224,8 @@ struct LocalMembership {
     leases: Leases,
     id: NodeId,
     joined: u64,
+    /// To be told.
+    declines: Option<Vec<u16>>,
 }
 
 impl Membership for LocalMembership {
@@ -231,11 +233,24 @@ impl Membership for LocalMembership {
         Box::pin(async {
             let ends = clock::now() + self.leases.lease();
             let mut table = self.leases.table();
-            let entry = table.member(&self.id, self.joined).and_then(|entry| entry.value.as_mut());
-            // Nobody is told: what the node says of itself is as it was.
-            entry.ok_or(RenewError::Lost)?.ends = ends;
+            let version = table.version + 1;
+            let entry = table.member(&self.id, self.joined).ok_or(RenewError::Lost)?;
+            let lease = entry.value.as_mut().ok_or(RenewError::Lost)?;
+            lease.ends = ends;
+            let declines = self.declines.take().filter(|declines| *declines != lease.record.declines);
+            // Nobody is told where the node says of itself what it said before.
+            if let Some(declines) = declines {
+                lease.record.declines = declines;
+                entry.version = version;
+                table.bump();
+                self.leases.tell(table);
+            }
             Ok(())
         })
+    }
+
+    fn set_declines(&mut self, declines: Vec<u16>) {
+        self.declines = Some(declines);
     }
 
     fn leave(self: Box<Self>) -> EngineFuture<'static, ()> {

@@ -2,24 +2,28 @@
 //!
 //! ```text
 //! <path>/lock              held while the store is open
-//! <path>/partitions.json   who owned what, the epochs, and how far each log certainly went
+//! <path>/partitions.json   who owned what, the epochs, and how far each log certainly went; `.spare` beside it is the next
+//! <path>/tails             the same, up to the last frame that was acknowledged
 //! <path>/frames/           a fjall database: logs in segments, snapshots
 //! ```
 //!
 //! All writing is done by one thread: what waits for it is one batch with one sync, so that a partition alone does not
 //! wait for others and many share what a sync costs. Reading goes past it.
 //!
-//! What is damaged on the disk is told as such or, where the end of a log is missing, by a new epoch. Frames of the last
-//! seconds before a crash, behind the last noted high water, are the exception: that they got lost *and* the machine
-//! went down shows nowhere.
+//! What is damaged on the disk is told as such or, where the end of a log is missing, by a new epoch. The library takes a
+//! journal that ends too early, or in something that makes no sense, for one whose last write was cut off; `tails` tells
+//! whether that had been acknowledged. Only where the machine went down as well, seconds after the frame was written and
+//! although it was synced, shows nothing that it was ever there.
 
 mod frame;
 mod room;
 mod store;
 mod table;
+mod tails;
 mod writer;
 
 use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -30,12 +34,13 @@ use tidegate_protocol::NodeId;
 use tokio::sync::{mpsc, oneshot};
 
 use self::store::Store;
-use self::table::{Row, TableFile};
-use self::writer::{Append, Command, Shared, Writer};
+use self::table::{Loaded, Row, TableFile};
+use self::tails::TailsFile;
+use self::writer::{Append, Command, Files, Shared, Writer};
 use super::leases::Leases;
 use super::{
-    AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition, Membership,
-    NodeRecord, PartitionId, PartitionRecord, ReplayError, Snapshot, Unavailable, Watch,
+    About, AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition,
+    Membership, NodeRecord, PartitionId, PartitionRecord, ReplayError, Snapshot, Unavailable, Watch,
 };
 
 /// Where a store is and what it keeps.
@@ -92,6 +97,18 @@ pub enum LocalError {
         /// How many were asked for.
         wanted: u16,
     },
+    /// Its format is not ours.
+    #[error(
+        "the store {} was written by another version of this program (format {found}): run that version, or give the node \
+         an empty directory, where all channels begin anew",
+        path.display()
+    )]
+    Version {
+        /// Its directory.
+        path: PathBuf,
+        /// The number of its format.
+        found: u32,
+    },
     /// It cannot be read.
     #[error(
         "the store is damaged: {reason}: restore {} from a backup, or move it away, and all channels begin anew",
@@ -138,21 +155,23 @@ impl LocalEngine {
         let lock = lock(path)?;
         let table = TableFile::of(path);
         let frames = path.join("frames");
+        let damaged = |file: &Path, reason: &dyn std::fmt::Display| {
+            let reason = format!("{}: {reason}", file.display());
+            LocalError::Damaged { path: path.clone(), reason }
+        };
         let rows = match table.load() {
-            Ok(Some(rows)) => rows,
-            Ok(None) if !store::is_complete(&frames) => {
+            Ok(Loaded::Rows(rows)) => rows,
+            Ok(Loaded::OfVersion(found)) => return Err(LocalError::Version { path: path.clone(), found }),
+            Ok(Loaded::Nothing) if !store::is_complete(&frames) => {
                 let record = PartitionRecord { epoch, ..PartitionRecord::default() };
                 let rows = vec![Row { record, begin: 1 }; usize::from(partitions)];
-                table.save(&rows).map_err(io(table.path()))?;
+                // With one beside it from the first day on.
+                table.save(&rows).and_then(|()| table.save(&rows)).map_err(io(table.path()))?;
                 rows
             }
-            Ok(None) => {
-                let reason = format!("{} is missing", table.path().display());
-                return Err(LocalError::Damaged { path: path.clone(), reason });
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
-                let reason = format!("{}: {error}", table.path().display());
-                return Err(LocalError::Damaged { path: path.clone(), reason });
+            Ok(Loaded::Nothing) => return Err(damaged(table.path(), &"it is missing")),
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                return Err(damaged(table.path(), &error));
             }
             Err(error) => return Err(io(table.path())(error)),
         };
@@ -163,7 +182,22 @@ impl LocalEngine {
                 wanted: partitions,
             });
         }
+        let tails_path = TailsFile::path(path);
+        let tails = match TailsFile::open(path, rows.len()) {
+            Ok(tails) => tails,
+            Err(error) if error.kind() == ErrorKind::NotFound && !store::is_complete(&frames) => {
+                TailsFile::create(path, rows.len()).map_err(io(&tails_path))?
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(damaged(&tails_path, &"it is missing"));
+            }
+            Err(error) if error.kind() == ErrorKind::InvalidData => return Err(damaged(&tails_path, &error)),
+            Err(error) => return Err(io(&tails_path)(error)),
+        };
         if !store::is_complete(&frames) && fs::exists(&frames).map_err(io(&frames))? {
+            if (0..partitions).any(|partition| tails.get(partition) > 0) {
+                return Err(damaged(&frames, &"a part of it is missing"));
+            }
             // The process ended while it was made.
             fs::remove_dir_all(&frames).map_err(io(&frames))?;
         }
@@ -175,7 +209,8 @@ impl LocalEngine {
         let shared = Arc::new(Shared::new(Leases::new(config.lease, records), store));
         // A store made just now has the first one.
         let next_epoch = epoch.wrapping_add(1);
-        let writer = Writer::new(config.clone(), Arc::clone(&shared), table, begins, next_epoch);
+        let files = Files { table, tails };
+        let writer = Writer::new(config.clone(), Arc::clone(&shared), files, begins, next_epoch);
         let (queue, commands) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new().name("tidegate-log".to_owned());
         let writer = thread.spawn(move || writer.run(commands)).map_err(io(path))?;
@@ -266,7 +301,8 @@ impl LocalEngine {
         let read = tokio::task::spawn_blocking(read).await;
         let read = read.unwrap_or_else(|_| Err("its files make no sense".to_owned()));
         read.map_err(|reason| {
-            let reason = format!("{}: {reason}", self.shared.path().display());
+            let path = self.shared.path().display();
+            let reason = format!("{path}: {reason}: restore the store from a backup, or move it away");
             ReplayError::Damaged { partition: partition.0, reason }
         })
     }
@@ -399,6 +435,10 @@ impl Engine for LocalEngine {
         })
     }
 
+    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+        Box::pin(async { self.run(Writer::takes_frames).await.unwrap_or(false) })
+    }
+
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             durable: true,
@@ -407,6 +447,10 @@ impl Engine for LocalEngine {
             max_frame: MAX_FRAME,
             lease: self.shared.leases().lease(),
         }
+    }
+
+    fn about(&self) -> About {
+        About { name: "local", version: None }
     }
 }
 

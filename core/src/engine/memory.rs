@@ -10,8 +10,8 @@ use tidegate_protocol::NodeId;
 
 use super::leases::Leases;
 use super::{
-    AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition, Membership,
-    NodeRecord, PartitionId, PartitionRecord, ReplayError, Snapshot, Unavailable, Watch,
+    About, AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition,
+    Membership, NodeRecord, PartitionId, PartitionRecord, ReplayError, Snapshot, Unavailable, Watch,
 };
 
 /// Logs and leases that end with the process; several core nodes in it may share them.
@@ -241,6 +241,10 @@ impl Engine for MemoryEngine {
             max_frame: MAX_FRAME,
             lease: self.leases.lease(),
         }
+    }
+
+    fn about(&self) -> About {
+        About { name: "memory", version: None }
     }
 }
 

@@ -28,8 +28,8 @@ use self::names::Names;
 use self::table::{Entry, ReadError, Table};
 use self::watch::NatsWatch;
 use super::{
-    AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition, Membership,
-    NodeRecord, PartitionId, ReplayError, Snapshot, Unavailable, Watch,
+    About, AppendError, Capabilities, Claim, ClaimError, Engine, EngineFuture, JoinError, LogPosition,
+    Membership, NodeRecord, PartitionId, ReplayError, Snapshot, Unavailable, Watch,
 };
 
 /// An engine on a NATS cluster.
@@ -59,7 +59,8 @@ impl NatsEngine {
             lease: config.lease,
         };
         let logs = (0..partitions).map(|partition| Log::new(&names, partition)).collect();
-        Ok(Self { table: Table { wire, names }, logs, capabilities })
+        let table = Table { wire, names, process: clock::rng().random_range(1..=u64::MAX) };
+        Ok(Self { table, logs, capabilities })
     }
 
     fn log(&self, partition: PartitionId) -> Option<&Log> {
@@ -327,6 +328,10 @@ impl Engine for NatsEngine {
 
     fn capabilities(&self) -> Capabilities {
         self.capabilities
+    }
+
+    fn about(&self) -> About {
+        About { name: "nats", version: Some(self.table.wire.client.server_info().version) }
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod cluster;
 mod losses;
+mod nodes;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tidegate_core::engine::{
     AppendError, Claim, ClaimError, Engine, LogPosition, NatsConfig, NatsEngine, NatsError, PartitionId,
 };
 use tidegate_interop_tests::nats::NatsServer;
+use tidegate_interop_tests::wait::until;
 use tidegate_protocol::NodeId;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
@@ -235,7 +237,9 @@ async fn append(engine: &NatsEngine, claim: &mut Claim, frame: Bytes) -> Result<
 async fn read(engine: &NatsEngine, from: u64) -> Vec<Bytes> {
     let (mut next, mut frames) = (LogPosition(from), Vec::new());
     loop {
-        let page = engine.replay(PARTITION, next).await.expect("readable");
+        // The servers may be electing still.
+        let page = until("a page of the log", || async { Ok(engine.replay(PARTITION, next).await?) });
+        let page = page.await.expect("readable");
         if page.is_empty() {
             return frames;
         }

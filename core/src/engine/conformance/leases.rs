@@ -50,9 +50,44 @@ pub(super) async fn a_watch_begins_with_everything(
         (Some(node("w1")), claim.term(), claim.epoch(), false)
     );
 
+    // Also where it is written while that is read.
+    let write = async {
+        loop {
+            engine.propose(&claim, Some(&node("w9"))).await.expect("proposed");
+            engine.propose(&claim, None).await.expect("taken back");
+        }
+    };
+    let read = async {
+        for _ in 0..40 {
+            let mut watch = other.watch().await.expect("watched");
+            let mut owner = None;
+            until(&mut *watch, "that all was told", |event| {
+                if let ClusterEvent::Partition { partition: which, record } = event
+                    && *which == partition
+                {
+                    owner.clone_from(&record.owner);
+                }
+                *event == ClusterEvent::Synced
+            })
+            .await;
+            assert_eq!(owner, Some(node("w1")), "or somebody takes it from its owner");
+        }
+    };
+    tokio::select! {
+        () = read => {}
+        () = write => {}
+    }
+
     // Then what changes, and a node that leaves is gone at once.
-    let newcomer = engine.join(record("w2")).await.expect("joined");
+    let mut newcomer = engine.join(record("w2")).await.expect("joined");
     until(&mut *watch, "w2", |event| is_node(event, "w2", Some(record("w2")))).await;
+    // What it says of itself from now on is told with a renewal, which is nobody else's.
+    for declines in [vec![3, 7], Vec::new()] {
+        newcomer.set_declines(declines.clone());
+        assert_eq!(newcomer.renew().await, Ok(()));
+        let said = NodeRecord { declines, ..record("w2") };
+        until(&mut *watch, "what w2 declines", |event| is_node(event, "w2", Some(said.clone()))).await;
+    }
     let lease = engine.capabilities().lease;
     let left = async {
         newcomer.leave().await;
@@ -94,7 +129,7 @@ pub(super) async fn a_lease_that_is_not_renewed_ends(engine: &dyn Engine, other:
     assert_eq!(silent.renew().await, Err(RenewError::Lost), "the lease is another's");
     // Nor does it take the other's lease along.
     silent.leave().await;
-    assert_eq!(other.join(record("silent")).await.err(), Some(JoinError::NameTaken(node("silent"))));
+    assert_eq!(engine.join(record("silent")).await.err(), Some(JoinError::NameTaken(node("silent"))));
     again.leave().await;
     alive.leave().await;
 }

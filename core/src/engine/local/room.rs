@@ -33,7 +33,7 @@ impl Room {
                 .map_or(u64::MAX, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
             let low = free < self.reserve;
             if low != self.refusal.is_some() {
-                let reason = || format!("less than {} MiB are left", self.reserve >> 20);
+                let reason = || format!("less than the reserve of {} KiB is left", self.reserve >> 10);
                 self.refusal = low.then(|| remedy(&self.path, &reason()));
                 match &self.refusal {
                     Some(reason) => error!(%reason, "no more frames are taken"),

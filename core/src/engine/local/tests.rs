@@ -119,7 +119,67 @@ async fn a_store_is_opened_once_and_with_its_own_number_of_partitions() {
     drop(engine);
     fs::remove_file(path.join("partitions.json")).expect("there");
     let refused = open(&path, 2, 80).expect_err("half of it is missing").to_string();
-    assert!(refused.contains("partitions.json is missing") && refused.contains("backup"), "{refused}");
+    assert!(refused.contains("partitions.json: it is missing") && refused.contains("backup"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_store_of_another_version_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    drop(open(directory.path(), 1, 1).expect("made"));
+    let before: Vec<_> = files(directory.path());
+    let text = "{\"version\":77}";
+    let text = format!("{text}\nxxh3 {:016x}\n", xxhash_rust::xxh3::xxh3_64(text.as_bytes()));
+    fs::write(directory.path().join("partitions.json"), text).expect("written");
+    let refused = open(directory.path(), 1, 2).expect_err("not ours").to_string();
+    assert!(refused.contains("format 77") && refused.contains("another version"), "{refused}");
+    assert_eq!(files(directory.path()), before);
+}
+
+/// The library takes a journal that ends too early for one whose last write was cut off by the end of the process. It
+/// may not, where that write was acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acknowledged_frames_that_a_crash_seems_to_have_cut_off_end_the_epoch() {
+    const FRAMES: u64 = 20;
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(directory.path(), 2, 1).expect("made");
+    let mut owned = claim(&engine, 0).await.expect("claimed");
+    let other = claim(&engine, 1).await.expect("claimed").epoch();
+    for n in 1..=FRAMES {
+        engine.append(&mut owned, frame(0, n, 300)).await.expect("written");
+    }
+    // Killed: nothing is noted any more.
+    let crashed = tempfile::tempdir().expect("a directory");
+    copy(directory.path(), crashed.path());
+    drop(engine);
+    let journal = files(crashed.path()).into_iter().find(|file| file.extension().is_some_and(|e| e == "jnl"));
+    let journal = crashed.path().join(journal.expect("there"));
+    let whole = fs::read(&journal).expect("there");
+    let end = whole.iter().rposition(|byte| *byte != 0).expect("written to") + 1;
+    let mut outcomes = BTreeMap::new();
+    // Behind the end there is only what was set aside.
+    for length in [end + 1_000, end + 1, end, end - 1, end - 200, end - 1_000, end / 2, 100] {
+        let copied = tempfile::tempdir().expect("a directory");
+        copy(crashed.path(), copied.path());
+        fs::write(copied.path().join(journal.strip_prefix(crashed.path()).expect("below")), &whole[..length])
+            .expect("written");
+        let again = open(copied.path(), 2, 2).expect("opened");
+        let owned = claim(&again, 0).await.expect("claimed");
+        if length >= end {
+            assert_eq!((owned.epoch(), owned.tail()), (1, LogPosition(FRAMES)), "{length} of {end}");
+        } else {
+            assert_ne!(owned.epoch(), 1, "{length} of {end}: {owned:?}");
+            assert_eq!(owned.first(), owned.tail().next());
+        }
+        outcomes.insert(length, owned.tail());
+        assert_eq!(claim(&again, 1).await.expect("claimed").epoch(), other, "nothing of it was lost");
+        // The new epoch is the one that stays.
+        let epoch = owned.epoch();
+        drop(again);
+        let again = open(copied.path(), 2, 3).expect("opened");
+        assert_eq!(claim(&again, 0).await.expect("claimed").epoch(), epoch);
+    }
+    let tails: std::collections::BTreeSet<_> = outcomes.values().collect();
+    assert!(tails.len() > 3, "{outcomes:?}");
 }
 
 #[tokio::test]
@@ -131,6 +191,22 @@ async fn a_store_that_was_half_made_is_made_anew() {
     let engine = open(directory.path(), 1, 1).expect("made");
     let mut claim = claim(&engine, 0).await.expect("claimed");
     engine.append(&mut claim, frame(0, 1, 10)).await.expect("written");
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_marker_is_not_thrown_away() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let engine = open(directory.path(), 1, 1).expect("made");
+    let mut owned = claim(&engine, 0).await.expect("claimed");
+    engine.append(&mut owned, frame(0, 1, 10)).await.expect("written");
+    drop(engine);
+    let (marker, aside) = (directory.path().join("frames/version"), directory.path().join("aside"));
+    fs::rename(&marker, &aside).expect("there");
+    let refused = open(directory.path(), 1, 2).expect_err("damaged").to_string();
+    assert!(refused.contains("a part of it is missing") && refused.contains("backup"), "{refused}");
+    fs::rename(&aside, &marker).expect("there");
+    let engine = open(directory.path(), 1, 3).expect("opened");
+    assert_eq!(claim(&engine, 0).await.expect("claimed").tail(), LogPosition(1));
 }
 
 #[tokio::test]
@@ -381,6 +457,12 @@ async fn fill_the_disk(path: &Path) {
     let kept = owned.tail();
     assert!(kept.0 > 10, "{kept:?}");
 
+    // What is there is read on, and can be claimed: who has it must build what they know of it anew.
+    let before: Vec<Bytes> = (1..=kept.0).map(|n| frame(0, n, 100_000)).collect();
+    assert_eq!(read(&engine, 0, LogPosition(1)).await, Ok(before));
+    let mut owned = claim(&engine, 0).await.expect("claimed");
+    assert_eq!((owned.epoch(), owned.tail()), (1, kept));
+
     // It stays so, for everybody, until there is room; each time nothing is written.
     let mut tries = tokio::time::interval(Duration::from_millis(150));
     for _ in 0..8 {
@@ -423,21 +505,22 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// All files below a directory, by their paths in it, the table of partitions first.
+/// All files below a directory, by their paths in it; first those that are written last.
 fn files(directory: &Path) -> Vec<PathBuf> {
-    let (mut files, mut directories) = (vec![PathBuf::from("partitions.json")], vec![PathBuf::new()]);
+    let last = [PathBuf::from("partitions.json"), PathBuf::from("tails")];
+    let (mut files, mut directories) = (last.to_vec(), vec![PathBuf::new()]);
     while let Some(inside) = directories.pop() {
         for entry in fs::read_dir(directory.join(&inside)).expect("a directory") {
             let entry = entry.expect("readable");
             let path = inside.join(entry.file_name());
             if entry.file_type().expect("known").is_dir() {
                 directories.push(path);
-            } else if path != Path::new("partitions.json") {
+            } else if !last.contains(&path) {
                 files.push(path);
             }
         }
     }
-    files[1..].sort_unstable();
+    files[last.len()..].sort_unstable();
     files
 }
 

@@ -1,7 +1,7 @@
 //! The thread that writes: whatever waits for it becomes one batch with one sync.
 //!
-//! A write that failed, for a full disk or a failing one, is told as refused. The library writes no more then, so the
-//! database is closed and, when the next frame comes and the disk takes something again, opened anew; what the failed
+//! A write that failed, for a full disk or a failing one, is told as refused. The library writes no more then, but reads on;
+//! when the next frame comes and the disk takes something again, the database is closed and opened anew; what the failed
 //! write may have left is taken out first, since nobody was told that it is kept. (A process that ends before it comes
 //! to that may find such a frame when it starts: refused, yet stored.)
 
@@ -26,6 +26,7 @@ use super::frame::{self, Mark};
 use super::room::{Room, probe, remedy};
 use super::store::{SegmentBounds, Store, describe};
 use super::table::{Row, TableFile};
+use super::tails::TailsFile;
 use crate::engine::leases::Leases;
 use crate::engine::{AppendError, Claim, ClaimError, LogPosition, PartitionId, PartitionRecord, Snapshot};
 
@@ -34,7 +35,7 @@ use crate::engine::{AppendError, Claim, ClaimError, LogPosition, PartitionId, Pa
 pub(super) struct Shared {
     leases: Leases,
     path: PathBuf,
-    /// `None` while it is closed.
+    /// `None` while it is opened anew. One that failed is read on until then.
     store: RwLock<Option<Arc<Store>>>,
 }
 
@@ -94,12 +95,21 @@ pub(super) struct Append {
     pub(super) answer: oneshot::Sender<Result<(), AppendError>>,
 }
 
+/// What is written beside the logs.
+pub(super) struct Files {
+    /// Owners and epochs.
+    pub(super) table: TableFile,
+    /// Ends of logs.
+    pub(super) tails: TailsFile,
+}
+
 /// The writer's state.
 pub(super) struct Writer {
     config: LocalConfig,
     segments: SegmentBounds,
     shared: Arc<Shared>,
     table: TableFile,
+    tails: TailsFile,
     /// The first position of each partition's epoch.
     begins: Vec<u64>,
     /// For the next log that begins anew.
@@ -109,7 +119,7 @@ pub(super) struct Writer {
     /// The table file is behind, though by nothing that must not get lost.
     dirty: bool,
     saved: Instant,
-    closed: Option<Closed>,
+    failed: Option<Failed>,
     room: Room,
     last: LastCommit,
 }
@@ -128,8 +138,8 @@ struct Unfinished {
     keyspace: Keyspace,
 }
 
-/// Why the store is closed, and what was acknowledged before.
-struct Closed {
+/// Why the store takes nothing, and what was acknowledged before.
+struct Failed {
     reason: String,
     tails: Vec<Mark>,
     tried: Instant,
@@ -148,7 +158,7 @@ impl Writer {
     pub(super) fn new(
         config: LocalConfig,
         shared: Arc<Shared>,
-        table: TableFile,
+        files: Files,
         begins: Vec<u64>,
         epoch: u64,
     ) -> Self {
@@ -164,13 +174,14 @@ impl Writer {
             config,
             segments,
             shared,
-            table,
+            table: files.table,
+            tails: files.tails,
             begins,
             epoch,
             unfinished,
             dirty: false,
             saved,
-            closed: None,
+            failed: None,
             room,
             last,
         }
@@ -235,7 +246,8 @@ impl Writer {
         let index = usize::from(partition.0);
         let record = self.shared.leases.partition(partition);
         let record = record.ok_or(ClaimError::UnknownPartition(partition.0))?;
-        let store = self.store().map_err(ClaimError::Unavailable)?;
+        // One that takes nothing is read from.
+        let store = self.shared.store().map_or_else(|| self.store(), Ok).map_err(ClaimError::Unavailable)?;
         let unknown = ClaimError::UnknownPartition(partition.0);
         let tail = {
             let log = store.log(partition.0).ok_or(unknown)?;
@@ -247,8 +259,10 @@ impl Writer {
         };
         let mut epoch = record.epoch;
         let mut begin = self.begins[index];
-        if tail < record.high_water {
-            let (partition, high_water) = (partition.0, record.high_water);
+        let high_water = record.high_water.max(self.tails.get(partition.0));
+        let is_lost = tail < high_water;
+        if is_lost {
+            let partition = partition.0;
             error!(partition, tail, high_water, "the end of a log was lost: its channels begin anew");
             store.begin_anew(partition).map_err(|error| ClaimError::Unavailable(self.fail(&error)))?;
             epoch = self.epoch;
@@ -260,6 +274,11 @@ impl Writer {
         rows[index] = Row { record: record.clone(), begin };
         // Before anything is written under the term.
         self.save(&rows).map_err(|error| ClaimError::Unavailable(self.save_failed(&error)))?;
+        if is_lost {
+            // Not before: until the epoch is another one on the disk, this is what asks for it.
+            self.tails.set(partition.0, tail);
+            self.tails.write().map_err(|error| ClaimError::Unavailable(self.tails_failed(&error)))?;
+        }
         self.begins[index] = begin;
         self.unfinished.remove(&partition.0);
         let first = store.log(partition.0).map_or(tail + 1, |log| log.first());
@@ -388,7 +407,13 @@ impl Writer {
         }
         let began = clock::now();
         let committed = catch_unwind(AssertUnwindSafe(|| batch.commit()));
-        if let Err(error) = committed.unwrap_or(Err(fjall::Error::Unrecoverable)) {
+        let committed = committed.unwrap_or(Err(fjall::Error::Unrecoverable)).and_then(|()| {
+            for (append, mark) in &written {
+                self.tails.set(append.partition, mark.position);
+            }
+            Ok(self.tails.write()?)
+        });
+        if let Err(error) = committed {
             let reason = self.fail(&error);
             return refuse_all(written.into_iter().map(|(append, _)| append), &reason);
         }
@@ -404,6 +429,11 @@ impl Writer {
         for partition in rolled {
             self.retain(&store, partition);
         }
+    }
+
+    /// Whether there is room, and a store to write to: opens it anew if need be.
+    pub(super) fn takes_frames(&mut self) -> bool {
+        self.room.check().is_ok() && self.store().is_ok()
     }
 
     fn admit(&self, store: &Store, append: &Append) -> Result<Admitted, AppendError> {
@@ -432,35 +462,39 @@ impl Writer {
         store.retain(partition, clock::unix_ms(), self.config.retain_bytes, age_ms);
     }
 
-    /// The store, opened anew where it was closed; the error says why that cannot be.
+    /// The store to write to, opened anew where it failed; the error says why that cannot be.
     fn store(&mut self) -> Result<Arc<Store>, String> {
-        if let Some(store) = self.shared.store() {
-            return Ok(store);
-        }
         let now = clock::now();
-        let Some(closed) = &mut self.closed else { return Err("it was closed".to_owned()) };
-        if now.saturating_duration_since(closed.tried) < REOPEN_INTERVAL {
-            return Err(closed.reason.clone());
+        let Some(failed) = &mut self.failed else {
+            return self.shared.store().ok_or_else(|| "it was closed".to_owned());
+        };
+        if now.saturating_duration_since(failed.tried) < REOPEN_INTERVAL {
+            return Err(failed.reason.clone());
         }
-        closed.tried = now;
-        match reopen(&self.config.path, self.shared.path(), &self.begins, &closed.tails) {
+        failed.tried = now;
+        let reopened = probe(&self.config.path).map_err(|error| error.to_string()).and_then(|()| {
+            // There is a lock on the files; whoever reads them holds it for a moment longer.
+            self.shared.set_store(None);
+            reopen(self.shared.path(), &self.begins, &failed.tails)
+        });
+        match reopened {
             Ok(store) => {
                 info!(path = %self.config.path.display(), "the store takes frames again");
                 self.forget_lost(&store);
                 self.shared.set_store(Some(store));
-                self.closed = None;
+                self.failed = None;
                 self.shared.store().ok_or_else(|| "it was closed".to_owned())
             }
             Err(reason) => {
-                closed.reason = remedy(&self.config.path, &reason);
-                Err(closed.reason.clone())
+                failed.reason = remedy(&self.config.path, &reason);
+                Err(failed.reason.clone())
             }
         }
     }
 
     /// A log that came back shorter than what was acknowledged: its owner is fenced, and the next claim finds out.
     fn forget_lost(&mut self, store: &Store) {
-        let tails = self.closed.as_ref().map(|closed| closed.tails.clone()).unwrap_or_default();
+        let tails = self.failed.as_ref().map(|failed| failed.tails.clone()).unwrap_or_default();
         for (partition, tail) in (0..).zip(tails) {
             let id = PartitionId(partition);
             let lost = store.log(partition).is_some_and(|log| log.tail.position < tail.position);
@@ -478,17 +512,21 @@ impl Writer {
         AppendError::Refused(self.fail(error))
     }
 
-    /// Closes the store; returns why, and what to do.
+    /// Writes nothing more until the store is opened anew; returns why, and what to do.
     fn fail(&mut self, error: &fjall::Error) -> String {
         let reason = remedy(&self.config.path, &describe(error));
         error!(%reason, "a write failed");
-        if let Some(store) = self.shared.store() {
+        if let Some(store) = self.shared.store().filter(|_| self.failed.is_none()) {
             let partitions = (0..).take(self.begins.len());
-            let tails = partitions.filter_map(|partition| Some(store.log(partition)?.tail)).collect();
-            self.closed = Some(Closed { reason: reason.clone(), tails, tried: clock::now() });
+            let tails: Vec<Mark> =
+                partitions.filter_map(|partition| Some(store.log(partition)?.tail)).collect();
+            // What was not acknowledged may be in the file of tails already.
+            for (partition, tail) in (0..).zip(&tails) {
+                self.tails.set(partition, tail.position);
+            }
+            self.failed = Some(Failed { reason: reason.clone(), tails, tried: clock::now() });
         }
         self.unfinished.clear();
-        self.shared.set_store(None);
         reason
     }
 
@@ -516,6 +554,10 @@ impl Writer {
         remedy(self.table.path(), &error.to_string())
     }
 
+    fn tails_failed(&self, error: &io::Error) -> String {
+        remedy(self.tails.location(), &error.to_string())
+    }
+
     /// Notes the end of each log exactly, since no more comes.
     fn close(&mut self) {
         if let Some(store) = self.shared.store() {
@@ -534,8 +576,7 @@ impl Writer {
 }
 
 /// Opens a store that failed, as it was when it last kept something.
-fn reopen(directory: &Path, frames: &Path, begins: &[u64], tails: &[Mark]) -> Result<Store, String> {
-    probe(directory).map_err(|error| error.to_string())?;
+fn reopen(frames: &Path, begins: &[u64], tails: &[Mark]) -> Result<Store, String> {
     let store = Store::open(frames, begins)?;
     for (partition, tail) in (0..).zip(tails) {
         if store.log(partition).is_some_and(|log| log.tail.position >= tail.position) {

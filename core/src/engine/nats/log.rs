@@ -137,6 +137,7 @@ impl Log {
         let deadline = clock::now() + PATIENCE;
         let (place, expected) = (last + 1, Expected::Last(last));
         let mut pause = SHORTEST_PAUSE;
+        let mut unanswered = false;
         loop {
             let sent = wire.publish(&self.subject, expected, HeaderMap::new(), bytes.clone(), ATTEMPT).await;
             let reason = match sent {
@@ -147,12 +148,18 @@ impl Log {
                 Ok(sequence) => {
                     return Outcome::Refused(format!("NATS stored at {sequence} what was to be at {place}"));
                 }
-                // An earlier attempt that nobody answered may have been stored before there was no room.
+                // An earlier attempt that nobody answered may have been stored before there was no room, or be on its
+                // way through the replicas still: then this says nothing of it.
                 Err(PublishError::Refused(reason)) => match self.who_is_at(wire, place, &bytes).await {
-                    Ok(outcome) => return outcome.unwrap_or(Outcome::Refused(reason)),
+                    Ok(Some(outcome)) => return outcome,
+                    Ok(None) if unanswered => reason,
+                    Ok(None) => return Outcome::Refused(reason),
                     Err(error) => error.0,
                 },
-                Err(PublishError::Unknown(reason)) => reason,
+                Err(PublishError::Unknown(reason)) => {
+                    unanswered = true;
+                    reason
+                }
                 Err(PublishError::Unexpected) => match self.who_is_at(wire, place, &bytes).await {
                     Ok(Some(outcome)) => return outcome,
                     // On its way into the log, perhaps ours: the leader counts what it has proposed.

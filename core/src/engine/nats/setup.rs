@@ -44,7 +44,8 @@ pub(super) async fn connect(config: &NatsConfig) -> Result<Wire, NatsError> {
         return Err(NatsError::SmallPayload { found: info.max_payload, needed: MIN_PAYLOAD });
     }
     let wire = Wire { jetstream: context(&client), client };
-    jetstream_is_there(&wire.jetstream, deadline).await?;
+    // An election takes up to 9 s, and begins anew where servers come one after the other.
+    jetstream_is_there(&wire.jetstream, deadline.max(clock::now() + MAKE_STREAMS)).await?;
     Ok(wire)
 }
 

@@ -14,13 +14,15 @@ use super::super::{
     Unavailable,
 };
 use super::names::Names;
-use super::wire::{Expected, OPERATION, PublishError, Wire};
+use super::wire::{Expected, OPERATION, PublishError, Stored, Wire};
 
 /// The table, on the servers.
 #[derive(Debug, Clone)]
 pub(super) struct Table {
     pub(super) wire: Wire,
     pub(super) names: Names,
+    /// Of this process, as its nodes' entries bear it.
+    pub(super) process: u64,
 }
 
 /// What is stored of a partition.
@@ -117,10 +119,8 @@ impl Table {
     pub(super) async fn join(&self, node: NodeRecord, lease: Duration) -> Result<NatsMembership, JoinError> {
         let (stream, subject) = (self.names.lease_stream(), self.names.node(&node.id));
         let id = node.id.clone();
-        // Tells it from an earlier membership of the same node.
-        let value = json(&NodeEntry { node, membership: clock::rng().next_u64() });
-        let mut membership =
-            NatsMembership { table: self.clone(), subject, value: value.clone(), sequence: 0, lease };
+        let entry = NodeEntry { node, membership: clock::rng().next_u64(), process: self.process };
+        let mut membership = NatsMembership { table: self.clone(), subject, entry, sequence: 0, lease };
         let deadline = clock::now() + PATIENCE;
         loop {
             let reason = match membership.publish().await {
@@ -131,8 +131,9 @@ impl Table {
                             membership.sequence = 0;
                             continue;
                         }
-                        // Its lease has ended, or it left, or an answer to us was lost.
-                        Ok(Some(stored)) if stored.tombstone || stored.payload == value => {
+                        // Its lease has ended, or it left, or an answer to us was lost; or it was ours before, and was
+                        // given up: nobody has to wait for its end, which is long where servers elect.
+                        Ok(Some(stored)) if stored.tombstone || membership.is_of_this_process(&stored) => {
                             membership.sequence = stored.sequence;
                             continue;
                         }
@@ -162,7 +163,11 @@ pub(super) enum ReadError {
 pub(super) struct NodeEntry {
     #[serde(flatten)]
     pub(super) node: NodeRecord,
+    /// Tells it from an earlier membership of the same node.
     membership: u64,
+    /// Tells it from another process of the same name.
+    #[serde(default)]
+    process: u64,
 }
 
 /// A node's key, which ends unless it is written again.
@@ -170,8 +175,8 @@ pub(super) struct NodeEntry {
 pub(super) struct NatsMembership {
     table: Table,
     subject: String,
-    value: Bytes,
-    /// What we wrote last.
+    entry: NodeEntry,
+    /// Of what we wrote last.
     sequence: u64,
     lease: Duration,
 }
@@ -181,9 +186,20 @@ impl NatsMembership {
         let mut headers = HeaderMap::new();
         headers.insert(header::NATS_MESSAGE_TTL, ttl(self.lease));
         let expected = Expected::LastOfSubject(self.sequence);
-        let value = self.value.clone();
+        let value = json(&self.entry);
         self.sequence = self.table.wire.publish(&self.subject, expected, headers, value, RENEWAL).await?;
         Ok(())
+    }
+
+    /// By this membership: whatever it says of its node.
+    fn wrote(&self, stored: &Stored) -> bool {
+        serde_json::from_slice::<NodeEntry>(&stored.payload)
+            .is_ok_and(|entry| entry.membership == self.entry.membership)
+    }
+
+    fn is_of_this_process(&self, stored: &Stored) -> bool {
+        serde_json::from_slice::<NodeEntry>(&stored.payload)
+            .is_ok_and(|entry| entry.process == self.entry.process)
     }
 
     async fn renew_once(&mut self) -> Result<(), RenewError> {
@@ -195,7 +211,7 @@ impl NatsMembership {
                 Err(PublishError::Unexpected) => {
                     match self.table.wire.last_of(&stream, &self.subject).await {
                         // An earlier renewal whose answer was lost. Its time counts from then: once more.
-                        Ok(Some(stored)) if !stored.tombstone && stored.payload == self.value => {
+                        Ok(Some(stored)) if !stored.tombstone && self.wrote(&stored) => {
                             self.sequence = stored.sequence;
                             "the lease table is busy".to_owned()
                         }
@@ -230,6 +246,10 @@ impl NatsMembership {
 impl Membership for NatsMembership {
     fn renew(&mut self) -> EngineFuture<'_, Result<(), RenewError>> {
         Box::pin(self.renew_once())
+    }
+
+    fn set_declines(&mut self, declines: Vec<u16>) {
+        self.entry.node.declines = declines;
     }
 
     fn leave(mut self: Box<Self>) -> EngineFuture<'static, ()> {

@@ -24,9 +24,10 @@ pub(super) struct NatsWatch {
     connection: u64,
     /// How many messages came; the consumer numbers them.
     received: u64,
-    /// How far the stream reached at the beginning.
-    until: u64,
-    synced: bool,
+    /// The newest of them.
+    reached: u64,
+    /// How far the stream reached when that was looked up last, until all that it held at the beginning was read.
+    until: Option<u64>,
     /// How often in a row nothing came.
     idle: u32,
     /// Nodes told to be alive.
@@ -38,7 +39,7 @@ impl NatsWatch {
     pub(super) async fn begin(table: Table) -> Result<Self, Unavailable> {
         let (wire, stream) = (&table.wire, table.names.lease_stream());
         let connection = connection(&table);
-        let until = wire.extent(&stream).await?.last;
+        let until = Some(wire.extent(&stream).await?.last);
         let config = push::Config {
             deliver_subject: wire.client.new_inbox(),
             deliver_policy: DeliverPolicy::LastPerSubject,
@@ -60,17 +61,7 @@ impl NatsWatch {
         let messages =
             timeout(BEGIN, begin).await.map_err(|_| unavailable("NATS makes no consumer in time"))??;
         let live = BTreeMap::new();
-        Ok(Self {
-            table,
-            messages,
-            connection,
-            received: 0,
-            until,
-            synced: false,
-            idle: 0,
-            live,
-            broken: false,
-        })
+        Ok(Self { table, messages, connection, received: 0, reached: 0, until, idle: 0, live, broken: false })
     }
 
     async fn next_event(&mut self) -> Option<ClusterEvent> {
@@ -78,23 +69,41 @@ impl NatsWatch {
             if self.broken {
                 return None;
             }
-            if !self.synced && self.until == 0 {
-                self.synced = true;
+            if let Some(until) = self.until
+                && (self.reached >= until || self.is_silent())
+                && self.is_everything_read().await
+            {
+                self.until = None;
                 return Some(ClusterEvent::Synced);
             }
             let Ok(message) = timeout(LOOK_UP, self.messages.next()).await else {
                 self.broken = connection(&self.table) != self.connection;
                 self.idle += 1;
-                if self.idle >= SILENCE && self.received > 0 {
-                    // What was to come has ended in the meantime.
-                    self.until = 0;
-                }
                 continue;
             };
             self.idle = 0;
             let Some(event) = self.read(message.and_then(Result::ok)) else { continue };
             return Some(event);
         }
+    }
+
+    /// An entry that was written again before it was read comes at its new place only, behind all that was there at the
+    /// beginning: nobody is to take it for missing.
+    async fn is_everything_read(&mut self) -> bool {
+        if self.is_silent() {
+            return true;
+        }
+        let extent = self.table.wire.extent(&self.table.names.lease_stream()).await;
+        self.broken = extent.is_err();
+        extent.is_ok_and(|extent| {
+            self.until = Some(extent.last);
+            extent.last <= self.reached
+        })
+    }
+
+    /// What was to come has ended in the meantime.
+    fn is_silent(&self) -> bool {
+        self.idle >= SILENCE && self.received > 0
     }
 
     /// What a message says; `None`: nothing to us, or the end.
@@ -108,9 +117,7 @@ impl NatsWatch {
         }
         self.broken = false;
         self.received += 1;
-        if info.pending == 0 || info.stream_sequence >= self.until {
-            self.until = 0;
-        }
+        self.reached = info.stream_sequence;
         let gone = message.headers.as_ref().is_some_and(is_tombstone);
         match self.table.names.key_of(&message.subject)? {
             Key::Node(id) if gone => self.live.remove(&id).map(|_| ClusterEvent::Node { id, record: None }),
@@ -143,7 +150,7 @@ impl Watch for NatsWatch {
 impl std::fmt::Debug for NatsWatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NatsWatch")
-            .field("synced", &self.synced)
+            .field("until", &self.until)
             .field("broken", &self.broken)
             .finish_non_exhaustive()
     }

@@ -115,6 +115,7 @@ fn record(name: &str) -> NodeRecord {
         address: "[::1]:1".to_owned(),
         version: "1".to_owned(),
         started_ms: 1,
+        declines: Vec::new(),
     }
 }
 

@@ -2,11 +2,13 @@
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
-use tidegate_core::engine::{ClaimError, Engine as _, LogPosition, ReplayError, Snapshot};
+use tidegate_core::engine::{
+    AppendError, ClaimError, Engine as _, LogPosition, NatsConfig, NatsEngine, ReplayError, Snapshot,
+};
 use tidegate_interop_tests::nats::NatsServer;
 use tidegate_protocol::NodeId;
 
-use super::{PARTITION, connect, frame, read};
+use super::{PARTITION, append, config, connect, frame, read};
 
 /// Even when nobody noted how far the log went.
 #[tokio::test]
@@ -90,6 +92,43 @@ async fn nats_a_log_whose_frames_are_all_gone_goes_on() -> Result<()> {
     ensure!(other.append(&mut again, frame(4)).await == Ok(LogPosition(4)));
     ensure!(read(&other, 4).await == vec![frame(4)]);
     ensure!(other.snapshot(PARTITION).await == Ok(Some(Snapshot { at: LogPosition(3), pieces: 1 })));
+    Ok(())
+}
+
+/// Somebody else's data fills the account: what cannot be stored is refused in words, and not acknowledged.
+#[tokio::test]
+async fn nats_without_room_takes_nothing_and_says_so() -> Result<()> {
+    let mut server = NatsServer::start().await?;
+    let small = NatsConfig { retain_bytes: 4 << 20, ..config(&server) };
+    let engine = NatsEngine::connect(small, 1).await?;
+    let mut claim = engine.claim(PARTITION, &NodeId::new("a")).await?;
+    engine.append(&mut claim, frame(1)).await?;
+    server.restart_with_room(16 << 20).await?;
+    append(&engine, &mut claim, frame(2)).await?;
+
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await?);
+    let other = jetstream::stream::Config {
+        name: "other".to_owned(),
+        subjects: vec!["other".to_owned()],
+        ..Default::default()
+    };
+    let other = jetstream.create_stream(other).await?;
+    let mut written = 0;
+    while jetstream.publish("other", vec![7; 256 << 10].into()).await?.await.is_ok() {
+        written += 1;
+        ensure!(written < 100, "the server has no end");
+    }
+    for _ in 0..2 {
+        let refused = engine.append(&mut claim, frame(3)).await;
+        ensure!(
+            matches!(&refused, Err(AppendError::Refused(reason)) if reason.contains("make room")),
+            "{refused:?}"
+        );
+    }
+    ensure!(read(&engine, 1).await == [frame(1), frame(2)]);
+    other.purge().await?;
+    append(&engine, &mut claim, frame(4)).await?;
+    ensure!(read(&engine, 1).await == [frame(1), frame(2), frame(4)]);
     Ok(())
 }
 
