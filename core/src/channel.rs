@@ -2,6 +2,7 @@
 
 mod history;
 mod keys;
+mod name;
 mod record;
 mod recovery;
 mod sequencer;
@@ -53,37 +54,45 @@ impl LinkId {
     pub(crate) const NODE: Self = Self(0);
 }
 
-/// One channel. A channel at rest is small: no text, no timer, no buffer.
+/// One channel. One that nobody uses, and of which nothing is retained, is only its numbering.
 #[derive(Debug)]
 struct Channel {
     sequencer: Sequencer,
+    /// When it was last asked for, milliseconds of Unix time.
+    touched_ms: u64,
+    /// There only while there is anything in it.
+    active: Option<Box<Active>>,
+}
+
+/// What a channel holds besides its numbering.
+#[derive(Debug, Default)]
+struct Active {
     history: History,
     /// Most channels never see a key.
     keys: Option<Box<Keys>>,
     /// Sorted.
     interest: Vec<LinkId>,
-    /// When it was last asked for, milliseconds of Unix time.
-    touched_ms: u64,
 }
 
 impl Channel {
     fn new(birth: u64, unix_ms: u64) -> Self {
-        Self {
-            sequencer: Sequencer::new(birth),
-            history: History::default(),
-            keys: None,
-            interest: Vec::new(),
-            touched_ms: unix_ms,
-        }
+        Self::resume(Sequencer::new(birth), unix_ms)
+    }
+
+    /// A numbering that goes on; nothing of it is retained.
+    fn resume(sequencer: Sequencer, touched_ms: u64) -> Self {
+        Self { sequencer, touched_ms, active: None }
     }
 
     /// Keeps what was numbered last.
     fn keep(&mut self, record: Record, key: Option<&str>, rules: &Rules, limits: &Limits) {
+        let active = self.active.get_or_insert_default();
         if let Some(key) = key {
-            let keys = self.keys.get_or_insert_default();
+            let keys = active.keys.get_or_insert_default();
             keys.remember(key, self.sequencer.head(), record.time_ms, limits.keys_per_channel);
         }
-        self.history.push(record, &rules.bounds);
+        active.history.push(record, &rules.bounds);
+        self.settle();
     }
 
     /// Takes what a log says was stored. Another birth, or a hole, is a numbering that this channel did not have.
@@ -92,8 +101,10 @@ impl Channel {
             self.sequencer.birth() == replayed.birth && self.sequencer.head().next() == replayed.offset;
         if !follows {
             self.sequencer = Sequencer::resume(replayed.birth, Offset(replayed.offset.0 - 1));
-            self.history.clear();
-            self.keys = None;
+            if let Some(active) = &mut self.active {
+                active.history.clear();
+                active.keys = None;
+            }
         }
         self.touched_ms = replayed.record.time_ms;
         self.sequencer.assign();
@@ -107,34 +118,54 @@ impl Channel {
 
     /// The offset that `key` was stored with.
     fn find_key(&self, key: &str) -> Option<Offset> {
-        self.keys.as_ref()?.find(key)
+        self.active.as_ref()?.keys.as_ref()?.find(key)
     }
 
     fn expire(&mut self, unix_ms: u64, rules: &Rules, limits: &Limits) {
-        self.history.expire(unix_ms, &rules.bounds);
-        if let Some(keys) = &mut self.keys {
+        let Some(active) = &mut self.active else { return };
+        active.history.expire(unix_ms, &rules.bounds);
+        if let Some(keys) = &mut active.keys {
             keys.expire(unix_ms, limits.key_age);
             if keys.is_empty() {
-                self.keys = None;
+                active.keys = None;
             }
         }
+        self.settle();
+    }
+
+    /// Gives back what is empty.
+    fn settle(&mut self) {
+        let empty = |active: &Active| {
+            active.interest.is_empty() && active.keys.is_none() && active.history.len() == 0
+        };
+        if self.active.as_deref().is_some_and(empty) {
+            self.active = None;
+        }
+    }
+
+    fn history(&self) -> &History {
+        self.active.as_deref().map_or(&history::EMPTY, |active| &active.history)
+    }
+
+    /// Links, sorted.
+    fn interest(&self) -> &[LinkId] {
+        self.active.as_deref().map_or(&[], |active| &active.interest)
     }
 
     /// True where nobody would be told anything untrue if the channel were forgotten. Call after [`Self::expire`].
     fn is_forgettable(&self, unix_ms: u64, forget_after: Duration) -> bool {
-        self.interest.is_empty()
-            && self.keys.is_none()
-            && self.history.len() == 0
+        self.active.is_none()
             && u128::from(unix_ms.saturating_sub(self.touched_ms)) >= forget_after.as_millis()
     }
 
     /// True if the link was not interested before.
     fn add_interest(&mut self, link: LinkId) -> bool {
-        match self.interest.binary_search(&link) {
+        let interest = &mut self.active.get_or_insert_default().interest;
+        match interest.binary_search(&link) {
             Ok(_) => false,
             Err(index) => {
-                self.interest.reserve_exact(1);
-                self.interest.insert(index, link);
+                interest.reserve_exact(1);
+                interest.insert(index, link);
                 true
             }
         }
@@ -142,11 +173,13 @@ impl Channel {
 
     /// True if the link was interested.
     fn remove_interest(&mut self, link: LinkId) -> bool {
-        let Ok(index) = self.interest.binary_search(&link) else { return false };
-        self.interest.remove(index);
-        if self.interest.is_empty() {
-            self.interest = Vec::new();
+        let Some(active) = &mut self.active else { return false };
+        let Ok(index) = active.interest.binary_search(&link) else { return false };
+        active.interest.remove(index);
+        if active.interest.is_empty() {
+            active.interest = Vec::new();
         }
+        self.settle();
         true
     }
 
@@ -157,11 +190,17 @@ impl Channel {
     /// What a new subscription gets.
     fn recover(&self, name: &ChannelName, epoch: u64, conflate: bool, asked: Option<&Position>) -> Recovery {
         let head = self.position(epoch, self.sequencer.head());
-        let outcome = asked.map_or(Outcome::Gap, |asked| judge(&head, self.history.len(), conflate, asked));
+        let outcome = asked.map_or(Outcome::Gap, |asked| judge(&head, self.history().len(), conflate, asked));
         let publications = match outcome {
             Outcome::Recovered { after } => {
-                let missed = self.history.after(head.offset, after);
-                missed.map(|(offset, record)| record.publication(name, offset)).collect()
+                let mut bytes = 0;
+                let missed = self.history().after(head.offset, after);
+                let first = missed.take_while(|(_, record)| {
+                    let is_first = bytes == 0;
+                    bytes += RECORD_BYTES + record.payload.len();
+                    is_first || bytes <= RECOVERY_BYTES
+                });
+                first.map(|(offset, record)| record.publication(name, offset)).collect()
             }
             Outcome::Gap => Vec::new(),
         };
@@ -178,7 +217,7 @@ impl Channel {
         limit: u32,
     ) -> Recovery {
         let head = self.position(epoch, self.sequencer.head());
-        let outcome = since.map_or(Outcome::Gap, |since| judge(&head, self.history.len(), conflate, since));
+        let outcome = since.map_or(Outcome::Gap, |since| judge(&head, self.history().len(), conflate, since));
         let (after, complete) = match outcome {
             Outcome::Recovered { after } => (after, true),
             Outcome::Gap => (Offset(0), false),
@@ -186,9 +225,9 @@ impl Channel {
         // The newest `limit` are those above this offset.
         let newest = if limit == 0 { 0 } else { head.offset.0.saturating_sub(u64::from(limit)) };
         let from = Offset(after.0.max(newest));
-        let cut = from > after && self.history.after(head.offset, after).count() > limit as usize;
+        let cut = from > after && self.history().after(head.offset, after).count() > limit as usize;
         let publications = self
-            .history
+            .history()
             .after(head.offset, from)
             .map(|(offset, record)| record.publication(name, offset))
             .collect();
@@ -215,14 +254,21 @@ impl Rules {
     }
 }
 
+/// Most of what was missed that one answer holds. The rest is asked for again: whoever missed much is slow, and what it
+/// has no room for would have crossed the link for nothing.
+const RECOVERY_BYTES: usize = 256 << 10;
+/// What a publication takes beside its payload, about.
+const RECORD_BYTES: usize = 64;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_channel_at_rest_is_small() {
-        // With its name and its place in the table this leaves room for a publication within 400 bytes.
-        assert!(size_of::<Channel>() <= 96, "{}", size_of::<Channel>());
+        // With its name, its hash and an index of two words it is at most twice this, and nothing is elsewhere.
+        assert!(size_of::<Channel>() <= 32, "{}", size_of::<Channel>());
+        assert!(size_of::<Active>() <= 72, "{}", size_of::<Active>());
         assert!(size_of::<Record>() <= 64, "{}", size_of::<Record>());
     }
 }

@@ -39,7 +39,7 @@ pub struct CoreConfig {
     pub presence_grace: Duration,
     /// How long a partition waits for a full link before it cuts it. Everybody else on the partition waits too.
     pub link_wait: Duration,
-    /// Partitions that this node hands over at once, where it is one of several.
+    /// Partitions that this node hands over at once, where it is one of several; four times as many when it leaves.
     pub handovers: usize,
     /// Logs that are read at once, after claims and ahead of them.
     pub replays: usize,
@@ -51,8 +51,8 @@ pub struct CoreConfig {
     pub snapshot_every: Duration,
     /// And after so many log frames.
     pub snapshot_frames: u64,
-    /// How long publications are collected into one log frame while frames are many and the engine is replicated; zero
-    /// for never.
+    /// How long publications are collected into one log frame while frames are many, the engine is replicated and several
+    /// have come already; zero for never.
     pub linger: Duration,
     /// Frames are many beyond this rate, per second and node.
     pub linger_above: u32,

@@ -103,6 +103,15 @@ pub struct Capabilities {
     pub lease: Duration,
 }
 
+/// What an engine is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct About {
+    /// As `core.engine` names it.
+    pub name: &'static str,
+    /// Of its servers, where it has any.
+    pub version: Option<String>,
+}
+
 /// A core node, as the others know it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -114,6 +123,9 @@ pub struct NodeRecord {
     pub version: String,
     /// When it started, milliseconds of Unix time.
     pub started_ms: u64,
+    /// Partitions that it failed to take again and again: others are to have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub declines: Vec<u16>,
 }
 
 /// Who owns a partition, as the lease table says. It decides who tries; the log decides who may write.
@@ -160,6 +172,9 @@ pub enum ClusterEvent {
 pub trait Membership: Send + std::fmt::Debug {
     /// Proves to be alive for another [`Capabilities::lease`], counted from the call.
     fn renew(&mut self) -> EngineFuture<'_, Result<(), RenewError>>;
+
+    /// [`NodeRecord::declines`] from the next renewal on.
+    fn set_declines(&mut self, declines: Vec<u16>);
 
     /// Says that it goes. Without it the others wait for the lease to end.
     fn leave(self: Box<Self>) -> EngineFuture<'static, ()>;
@@ -262,8 +277,16 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// Gives the partition up in order; `to` may claim it at once.
     fn release(&self, claim: Claim, to: Option<NodeId>) -> EngineFuture<'_, ()>;
 
+    /// After a refusal: whether a frame would be taken again, as far as that is known without writing one.
+    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+        Box::pin(async { true })
+    }
+
     /// What it promises.
     fn capabilities(&self) -> Capabilities;
+
+    /// What it is, for people.
+    fn about(&self) -> About;
 }
 
 /// The engine cannot be reached.

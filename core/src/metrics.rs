@@ -33,10 +33,14 @@ pub struct CoreMetrics {
     frames_refused: Counter,
     replay_duration: Histogram,
     snapshots: Counter,
+    snapshot_failures: Counter,
+    snapshot_bytes: Counter,
+    snapshot_duration: Histogram,
     claims: Counter,
     handovers: Counter,
     fences: Counter,
     partitions_served: Gauge,
+    partitions_declined: Gauge,
     channels: Gauge,
     interest: Gauge,
     history_bytes: Gauge,
@@ -66,10 +70,14 @@ impl CoreMetrics {
             frames_refused: Counter::default(),
             replay_duration: Histogram::new(REPLAY_SECONDS),
             snapshots: Counter::default(),
+            snapshot_failures: Counter::default(),
+            snapshot_bytes: Counter::default(),
+            snapshot_duration: Histogram::new(REPLAY_SECONDS),
             claims: Counter::default(),
             handovers: Counter::default(),
             fences: Counter::default(),
             partitions_served: Gauge::default(),
+            partitions_declined: Gauge::default(),
             channels: Gauge::default(),
             interest: Gauge::default(),
             history_bytes: Gauge::default(),
@@ -158,6 +166,17 @@ impl CoreMetrics {
             self.replay_duration.clone(),
         );
         registry.register("tidegate_core_snapshots", "Snapshots written", self.snapshots.clone());
+        registry.register(
+            "tidegate_core_snapshot_failures",
+            "Snapshots that the engine did not take; each is tried again",
+            self.snapshot_failures.clone(),
+        );
+        registry.register("tidegate_core_snapshot_bytes", "Bytes of them", self.snapshot_bytes.clone());
+        registry.register(
+            "tidegate_core_snapshot_duration_seconds",
+            "From the first piece of a snapshot to its last: publishes go on meanwhile",
+            self.snapshot_duration.clone(),
+        );
     }
 
     fn register_ownership(&self, registry: &mut Registry) {
@@ -165,6 +184,11 @@ impl CoreMetrics {
             "tidegate_core_partitions_served",
             "Partitions that this node owns and serves",
             self.partitions_served.clone(),
+        );
+        registry.register(
+            "tidegate_core_partitions_declined",
+            "Partitions that this node failed to take again and again, and leaves to others for now",
+            self.partitions_declined.clone(),
         );
         registry.register("tidegate_core_claims", "Partitions taken, each a new term", self.claims.clone());
         registry.register(
@@ -210,8 +234,18 @@ impl CoreMetrics {
         self.replay_duration.observe(took.as_secs_f64());
     }
 
-    pub(crate) fn count_snapshot(&self) {
+    pub(crate) fn observe_snapshot(&self, took: Duration, bytes: u64) {
         self.snapshots.inc();
+        self.snapshot_bytes.inc_by(bytes);
+        self.snapshot_duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn count_snapshot_failure(&self) {
+        self.snapshot_failures.inc();
+    }
+
+    pub(crate) fn set_declined(&self, partitions: usize) {
+        self.partitions_declined.set(i64::try_from(partitions).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn count_claim(&self) {

@@ -1,6 +1,9 @@
 //! A core node: its partitions, its links, and how it begins, alone or as one of several.
 
 pub(crate) mod cluster;
+#[cfg(any(test, feature = "conformance"))]
+#[doc(hidden)]
+pub mod conformance;
 pub(crate) mod lease;
 mod listen;
 mod requests;
@@ -326,13 +329,17 @@ impl Inner {
         control: Option<Control>,
     ) -> (Partition, Served) {
         let (sender, queue) = mpsc::channel(self.config.partition_queue.max(1));
-        let status = Arc::new(PartitionStatus::default());
+        let status = Arc::new(PartitionStatus::new(claim.tail().0));
         let (term, epoch) = (claim.term(), claim.epoch());
         let served = Served { queue: sender, term, epoch, status: Arc::clone(&status) };
+        let mut presence = PresenceTable::new(self.config.presence(), Arc::clone(&self.namespaces));
+        if control.is_some() && term > 1 {
+            presence.settle(self.clock.unix_ms());
+        }
         let partition = Partition {
             table,
             sessions: Sessions::new(self.config.max_resumed),
-            presence: PresenceTable::new(self.config.presence(), Arc::clone(&self.namespaces)),
+            presence,
             engine: Arc::clone(&self.engine),
             replicated: self.engine.capabilities().replicated,
             slot: self.slots.handle(claim.partition().0),
@@ -402,7 +409,7 @@ impl Inner {
 /// Runs a partition to its end, and counts ends that nobody wanted.
 async fn run(task: Partition, metrics: CoreMetrics, abort: CancellationToken) -> End {
     let end = task.run().await;
-    if matches!(end, End::Fenced | End::Aborted) && !abort.is_cancelled() {
+    if matches!(end, End::Fenced | End::Failed | End::Aborted) && !abort.is_cancelled() {
         metrics.count_fence();
     }
     end

@@ -133,13 +133,20 @@ pub(crate) enum End {
     HandedOver,
     /// The log is not ours any more, or the node's lease is over.
     Fenced,
+    /// It cannot be built anew here: another node may be able to.
+    Failed,
     /// It was stopped at once.
     Aborted,
 }
 
-/// The log is not ours any more.
+/// Why a partition cannot go on here.
 #[derive(Debug)]
-struct Fenced;
+enum Stop {
+    /// The log is not ours any more, or may not be.
+    Fenced,
+    /// It cannot be built anew.
+    Failed,
+}
 
 #[derive(Debug)]
 struct Driver {
@@ -205,8 +212,10 @@ impl Driver {
                 break;
             }
             self.linger(&mut commands, limit).await;
-            if self.handle(&mut commands).await.is_err() {
-                return End::Fenced;
+            match self.handle(&mut commands).await {
+                Ok(()) => {}
+                Err(Stop::Fenced) => return End::Fenced,
+                Err(Stop::Failed) => return End::Failed,
             }
             if purging {
                 self.sweep().await;
@@ -219,8 +228,8 @@ impl Driver {
     /// Collects more into one log frame, where the engine has many to write.
     async fn linger(&mut self, commands: &mut Vec<Command>, limit: usize) {
         let Partition { config, pace, .. } = &self.partition;
-        let worth = |command: &Command| {
-            let (Command::Frame { frame, .. } | Command::Request { frame, .. }) = command else {
+        let is_publish = |command: &&Command| {
+            let (Command::Frame { frame, .. } | Command::Request { frame, .. }) = *command else {
                 return false;
             };
             matches!(frame, EdgeFrame::Publish { publish, .. } if !publish.ephemeral)
@@ -229,7 +238,8 @@ impl Driver {
             || commands.len() >= limit
             || !self.partition.replicated
             || pace.rate(clock::now()) < config.linger_above
-            || !commands.iter().any(worth)
+            // One that came alone would wait for none: those that matter came while the last frame was written.
+            || commands.iter().filter(is_publish).nth(1).is_none()
         {
             return;
         }
@@ -241,7 +251,7 @@ impl Driver {
         }
     }
 
-    async fn handle(&mut self, commands: &mut Vec<Command>) -> Result<(), Fenced> {
+    async fn handle(&mut self, commands: &mut Vec<Command>) -> Result<(), Stop> {
         let unix_ms = self.partition.clock.unix_ms();
         for command in commands.drain(..) {
             match command {
@@ -303,18 +313,25 @@ impl Driver {
             self.publishes.push(at);
             self.records += 1;
         }
+        if let Some(frame) = self.handle_unlogged(unix_ms, link, frame) {
+            self.partition.table.handle_frame(unix_ms, link, frame);
+        }
+    }
+
+    /// What no log says: who is there, which tickets are spent. The rest is given back.
+    fn handle_unlogged(&mut self, unix_ms: u64, link: LinkId, frame: EdgeFrame) -> Option<EdgeFrame> {
         let outputs = &mut self.outputs;
-        let Some(frame) = self.partition.presence.handle_frame(unix_ms, link, frame, outputs) else { return };
-        match frame {
+        match self.partition.presence.handle_frame(unix_ms, link, frame, outputs)? {
             EdgeFrame::Spend { request, spending, holder } => {
                 self.partition.sessions.spend(unix_ms, link, request, &spending, &holder, outputs);
+                None
             }
-            frame => self.partition.table.handle_frame(unix_ms, link, frame),
+            frame => Some(frame),
         }
     }
 
     /// Logs what was decided since the last time, then tells everybody.
-    async fn commit(&mut self) -> Result<(), Fenced> {
+    async fn commit(&mut self) -> Result<(), Stop> {
         let records = std::mem::take(&mut self.records);
         if let Some(frame) = self.partition.table.take_log_frame() {
             let began = clock::now();
@@ -323,7 +340,7 @@ impl Driver {
                 Err(NotKept::Fenced) => {
                     self.partition.table.fail(&outcome_unknown());
                     self.send_outputs().await;
-                    return Err(Fenced);
+                    return Err(Stop::Fenced);
                 }
                 Err(NotKept::Refused(reason)) => return self.refuse(&reason).await,
             }
@@ -343,7 +360,7 @@ impl Driver {
                 partition = self.partition.claim.partition().0,
                 "the node's lease is over: the partition stops"
             );
-            return Err(Fenced);
+            return Err(Stop::Fenced);
         }
         if !self.publishes.is_empty() {
             let now = clock::now();
@@ -412,7 +429,7 @@ impl Driver {
         match entry.sender.try_send(frame) {
             Ok(()) => {}
             Err(TrySendError::Closed) => self.cut(link),
-            Err(TrySendError::Full(CoreFrame::Ephemeral(_) | CoreFrame::PresenceChanged(_))) => {
+            Err(TrySendError::Full(CoreFrame::Ephemeral(_))) => {
                 self.partition.metrics.count_ephemeral_dropped();
             }
             Err(TrySendError::Full(_)) if entry.reach == Reach::Network => {
@@ -450,6 +467,7 @@ impl Driver {
     }
 
     async fn sweep(&mut self) {
+        self.end_refusing().await;
         let unix_ms = self.partition.clock.unix_ms();
         self.partition.table.sweep(unix_ms, SWEEP_STEPS);
         self.partition.sessions.sweep(unix_ms, SWEEP_STEPS);

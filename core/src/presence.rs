@@ -47,6 +47,10 @@ pub(crate) struct PresenceTable {
     refused: usize,
     /// Something has expired and is not swept yet.
     sweeping: bool,
+    /// Until then links may have yet to say whom they have.
+    settled_ms: u64,
+    /// Who asked before that.
+    waiting: Vec<(LinkId, u64, ChannelName)>,
 }
 
 #[derive(Debug)]
@@ -78,7 +82,14 @@ impl PresenceTable {
             entries: 0,
             refused: 0,
             sweeping: false,
+            settled_ms: 0,
+            waiting: Vec::new(),
         }
+    }
+
+    /// Another owner knew before who is there. Links tell it anew, and who asks waits until they had the time to.
+    pub(crate) fn settle(&mut self, unix_ms: u64) {
+        self.settled_ms = unix_ms + SETTLE_MS;
     }
 
     /// A link begins. What an earlier one of its name said waits to be said again.
@@ -121,15 +132,24 @@ impl PresenceTable {
             }
             EdgeFrame::Watch { channel, on } => self.watch(link, channel, on),
             EdgeFrame::Members { request, channel } => {
-                outputs.push((link, CoreFrame::Members { request, result: self.members(&channel) }));
+                if unix_ms < self.settled_ms && self.waiting.len() < MAX_WAITING {
+                    self.waiting.push((link, request, channel));
+                } else {
+                    outputs.push((link, CoreFrame::Members { request, result: self.members(&channel) }));
+                }
             }
             frame => return Some(frame),
         }
         None
     }
 
-    /// Forgets up to `steps` things that expired links said, and tells watchers.
+    /// Answers who waited, forgets up to `steps` things that expired links said, and tells watchers.
     pub(crate) fn sweep(&mut self, unix_ms: u64, mut steps: usize, outputs: &mut Vec<(LinkId, CoreFrame)>) {
+        if unix_ms >= self.settled_ms {
+            for (link, request, channel) in std::mem::take(&mut self.waiting) {
+                outputs.push((link, CoreFrame::Members { request, result: self.members(&channel) }));
+            }
+        }
         let expired = |state: &LinkState| state.expires_ms.is_some_and(|at| at <= unix_ms);
         let links: Vec<LinkId> =
             self.links.iter().filter(|(_, state)| expired(state)).map(|(link, _)| *link).collect();
@@ -330,6 +350,11 @@ impl PresenceTable {
         }
     }
 }
+
+/// For edges to find a partition's new owner, and to say whom they have: until its second sweep.
+const SETTLE_MS: u64 = 900;
+/// Questions that wait for that; further ones are answered as well as can be.
+const MAX_WAITING: usize = 4096;
 
 #[cfg(test)]
 mod tests;

@@ -43,6 +43,9 @@ impl Record {
     }
 }
 
+/// Of a channel that retains nothing.
+pub(crate) static EMPTY: History = History { records: VecDeque::new(), bytes: 0 };
+
 /// The newest publications of a channel, without a hole: the last one has the channel's head as its offset.
 #[derive(Debug, Default)]
 pub(crate) struct History {

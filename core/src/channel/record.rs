@@ -109,6 +109,11 @@ pub(crate) fn read(frame: &Bytes) -> Result<Vec<Replayed>, LogFrameError> {
     LogFrame::decode(frame.slice(1..))?.records.into_iter().map(Replayed::try_from).collect()
 }
 
+/// When the frame was written, milliseconds of Unix time.
+pub(crate) fn time_ms(frame: &Bytes) -> Result<u64, LogFrameError> {
+    Ok(read(frame)?.first().ok_or(LogFrameError::Incomplete)?.record.time_ms)
+}
+
 impl TryFrom<LogRecord> for Replayed {
     type Error = LogFrameError;
 

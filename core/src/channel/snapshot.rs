@@ -33,13 +33,9 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn push(&mut self, name: &ChannelName, sequencer: &Sequencer, touched_ms: u64) {
-        let entry = Entry {
-            name: name.as_str().to_owned(),
-            birth: sequencer.birth(),
-            head: sequencer.head().0,
-            touched_ms,
-        };
+    pub(super) fn push(&mut self, name: &str, sequencer: &Sequencer, touched_ms: u64) {
+        let entry =
+            Entry { name: name.to_owned(), birth: sequencer.birth(), head: sequencer.head().0, touched_ms };
         self.bytes += entry.encoded_len() + ENTRY_OVERHEAD;
         self.piece.channels.push(entry);
     }

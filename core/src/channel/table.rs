@@ -17,6 +17,7 @@ use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{ChannelName, Offset, Position};
 
 use super::history::Record;
+use super::name::{Name, key};
 use super::record::{self, LogFrameError, Logged};
 use super::sequencer;
 use super::snapshot::{self, SnapshotCursor};
@@ -55,7 +56,7 @@ pub(crate) struct Stats {
 /// The channels of one partition.
 #[derive(Debug)]
 pub(crate) struct ChannelTable {
-    channels: IndexMap<ChannelName, Channel>,
+    channels: IndexMap<Name, Channel>,
     namespaces: Arc<Namespaces>,
     limits: Limits,
     epoch: u64,
@@ -67,6 +68,8 @@ pub(crate) struct ChannelTable {
     genesis: u64,
     log_frame: BytesMut,
     outputs: Vec<(LinkId, CoreFrame)>,
+    /// Interest that began with answers which are still in `outputs`.
+    begun: Vec<(LinkId, ChannelName)>,
     stats: Stats,
     history_bytes: u64,
     interest: usize,
@@ -90,6 +93,7 @@ impl ChannelTable {
             genesis: tail + 1,
             log_frame: BytesMut::new(),
             outputs: Vec::new(),
+            begun: Vec::new(),
             stats: Stats::default(),
             history_bytes: 0,
             interest: 0,
@@ -117,7 +121,7 @@ impl ChannelTable {
         let mut piece = snapshot::Writer::default();
         for index in (0..left).rev() {
             let Some((name, channel)) = self.channels.get_index(index) else { continue };
-            piece.push(name, &channel.sequencer, channel.touched_ms);
+            piece.push(name.as_str(), &channel.sequencer, channel.touched_ms);
             if index > 0 && piece.bytes() + snapshot::LARGEST_ENTRY > max_bytes {
                 cursor.left = Some(index);
                 return Some(piece.finish(None));
@@ -132,9 +136,7 @@ impl ChannelTable {
     pub(crate) fn restore_piece(&mut self, piece: &Bytes) -> Result<(), LogFrameError> {
         let restored = snapshot::read(piece)?;
         for (name, sequencer, touched_ms) in restored.channels {
-            let mut channel = Channel::new(sequencer.birth(), touched_ms);
-            channel.sequencer = sequencer;
-            self.channels.insert(name, channel);
+            self.channels.insert(Name::new(&name), Channel::resume(sequencer, touched_ms));
         }
         if let Some(genesis) = restored.genesis {
             self.genesis = genesis;
@@ -149,6 +151,12 @@ impl ChannelTable {
         epoch == self.epoch
     }
 
+    /// Whether everything in a frame is so old that no channel retains it: beside a snapshot that reaches it, it says nothing.
+    pub(crate) fn is_over(&self, frame: &Bytes, unix_ms: u64) -> Result<bool, LogFrameError> {
+        let age = self.namespaces.longest_history().max(self.limits.key_age);
+        Ok(u128::from(unix_ms.saturating_sub(record::time_ms(frame)?)) >= age.as_millis())
+    }
+
     /// Takes a frame of the log, in order, before anything else is handled.
     pub(crate) fn replay(&mut self, frame: &Bytes, unix_ms: u64) -> Result<(), LogFrameError> {
         for replayed in record::read(frame)? {
@@ -159,12 +167,12 @@ impl ChannelTable {
             };
             let channel = self
                 .channels
-                .entry(replayed.channel.clone())
+                .entry(Name::new(&replayed.channel))
                 .or_insert_with(|| Channel::new(replayed.birth, unix_ms));
-            let before = channel.history.bytes();
+            let before = channel.history().bytes();
             channel.replay(replayed, &rules, &self.limits);
             channel.expire(unix_ms, &rules, &self.limits);
-            self.history_bytes = self.history_bytes - before + channel.history.bytes();
+            self.history_bytes = self.history_bytes - before + channel.history().bytes();
         }
         Ok(())
     }
@@ -182,7 +190,7 @@ impl ChannelTable {
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
             EdgeFrame::Unsubscribe { channel } => {
-                if let Some(channel) = self.channels.get_mut(&channel)
+                if let Some(channel) = self.channels.get_mut(key(&channel))
                     && channel.remove_interest(link)
                 {
                     channel.touched_ms = unix_ms;
@@ -245,8 +253,14 @@ impl ChannelTable {
         self.tail = tail;
     }
 
-    /// The frame taken last will never be acknowledged: nothing is delivered, and every answer is `error`.
+    /// The frame taken last will never be acknowledged: nothing is delivered, and every answer is `error`. Who is refused a
+    /// subscription so is not interested.
     pub(crate) fn fail(&mut self, error: &LinkError) {
+        for (link, channel) in std::mem::take(&mut self.begun) {
+            if self.channels.get_mut(key(&channel)).is_some_and(|channel| channel.remove_interest(link)) {
+                self.interest -= 1;
+            }
+        }
         self.outputs.retain_mut(|(_, frame)| match frame {
             CoreFrame::Published { result, .. } => {
                 *result = Err(error.clone());
@@ -270,6 +284,7 @@ impl ChannelTable {
     /// Moves what is to be sent behind `outputs`, in order.
     pub(crate) fn drain_outputs(&mut self, outputs: &mut Vec<(LinkId, CoreFrame)>) {
         outputs.append(&mut self.outputs);
+        self.begun.clear();
     }
 
     /// What happened since the last call.
@@ -283,9 +298,10 @@ impl ChannelTable {
     }
 
     /// Channels that links are interested in, each with its head.
-    pub(crate) fn interested(&self) -> impl Iterator<Item = (&ChannelName, Position, &[LinkId])> {
-        self.channels.iter().filter(|(_, channel)| !channel.interest.is_empty()).map(|(name, channel)| {
-            (name, channel.position(self.epoch, channel.sequencer.head()), &channel.interest[..])
+    pub(crate) fn interested(&self) -> impl Iterator<Item = (ChannelName, Position, &[LinkId])> {
+        self.channels.iter().filter(|(_, channel)| !channel.interest().is_empty()).map(|(name, channel)| {
+            let head = channel.position(self.epoch, channel.sequencer.head());
+            (name.channel(), head, channel.interest())
         })
     }
 
@@ -326,7 +342,7 @@ impl ChannelTable {
             return Err(LinkError { code: ErrorCode::Forbidden, message });
         }
         let index = self.open(unix_ms, &publish.channel, &rules)?;
-        let (name, channel) = self.channels.get_index_mut(index).expect("just opened");
+        let (name, channel) = (publish.channel, &mut self.channels[index]);
         let key = publish.key.as_deref();
         if let Some(offset) = key.and_then(|key| channel.find_key(key)) {
             self.stats.duplicates += 1;
@@ -338,20 +354,19 @@ impl ChannelTable {
         let record = Record::new(&publish.payload, publish.user, unix_ms);
         let offset = channel.sequencer.assign();
         let birth = channel.sequencer.birth();
-        record::write(&mut self.log_frame, &Logged { channel: name, birth, offset, record: &record, key });
+        record::write(&mut self.log_frame, &Logged { channel: &name, birth, offset, record: &record, key });
         self.stats.durable += 1;
 
         let position = channel.position(self.epoch, offset);
         self.outputs.push((link, CoreFrame::Published { request, result: Ok(Some(position)) }));
-        if !channel.interest.is_empty() {
-            let body = ServerBody::Publication(record.publication(name, offset));
-            let delivery =
-                Delivery { channel: name.clone(), offset, frame: Arc::new(SharedFrame::new(body)) };
-            fan_out(&mut self.outputs, &channel.interest, &delivery, CoreFrame::Publication);
+        if !channel.interest().is_empty() {
+            let body = ServerBody::Publication(record.publication(&name, offset));
+            let delivery = Delivery { channel: name, offset, frame: Arc::new(SharedFrame::new(body)) };
+            fan_out(&mut self.outputs, channel.interest(), &delivery, CoreFrame::Publication);
         }
-        let before = channel.history.bytes();
+        let before = channel.history().bytes();
         channel.keep(record, key, &rules, &self.limits);
-        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        self.history_bytes = self.history_bytes - before + channel.history().bytes();
         Ok(())
     }
 
@@ -365,8 +380,9 @@ impl ChannelTable {
         self.rules(&publish.channel)?;
         self.stats.ephemeral += 1;
         self.outputs.push((link, CoreFrame::Published { request, result: Ok(None) }));
-        let Some((name, channel)) = self.channels.get_key_value(&publish.channel) else { return Ok(()) };
-        if !channel.interest.is_empty() {
+        let name = publish.channel;
+        let Some(channel) = self.channels.get(key(&name)) else { return Ok(()) };
+        if !channel.interest().is_empty() {
             let (data, data_base64) = publish.payload.into_fields();
             let body = ServerBody::Ephemeral(Ephemeral {
                 channel: name.as_str().to_owned(),
@@ -376,8 +392,8 @@ impl ChannelTable {
                 time_ms: unix_ms,
             });
             let frame = Arc::new(SharedFrame::new(body));
-            let delivery = Delivery { channel: name.clone(), offset: Offset(0), frame };
-            fan_out(&mut self.outputs, &channel.interest, &delivery, CoreFrame::Ephemeral);
+            let delivery = Delivery { channel: name, offset: Offset(0), frame };
+            fan_out(&mut self.outputs, channel.interest(), &delivery, CoreFrame::Ephemeral);
         }
         Ok(())
     }
@@ -395,6 +411,7 @@ impl ChannelTable {
         let channel = &mut self.channels[index];
         if channel.add_interest(link) {
             self.interest += 1;
+            self.begun.push((link, name.clone()));
         }
         let recovery = channel.recover(name, self.epoch, rules.conflate, position);
         match (position.is_some(), recovery.recovered) {
@@ -428,19 +445,19 @@ impl ChannelTable {
 
     /// The channel by that name, begun if need be, with its expired history gone.
     fn open(&mut self, unix_ms: u64, name: &ChannelName, rules: &Rules) -> Result<usize, LinkError> {
-        let index = match self.channels.get_index_of(name) {
+        let index = match self.channels.get_index_of(key(name)) {
             Some(index) => index,
             None if self.channels.len() >= self.limits.max_channels => {
                 let message = "the core holds as many channels as it may".to_owned();
                 return Err(LinkError { code: ErrorCode::Unavailable, message });
             }
-            None => self.channels.insert_full(name.clone(), Channel::new(self.genesis, unix_ms)).0,
+            None => self.channels.insert_full(Name::new(name), Channel::new(self.genesis, unix_ms)).0,
         };
         let channel = &mut self.channels[index];
-        let before = channel.history.bytes();
+        let before = channel.history().bytes();
         channel.expire(unix_ms, rules, &self.limits);
         channel.touched_ms = unix_ms;
-        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        self.history_bytes = self.history_bytes - before + channel.history().bytes();
         Ok(index)
     }
 
@@ -448,7 +465,7 @@ impl ChannelTable {
     /// that is as true as this one's, so it stays.
     fn keep_birth(&mut self, index: usize, asked: Option<&Position>) {
         let channel = &mut self.channels[index];
-        if channel.sequencer.head() > Offset(0) || !channel.interest.is_empty() {
+        if channel.sequencer.head() > Offset(0) || !channel.interest().is_empty() {
             return;
         }
         let Some(asked) = asked.filter(|asked| asked.offset == Offset(0)) else { return };
@@ -467,11 +484,14 @@ impl ChannelTable {
                 self.interest -= 1;
             }
         }
-        // Channels are begun, and replayed, only where there are rules.
-        let Some(rules) = Rules::of(&self.namespaces, name) else { return };
-        let before = channel.history.bytes();
-        channel.expire(unix_ms, &rules, &self.limits);
-        self.history_bytes = self.history_bytes - before + channel.history.bytes();
+        // Most have nothing that could expire.
+        if channel.active.is_some() {
+            // Channels are begun, and replayed, only where there are rules.
+            let Some(rules) = Rules::of(&self.namespaces, &name.channel()) else { return };
+            let before = channel.history().bytes();
+            channel.expire(unix_ms, &rules, &self.limits);
+            self.history_bytes = self.history_bytes - before + channel.history().bytes();
+        }
         if channel.is_forgettable(unix_ms, self.limits.forget_after) {
             if channel.sequencer.head() > Offset(0) {
                 self.genesis = self.tail + 1;

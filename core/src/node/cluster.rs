@@ -1,8 +1,8 @@
 //! A node as one of several: the driver around [`Ownership`]. One task decides; every call of the engine runs in a task
 //! of its own and reports, so that nothing holds the decisions up, above all not the one to stop.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidegate_protocol::NodeId;
@@ -12,13 +12,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Inner;
-use super::restore::{Ahead, RestoreError};
+use super::restore::{Ahead, Progress, RestoreError};
 use super::slot::{Served, View};
 use crate::engine::{
-    AppendError, Claim, ClusterEvent, JoinError, LogPosition, Membership, NodeRecord, PartitionId, RenewError,
+    AppendError, Claim, ClusterEvent, JoinError, LogPosition, Membership, NodeRecord, PartitionId,
+    PartitionRecord, RenewError,
 };
 use crate::partition::End;
 use crate::placement::ownership::{Action, Outcome, Ownership};
@@ -29,6 +30,8 @@ pub(crate) struct Handle {
     inputs: mpsc::Sender<Input>,
     /// Who owns what.
     pub(super) directory: watch::Sender<Arc<Directory>>,
+    /// The lease table behind it, for people.
+    table: Mutex<Arc<Table>>,
     settled: AtomicBool,
     left: CancellationToken,
 }
@@ -38,9 +41,19 @@ impl Handle {
     pub(super) fn new() -> (Self, mpsc::Receiver<Input>) {
         let (inputs, receiver) = mpsc::channel(INPUTS);
         let directory = watch::Sender::new(Arc::default());
-        let handle =
-            Self { inputs, directory, settled: AtomicBool::new(false), left: CancellationToken::new() };
+        let handle = Self {
+            inputs,
+            directory,
+            table: Mutex::default(),
+            settled: AtomicBool::new(false),
+            left: CancellationToken::new(),
+        };
         (handle, receiver)
+    }
+
+    /// The lease table, as this node has heard of it.
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// True while this node is in the lease table and serves all that it is to serve.
@@ -52,9 +65,22 @@ impl Handle {
     pub(super) async fn leave(&self, within: Duration) {
         if self.inputs.send(Input::Leave { within }).await.is_ok() {
             // Releases are answered by an engine, which may be out of reach.
-            let _ = timeout(within + LEAVE_WAIT, self.left.cancelled()).await;
+            let _ = timeout(within.max(LEAVE_WAIT), self.left.cancelled()).await;
         }
     }
+}
+
+/// What a node has heard of the lease table.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    /// Those that live.
+    pub(super) nodes: Vec<NodeRecord>,
+    /// By number.
+    pub(super) partitions: Vec<PartitionRecord>,
+    /// What this node reads ahead, and how far that is.
+    pub(super) ahead: Vec<(u16, Progress)>,
+    /// What it leaves to others for now.
+    pub(super) declines: Vec<u16>,
 }
 
 /// How a partition's task reaches the decisions about it.
@@ -111,6 +137,7 @@ struct Running {
 #[derive(Debug)]
 struct ReadingAhead {
     finish: CancellationToken,
+    progress: Progress,
     task: JoinHandle<Option<Ahead>>,
 }
 
@@ -145,6 +172,8 @@ struct Cluster {
     hurry_at: Option<Instant>,
     running: Vec<Running>,
     directory_is_old: bool,
+    /// What this node leaves to others, as it was said last.
+    declines: Vec<u16>,
 }
 
 /// Decides until the node has left, or aborts.
@@ -174,6 +203,7 @@ pub(super) async fn run(
         hurry_at: None,
         running: std::iter::repeat_with(Running::default).take(partitions).collect(),
         directory_is_old: false,
+        declines: Vec::new(),
     };
     let mut draining = false;
     loop {
@@ -282,7 +312,8 @@ impl Cluster {
             }
             Input::Leave { within } => {
                 info!("handing everything over");
-                self.hurry_at = Some(now + within);
+                // What is left then is to be let go of in that time, too.
+                self.hurry_at = Some(now + within.saturating_sub(LAST_HURRY.min(within / 4)));
                 self.machine.handle_drain(now);
             }
             Input::Left => self.gone = true,
@@ -319,9 +350,20 @@ impl Cluster {
     /// What others look at.
     fn tell(&mut self) {
         self.handle.settled.store(self.machine.is_settled(), Ordering::Relaxed);
+        self.tell_declines();
         if !std::mem::take(&mut self.directory_is_old) {
             return;
         }
+        let ahead = (0..)
+            .zip(&self.running)
+            .filter_map(|(partition, running)| Some((partition, running.ahead.as_ref()?.progress.clone())));
+        let table = Table {
+            nodes: self.machine.nodes().cloned().collect(),
+            partitions: self.machine.records().cloned().collect(),
+            ahead: ahead.collect(),
+            declines: self.declines.clone(),
+        };
+        *self.handle.table.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
         let directory = self.directory();
         self.handle.directory.send_if_modified(|told| {
             let changed = **told != directory;
@@ -332,16 +374,33 @@ impl Cluster {
         });
     }
 
+    /// What this node cannot have, and somebody is to look into.
+    fn tell_declines(&mut self) {
+        let declines = self.machine.declines();
+        if declines == self.declines {
+            return;
+        }
+        for partition in declines.iter().filter(|partition| !self.declines.contains(partition)) {
+            error!(partition, "this node fails to take the partition again and again: others are to have it");
+        }
+        for partition in self.declines.iter().filter(|partition| !declines.contains(partition)) {
+            info!(partition, "this node is to have the partition again");
+        }
+        self.node.metrics.set_declined(declines.len());
+        self.declines = declines;
+        self.directory_is_old = true;
+    }
+
     fn directory(&self) -> Directory {
         let machine = &self.machine;
         let nodes = machine.nodes().map(|record| DirectoryNode {
             id: record.id.clone(),
             address: Arc::from(record.address.as_str()),
         });
-        let partitions = machine.records().map(|record| {
+        let partitions = (0..).zip(machine.records()).map(|(partition, record)| {
             // Whoever is to have it next lets edges wait there.
             let owner = if record.released { &record.next } else { &record.owner };
-            let owner = owner.clone().filter(|owner| machine.is_live(owner));
+            let owner = owner.clone().filter(|owner| machine.is_willing(owner, partition));
             DirectoryPartition { owner, term: record.term }
         });
         Directory { nodes: nodes.collect(), partitions: partitions.collect() }
@@ -389,8 +448,8 @@ impl Cluster {
     }
 
     fn join(&mut self) {
-        let (node, inputs, record) =
-            (Arc::clone(&self.node), self.handle.inputs.clone(), self.record.clone());
+        let (node, inputs) = (Arc::clone(&self.node), self.handle.inputs.clone());
+        let record = NodeRecord { declines: self.machine.declines(), ..self.record.clone() };
         self.renewing = true;
         // Of the one that was lost nothing can be had any more.
         self.membership = None;
@@ -403,6 +462,7 @@ impl Cluster {
 
     fn renew(&mut self) {
         let Some(mut membership) = self.membership.take() else { return };
+        membership.set_declines(self.machine.declines());
         self.renewing = true;
         let (joined, inputs) = (self.joined, self.handle.inputs.clone());
         let patience = self.node.engine.capabilities().lease / 2;
@@ -473,12 +533,14 @@ impl Cluster {
         let (node, inputs, job) = (Arc::clone(&self.node), self.handle.inputs.clone(), running.job);
         let epoch = self.machine.records().nth(usize::from(partition)).map_or(0, |record| record.epoch);
         let stop = finish.clone();
+        let progress = Progress::default();
+        let read = progress.clone();
         let task = self.node.lifecycle.tracker.spawn(async move {
             let tell = |outcome| inputs.send(Input::Job { partition, job, outcome });
             let told = async {
                 let _ = tell(Outcome::Prepared(partition)).await;
             };
-            match node.restorer.follow(PartitionId(partition), epoch, stop, told).await {
+            match node.restorer.follow(PartitionId(partition), epoch, stop, told, &read).await {
                 Ok(ahead) => ahead,
                 Err(error) => {
                     warn!(partition, %error, "the log cannot be read ahead");
@@ -487,7 +549,8 @@ impl Cluster {
                 }
             }
         });
-        running.ahead = Some(ReadingAhead { finish, task });
+        running.ahead = Some(ReadingAhead { finish, progress, task });
+        self.directory_is_old = true;
         self.node.slots.set(partition, View::Coming);
     }
 
@@ -578,6 +641,7 @@ impl Claiming {
         node.lifecycle.tracker.spawn(async move {
             let outcome = match running.await {
                 End::HandedOver => Outcome::Released(partition),
+                End::Failed => Outcome::Failed(partition),
                 End::Drained | End::Fenced | End::Aborted => Outcome::Ended(partition),
             };
             let _ = inputs.send(Input::Job { partition, job, outcome }).await;
@@ -636,5 +700,7 @@ async fn sleep_until(at: Option<Instant>) {
 /// Whoever reports waits beyond it; nobody reports more than a few things at a time.
 const INPUTS: usize = 256;
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
+/// Before the time for leaving is over.
+const LAST_HURRY: Duration = Duration::from_secs(2);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);

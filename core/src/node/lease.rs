@@ -39,3 +39,26 @@ impl Lease {
         u64::try_from(at.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX - 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_holds_until_it_ends_and_not_at_that_moment() {
+        let lease = Lease::over();
+        let now = clock::now();
+        assert!(!lease.holds(now));
+        lease.set(Some(now + Duration::from_secs(3)));
+        assert!(lease.holds(now) && lease.holds(now + Duration::from_millis(2_999)));
+        assert!(!lease.holds(now + Duration::from_secs(3)) && !lease.holds(now + Duration::from_secs(9)));
+        // It goes on, and may end before its time.
+        lease.set(Some(now + Duration::from_secs(6)));
+        assert!(lease.holds(now + Duration::from_secs(5)));
+        lease.set(None);
+        assert!(!lease.holds(now));
+        assert!(Lease::endless().holds(now + Duration::from_secs(1 << 30)));
+    }
+}

@@ -47,7 +47,7 @@ async fn serve_edge(node: Arc<Inner>, incoming: IncomingLink, region: Region) {
     let partitions = node.slots.len();
     let greeting = Greeting { node: node.name.clone(), region, partitions };
     let end = match incoming.greet(|_| Ok(greeting)).await {
-        Ok(end) => end,
+        Ok(end) => Arc::new(end),
         Err(error) => return info!(%address, %error, "a link was refused"),
     };
     let number = node.next_connection.fetch_add(1, Ordering::Relaxed);
@@ -58,6 +58,7 @@ async fn serve_edge(node: Arc<Inner>, incoming: IncomingLink, region: Region) {
         region: from.as_str().to_owned(),
         version: hello.program.clone(),
         address,
+        end: Arc::downgrade(&end),
     };
     node.connected().insert(number, connected);
     info!(edge = edge.as_str(), region = from.as_str(), %address, "an edge is connected");

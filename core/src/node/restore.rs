@@ -4,6 +4,7 @@
 //! do between the old owner's last frame and the new one's first is then a claim and a short rest.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidegate_protocol::namespace::Namespaces;
@@ -35,6 +36,17 @@ pub(crate) struct Ahead {
     next: LogPosition,
     /// The snapshot that it began with reaches so far.
     snapshot_at: LogPosition,
+}
+
+/// How far a log was read ahead. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    /// The last position that was read; 0: none yet.
+    pub(crate) fn read(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Why a partition could not be built.
@@ -111,6 +123,7 @@ impl Restorer {
         epoch: u64,
         finish: CancellationToken,
         told: impl Future<Output = ()> + Send,
+        progress: &Progress,
     ) -> Result<Option<Ahead>, RestoreError> {
         let mut told = Some(told);
         let mut ahead = None;
@@ -133,6 +146,9 @@ impl Restorer {
                 () = finish.cancelled() => return Ok(ahead),
                 read = step => read,
             };
+            if let Some(ahead) = &ahead {
+                progress.0.store(ahead.next.0.saturating_sub(1), Ordering::Relaxed);
+            }
             match read {
                 Ok(true) => continue,
                 Ok(false) => {}
@@ -183,7 +199,31 @@ impl Restorer {
             table.restore_piece(&piece)?;
             tokio::task::yield_now().await;
         }
-        Ok(Ahead { table, next: first, snapshot_at: snapshot.at })
+        let next = self.skip(partition, &table, first, snapshot.at).await?;
+        Ok(Ahead { table, next, snapshot_at: snapshot.at })
+    }
+
+    /// Where reading begins: what lies before it and is reached by the snapshot is too old for any history. Found by halving:
+    /// frames are in the order of time, but for what clocks of owners differ.
+    async fn skip(
+        &self,
+        partition: PartitionId,
+        table: &ChannelTable,
+        first: LogPosition,
+        at: LogPosition,
+    ) -> Result<LogPosition, RestoreError> {
+        let unix_ms = self.clock.unix_ms().saturating_sub(CLOCKS_DIFFER_MS);
+        let (mut over, mut end) = (first.0, at.0);
+        while end.saturating_sub(over) > WORTH_SKIPPING {
+            let middle = over + (end - over) / 2;
+            let page = self.engine.replay(partition, LogPosition(middle)).await?;
+            match page.first() {
+                Some((_, frame)) if table.is_over(frame, unix_ms)? => over = middle,
+                _ => end = middle,
+            }
+        }
+        debug!(partition = partition.0, first = first.0, next = over, at = at.0, "reading begins here");
+        Ok(LogPosition(over))
     }
 
     /// Takes the next frames up to `tail`; false where there are none.
@@ -210,3 +250,69 @@ impl Restorer {
 /// How often a log that is followed is looked at.
 const FOLLOW_EVERY: Duration = Duration::from_millis(50);
 const TRIES: u32 = 3;
+/// Frames that are rather read than looked for: a page or two.
+const WORTH_SKIPPING: u64 = 512;
+/// More than the clocks of two nodes of a cluster may differ.
+const CLOCKS_DIFFER_MS: u64 = 60_000;
+
+#[cfg(test)]
+mod tests {
+    use tidegate_protocol::frame::Payload;
+    use tidegate_protocol::link::{EdgeFrame, Publish};
+    use tidegate_protocol::{ChannelName, NodeId};
+
+    use super::*;
+    use crate::channel::LinkId;
+    use crate::config::CoreConfig;
+    use crate::engine::{MemoryEngine, Snapshot};
+
+    /// One publication a second, each to a channel of its own, up to now; what a snapshot of the first ones leaves to read.
+    #[tokio::test(start_paused = true)]
+    async fn beside_a_snapshot_only_frames_are_read_that_may_be_retained() {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::new(7, 1, usize::MAX));
+        let restorer = Restorer {
+            engine: Arc::clone(&engine),
+            namespaces: Arc::default(),
+            limits: crate::node::limits(&CoreConfig::default()),
+            clock: UnixClock::start(),
+            turns: Arc::new(Semaphore::new(1)),
+        };
+        let partition = PartitionId(0);
+        let mut claim = engine.claim(partition, &NodeId::new("a")).await.expect("claimed");
+        let now = restorer.clock.unix_ms();
+        let mut table = restorer.read(&claim).await.expect("empty");
+        for n in 1..=FRAMES {
+            let publish = Publish {
+                channel: ChannelName::new(&format!("room:{n}")).expect("valid"),
+                payload: Payload::Json(bytes::Bytes::from_static(b"1")),
+                user: None,
+                key: None,
+                ephemeral: false,
+            };
+            let frame = EdgeFrame::Publish { request: n, publish };
+            table.handle_frame(now - (FRAMES - n) * 1_000, LinkId::NODE, frame);
+            let frame = table.take_log_frame().expect("published");
+            table.commit(engine.append(&mut claim, frame).await.expect("appended").0);
+            if n == SNAPSHOT {
+                let (at, mut cursor, mut pieces) = (claim.tail(), table.begin_snapshot(), 0);
+                while let Some(piece) = table.snapshot_piece(&mut cursor, 10_000) {
+                    engine.put_piece(&claim, at, pieces, piece).await.expect("written");
+                    pieces += 1;
+                }
+                engine.finish_snapshot(&claim, Snapshot { at, pieces }).await.expect("finished");
+            }
+        }
+        let (first, tail) = (LogPosition(1), claim.tail());
+        let claim = engine.claim(partition, &NodeId::new("b")).await.expect("claimed");
+        let begun = restorer.begin(partition, claim.epoch(), first, Some(tail)).await.expect("begun");
+        let over = FRAMES - 360;
+        assert!((over - WORTH_SKIPPING..=over).contains(&begun.next.0), "{:?}", begun.next);
+        let restored = restorer.restore(&claim, None).await.expect("restored");
+        assert_eq!(restored.channels() as u64, FRAMES);
+        // Five minutes of them, one byte each: as many as without a snapshot.
+        assert_eq!(restored.history_bytes(), 300);
+    }
+
+    const FRAMES: u64 = 4_000;
+    const SNAPSHOT: u64 = 3_900;
+}

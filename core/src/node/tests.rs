@@ -1,19 +1,20 @@
 //! A node and its links in one process.
 
 mod cluster;
+mod local;
 mod network;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prometheus_client::registry::Registry;
-use tidegate_protocol::frame::{ErrorCode, Payload};
+use tidegate_protocol::frame::ErrorCode;
 use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish, Recovery};
-use tidegate_protocol::namespace::{HistoryBounds, Namespace};
 use tidegate_protocol::{ChannelName, Offset, Position};
 
+use super::conformance::{durable, lifecycle, name, namespaces, text};
 use super::*;
 use crate::engine::forgetful::Forgetful;
 use crate::engine::{LogPosition, MemoryEngine};
@@ -401,39 +402,6 @@ async fn start_result(
     CoreNode::start(config, engine, namespaces(), CoreMetrics::new(), lifecycle).await
 }
 
-fn namespaces() -> Arc<Namespaces> {
-    let rules = Namespace {
-        history: HistoryBounds { count: 1_000, bytes: 1 << 20, age: Duration::from_secs(300) },
-        ..Namespace::default()
-    };
-    Arc::new(Namespaces::new(rules, BTreeMap::new(), false))
-}
-
-fn lifecycle() -> Lifecycle {
-    Lifecycle {
-        tracker: TaskTracker::new(),
-        drain: CancellationToken::new(),
-        abort: CancellationToken::new(),
-    }
-}
-
 fn memory(partitions: u16) -> Arc<dyn Engine> {
     Arc::new(MemoryEngine::new(0xabcd, partitions, 1 << 20))
-}
-
-fn durable(channel: &ChannelName, data: &str) -> Publish {
-    let payload = Payload::Binary(Bytes::copy_from_slice(data.as_bytes()));
-    Publish { channel: channel.clone(), payload, key: None, user: None, ephemeral: false }
-}
-
-fn name(channel: &str) -> ChannelName {
-    ChannelName::new(channel).expect("valid")
-}
-
-fn text(metrics: &CoreMetrics) -> String {
-    let mut registry = Registry::default();
-    metrics.register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
-    text
 }

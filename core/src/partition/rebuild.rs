@@ -10,7 +10,7 @@ use tidegate_transport::clock;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::{Command, Driver, Fenced, refusal};
+use super::{Command, Driver, Stop, refusal};
 use crate::channel::ChannelTable;
 use crate::engine::Claim;
 use crate::node::restore::RestoreError;
@@ -32,8 +32,18 @@ impl Driver {
         self.refusing.as_ref().map(|refusing| &refusing.error)
     }
 
+    /// Stops refusing as soon as the engine would take something: nobody may be left who publishes, where others are told
+    /// that nothing can be.
+    pub(super) async fn end_refusing(&mut self) {
+        let is_over = |refusing: &Refusing| refusing.until <= clock::now();
+        if self.refusing.as_ref().is_some_and(is_over) && self.partition.engine.takes_frames().await {
+            self.refusing = None;
+            self.partition.status.set_refusing(false);
+        }
+    }
+
     /// The frame that was taken last is not in the log, and will not be.
-    pub(super) async fn refuse(&mut self, reason: &str) -> Result<(), Fenced> {
+    pub(super) async fn refuse(&mut self, reason: &str) -> Result<(), Stop> {
         let partition = self.partition.claim.partition().0;
         error!(partition, reason, "the engine takes nothing more: publishes are refused");
         self.partition.metrics.count_frame_refused();
@@ -48,9 +58,9 @@ impl Driver {
         if let Some(control) = &self.partition.control
             && !control.reclaiming().await
         {
-            return Err(Fenced);
+            return Err(Stop::Fenced);
         }
-        let (claim, table) = self.read_anew(&error).await;
+        let (claim, table) = self.read_anew(&error).await.ok_or(Stop::Failed)?;
         if let Some(control) = &self.partition.control {
             control.reclaimed(&claim).await;
         }
@@ -62,15 +72,19 @@ impl Driver {
         Ok(())
     }
 
-    /// Claims and reads until it works. Everything that is asked meanwhile is refused.
-    async fn read_anew(&mut self, error: &LinkError) -> (Claim, ChannelTable) {
+    /// Claims and reads until it works; where other nodes may be able to, not for ever. What is asked of channels meanwhile
+    /// is refused.
+    async fn read_anew(&mut self, error: &LinkError) -> Option<(Claim, ChannelTable)> {
         let mut pause = FIRST_PAUSE;
-        loop {
+        for tries in 1.. {
             let why = match self.try_to_read().await {
-                Ok(read) => return read,
+                Ok(read) => return Some(read),
                 Err(why) => why,
             };
             warn!(partition = self.partition.claim.partition().0, %why, "the partition cannot be built anew yet");
+            if tries == TRIES && self.partition.control.is_some() {
+                break;
+            }
             let until = clock::now() + pause;
             pause = (pause * 2).min(LAST_PAUSE);
             while let Ok(Some(command)) =
@@ -81,6 +95,7 @@ impl Driver {
             // A queue that is closed ends the waiting at once.
             tokio::time::sleep_until(until.into()).await;
         }
+        None
     }
 
     async fn try_to_read(&self) -> Result<(Claim, ChannelTable), RestoreError> {
@@ -100,11 +115,21 @@ impl Driver {
                 }
             }
             Command::Frame { link, frame, .. } => {
-                // Ends of interest count: what is left goes over to the new table.
-                if matches!(frame, EdgeFrame::Unsubscribe { .. }) {
-                    self.partition.table.handle_frame(0, link, frame);
-                } else if let Some(frame) = refusal(frame, error) {
-                    self.send(link, frame).await;
+                if self.links.get(link).is_none() {
+                    return;
+                }
+                let unix_ms = self.partition.clock.unix_ms();
+                match self.handle_unlogged(unix_ms, link, frame) {
+                    None => self.send_outputs().await,
+                    // Ends of interest count: what is left goes over to the new table.
+                    Some(frame @ EdgeFrame::Unsubscribe { .. }) => {
+                        self.partition.table.handle_frame(unix_ms, link, frame);
+                    }
+                    Some(frame) => {
+                        if let Some(frame) = refusal(frame, error) {
+                            self.send(link, frame).await;
+                        }
+                    }
                 }
             }
         }
@@ -149,5 +174,6 @@ impl Driver {
 
 /// Publishes are refused so long before the engine is tried again.
 const PACE: Duration = Duration::from_secs(1);
+const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);

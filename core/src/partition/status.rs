@@ -9,6 +9,8 @@ use tidegate_transport::clock;
 #[derive(Debug, Default)]
 pub(crate) struct PartitionStatus {
     tail: AtomicU64,
+    /// How far the lease table says that the log reaches.
+    noted: AtomicU64,
     channels: AtomicU64,
     interest: AtomicU64,
     refusing: AtomicBool,
@@ -16,8 +18,17 @@ pub(crate) struct PartitionStatus {
 }
 
 impl PartitionStatus {
+    /// Of a log that was claimed with this tail.
+    pub(crate) fn new(tail: u64) -> Self {
+        Self { tail: AtomicU64::new(tail), noted: AtomicU64::new(tail), ..Self::default() }
+    }
+
     pub(super) fn set_tail(&self, tail: u64) {
         self.tail.store(tail, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_noted(&self, tail: u64) {
+        self.noted.fetch_max(tail, Ordering::Relaxed);
     }
 
     pub(super) fn set_sizes(&self, channels: usize, interest: usize) {
@@ -36,6 +47,11 @@ impl PartitionStatus {
     /// The last log frame.
     pub(crate) fn tail(&self) -> u64 {
         self.tail.load(Ordering::Relaxed)
+    }
+
+    /// Log frames that the lease table does not know of yet: what could be lost without being noticed.
+    pub(crate) fn lag(&self) -> u64 {
+        self.tail().saturating_sub(self.noted.load(Ordering::Relaxed))
     }
 
     /// How many channels it holds.

@@ -23,7 +23,7 @@ use crate::engine::{ClusterEvent, NodeRecord, PartitionRecord};
 pub(crate) struct Bounds {
     /// How long a membership lasts.
     pub(crate) lease: Duration,
-    /// Partitions that are being handed over at once.
+    /// Partitions that are being handed over at once; more of them by a node that leaves.
     pub(crate) handovers: usize,
 }
 
@@ -106,6 +106,8 @@ pub(crate) struct Ownership {
     slots: Vec<Slot>,
     stay: Stay,
     join_failures: u32,
+    /// What this node declines has changed since the last renewal began.
+    untold: bool,
     actions: VecDeque<Action>,
 }
 
@@ -141,7 +143,19 @@ enum Stay {
 struct Slot {
     record: PartitionRecord,
     hold: Hold,
+    trouble: Trouble,
+}
+
+/// Attempts at a partition that failed in a row, and what followed from that. Over once the partition is served.
+#[derive(Debug, Default)]
+struct Trouble {
     failures: u32,
+    /// Since when.
+    since: Option<Instant>,
+    /// How often this node stepped back.
+    steps: u32,
+    /// Others are to have it until then.
+    back_until: Option<Instant>,
 }
 
 /// What this node has of a partition.
@@ -183,8 +197,11 @@ impl Ownership {
         joined: Option<Instant>,
         now: Instant,
     ) -> Self {
-        let slot =
-            || Slot { record: PartitionRecord::default(), hold: Hold::Idle { retry_at: None }, failures: 0 };
+        let slot = || Slot {
+            record: PartitionRecord::default(),
+            hold: Hold::Idle { retry_at: None },
+            trouble: Trouble::default(),
+        };
         let mut machine = Self {
             me,
             bounds,
@@ -195,6 +212,7 @@ impl Ownership {
             slots: std::iter::repeat_with(slot).take(usize::from(partitions)).collect(),
             stay: Stay::On,
             join_failures: 0,
+            untold: false,
             actions: VecDeque::new(),
         };
         match joined {
@@ -208,7 +226,8 @@ impl Ownership {
     pub(crate) fn handle_event(&mut self, now: Instant, event: ClusterEvent) {
         match event {
             ClusterEvent::Node { id, record: Some(record) } => {
-                if self.nodes.insert(id, record).is_none() {
+                let known = self.nodes.insert(id, record.clone());
+                if known.is_none_or(|known| known.declines != record.declines) {
                     self.decide_all(now);
                 }
             }
@@ -218,6 +237,7 @@ impl Ownership {
                 }
             }
             ClusterEvent::Partition { partition, record } => {
+                let handovers = self.handovers();
                 let Some(slot) = self.slots.get_mut(usize::from(partition.0)) else { return };
                 // After a watch that broke older news may come again.
                 if record.term < slot.record.term {
@@ -227,12 +247,13 @@ impl Ownership {
                 // What was waited for. After failures it is not: it may be what fails that changes the record.
                 if let Hold::Idle { retry_at } = &mut slot.hold
                     && news
-                    && slot.failures == 0
+                    && slot.trouble.failures == 0
                 {
                     *retry_at = None;
                 }
-                slot.record = record;
+                self.slots[usize::from(partition.0)].record = record;
                 self.decide(now, partition.0);
+                self.go_on(now, handovers);
             }
             ClusterEvent::Synced => {
                 self.synced = true;
@@ -262,21 +283,19 @@ impl Ownership {
         else {
             return self.handle_renewal(now, outcome);
         };
+        let before = self.handovers();
         let Some(slot) = self.slots.get_mut(usize::from(partition)) else { return };
-        let failures = slot.failures;
         match (&mut slot.hold, outcome) {
             (Hold::Claiming, Outcome::Claimed(_, term)) => {
                 slot.hold = Hold::Owned { term, serving: false, asking: false, since: None, retry_at: None };
             }
             (Hold::Owned { serving, .. }, Outcome::Serving(_)) => {
                 *serving = true;
-                slot.failures = 0;
+                self.untold |= slot.trouble.back_until.is_some();
+                slot.trouble = Trouble::default();
             }
-            (Hold::Claiming | Hold::Owned { .. }, Outcome::Failed(_)) => {
-                slot.failures = failures.saturating_add(1);
-                let retry_at = now + self.retry_after(failures);
-                self.slots[usize::from(partition)].hold = Hold::Idle { retry_at: Some(retry_at) };
-            }
+            (Hold::Claiming | Hold::Owned { .. }, Outcome::Failed(_))
+            | (Hold::Preparing { .. }, Outcome::NotPrepared(_)) => self.handle_failed(now, partition),
             (Hold::Owned { .. }, Outcome::Reclaiming(_)) => slot.hold = Hold::Claiming,
             // The news of it may be on its way yet; until then the record says that the partition is ours.
             (Hold::Claiming | Hold::Owned { .. } | Hold::Releasing, Outcome::Ended(_))
@@ -284,16 +303,14 @@ impl Ownership {
                 slot.hold = Hold::Idle { retry_at: Some(now + SETTLE) };
             }
             (Hold::Preparing { read, .. }, Outcome::Prepared(_)) => *read = true,
-            (Hold::Preparing { .. }, Outcome::NotPrepared(_)) => {
-                slot.hold = Hold::Idle { retry_at: Some(now + SETTLE) };
-            }
             (Hold::Preparing { telling, retry_at, .. }, Outcome::Told(_)) => {
                 *telling = false;
                 *retry_at = Some(now + SETTLE);
             }
             (Hold::Owned { asking, since, retry_at, .. }, Outcome::Proposed(_, written)) => {
                 *asking = false;
-                if written {
+                // With a time to try again it was taken back.
+                if written && retry_at.is_none() {
                     *since = Some(now);
                 }
                 // Until then the news of it comes, or it is tried again.
@@ -303,9 +320,32 @@ impl Ownership {
             _ => {}
         }
         self.decide(now, partition);
-        // A hand-over that ended makes room for another.
+        self.tell(now);
         if matches!(outcome, Outcome::Released(_) | Outcome::Ended(_) | Outcome::Serving(_)) {
             self.decide_all(now);
+        } else {
+            self.go_on(now, before);
+        }
+    }
+
+    /// A hand-over that ended, however it did, makes room for another.
+    fn go_on(&mut self, now: Instant, before: usize) {
+        if self.handovers() < before {
+            self.decide_all(now);
+        }
+    }
+
+    /// Partitions that are on their way to another node.
+    fn handovers(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.hands_over()).count()
+    }
+
+    /// How many may be. A node that leaves has nothing else to do, and little time.
+    fn most_handovers(&self) -> usize {
+        if self.stay == Stay::On {
+            self.bounds.handovers
+        } else {
+            self.bounds.handovers.saturating_mul(LEAVING)
         }
     }
 
@@ -333,15 +373,21 @@ impl Ownership {
             Standing::In { until, .. } if *until <= now => self.fence(now),
             Standing::In { renew_at, .. } if renew_at.is_some_and(|at| at <= now) => {
                 *renew_at = None;
+                self.untold = false;
                 self.actions.push_back(Action::Renew);
             }
             Standing::Out { .. } | Standing::In { .. } | Standing::Left => {}
         }
-        if self.may_decide()
-            && self.slots.iter().any(|slot| slot.hold.poll_timeout().is_some_and(|at| at <= now))
-        {
+        let mut due = false;
+        for slot in &mut self.slots {
+            let is_back = slot.trouble.back_until.take_if(|until| *until <= now).is_some();
+            self.untold |= is_back;
+            due |= is_back || slot.hold.poll_timeout().is_some_and(|at| at <= now);
+        }
+        if due && self.may_decide() {
             self.decide_all(now);
         }
+        self.tell(now);
     }
 
     /// When to call [`Self::handle_timeout`].
@@ -352,7 +398,8 @@ impl Ownership {
             Standing::Left => None,
         };
         let slots = self.may_decide().then(|| self.slots.iter().filter_map(|slot| slot.hold.poll_timeout()));
-        standing.into_iter().chain(slots.into_iter().flatten()).min()
+        let steps = self.slots.iter().filter_map(|slot| slot.trouble.back_until);
+        standing.into_iter().chain(slots.into_iter().flatten()).chain(steps).min()
     }
 
     /// What to do next.
@@ -374,6 +421,13 @@ impl Ownership {
         self.may_decide() && self.slots.iter().all(|slot| settled(&slot.hold))
     }
 
+    /// What this node failed to take again and again, and leaves to others for now: for its record, which is told with
+    /// each renewal.
+    pub(crate) fn declines(&self) -> Vec<u16> {
+        let slots = (0..).zip(&self.slots);
+        slots.filter(|(_, slot)| slot.trouble.back_until.is_some()).map(|(partition, _)| partition).collect()
+    }
+
     /// Live nodes.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -384,9 +438,14 @@ impl Ownership {
         self.slots.iter().map(|slot| &slot.record)
     }
 
-    /// True for a node that is in the lease table.
-    pub(crate) fn is_live(&self, node: &NodeId) -> bool {
-        self.nodes.contains_key(node)
+    /// True for a node that is in the lease table, and does not leave this partition to others.
+    pub(crate) fn is_willing(&self, node: &NodeId, partition: u16) -> bool {
+        let Some(record) = self.nodes.get(node) else { return false };
+        if *node == self.me {
+            // The table may not know yet.
+            return self.slots[usize::from(partition)].trouble.back_until.is_none();
+        }
+        !record.declines.contains(&partition)
     }
 
     fn handle_renewal(&mut self, now: Instant, outcome: Outcome) {
@@ -401,7 +460,8 @@ impl Ownership {
             }
             (Standing::Out { .. }, _) => {
                 self.join_failures = self.join_failures.saturating_add(1);
-                let join_at = now + self.retry_after(self.join_failures);
+                // An engine that elects is back within seconds, and a node that is out serves nothing.
+                let join_at = now + self.retry_after(self.join_failures.min(JOIN_DOUBLINGS));
                 self.standing = Standing::Out { join_at: Some(join_at) };
             }
             (Standing::In { .. }, Outcome::Lost) => self.fence(now),
@@ -409,10 +469,42 @@ impl Ownership {
         }
     }
 
+    /// It was not taken, or not read. Who fails again and again steps back, where somebody else is willing: a partition is
+    /// not to wait for a node that lives and cannot have it. It comes back after a while, which doubles each time.
+    fn handle_failed(&mut self, now: Instant, partition: u16) {
+        let others = self.nodes.keys().any(|node| *node != self.me && self.is_willing(node, partition));
+        let trouble = &mut self.slots[usize::from(partition)].trouble;
+        let failures = trouble.failures;
+        trouble.failures = failures.saturating_add(1);
+        let since = *trouble.since.get_or_insert(now);
+        let enough = trouble.failures >= ENOUGH_FAILURES && since + ENOUGH_TIME <= now;
+        let retry_at = if others && (enough || trouble.steps > 0) {
+            let pause = STEP_BACK.saturating_mul(1 << trouble.steps.min(8)).min(LONGEST_STEP_BACK);
+            trouble.back_until = Some(now + pause);
+            trouble.steps = trouble.steps.saturating_add(1);
+            (trouble.failures, trouble.since) = (0, None);
+            self.untold = true;
+            None
+        } else {
+            Some(now + self.retry_after(failures))
+        };
+        self.slots[usize::from(partition)].hold = Hold::Idle { retry_at };
+    }
+
+    /// What this node declines is told with a renewal: now, unless one is under way.
+    fn tell(&mut self, now: Instant) {
+        if let Standing::In { renew_at: Some(at), .. } = &mut self.standing
+            && self.untold
+        {
+            *at = now.min(*at);
+        }
+    }
+
     fn renewed(&mut self, started: Instant) {
         self.join_failures = 0;
         let until = started + self.bounds.lease - self.bounds.margin();
-        self.standing = Standing::In { until, renew_at: Some(started + self.bounds.lease / 3) };
+        let renew_at = if self.untold { started } else { started + self.bounds.lease / 3 };
+        self.standing = Standing::In { until, renew_at: Some(renew_at) };
     }
 
     fn fence(&mut self, now: Instant) {
@@ -420,6 +512,8 @@ impl Ownership {
         self.actions.push_back(Action::FenceAll);
         for slot in &mut self.slots {
             slot.hold = Hold::Idle { retry_at: None };
+            // Whatever failed then may have been for want of the engine.
+            (slot.trouble.failures, slot.trouble.since) = (0, None);
         }
         if self.stay == Stay::On {
             self.standing = Standing::Out { join_at: Some(now) };
@@ -524,7 +618,7 @@ impl Ownership {
 
     fn decide_owned(&mut self, now: Instant, partition: u16, retry_at: Option<Instant>) {
         let heir = self.heir(partition).cloned();
-        let handovers = self.slots.iter().filter(|slot| slot.hands_over()).count();
+        let has_room = self.handovers() < self.most_handovers();
         let slot = &mut self.slots[usize::from(partition)];
         let Hold::Owned { asking, since: preparing_since, retry_at: next_try, .. } = &mut slot.hold else {
             return;
@@ -560,10 +654,12 @@ impl Ownership {
                     self.actions.push_back(Action::Propose(partition, None));
                 }
             }
+            // News of what was asked is on its way; or others have their turn first.
+            Some(_) if waiting => {}
             Some(heir) => {
                 *preparing_since = None;
                 // To whoever was next before it is no hand-over more.
-                if !waiting && (next.is_some() || handovers < self.bounds.handovers) {
+                if next.is_some() || has_room {
                     *asking = true;
                     self.actions.push_back(Action::Propose(partition, Some(heir)));
                 }
@@ -596,13 +692,13 @@ impl Ownership {
         let record = &self.slots[usize::from(partition)].record;
         let mine = |node: Option<&NodeId>| node == Some(&self.me);
         let claim_if = |mine| if mine { Duty::Claim } else { Duty::Nothing };
-        let live = |node: &&NodeId| self.nodes.contains_key(*node);
+        let willing = |node: &&NodeId| self.is_willing(node, partition);
         if record.released
-            && let Some(next) = record.next.as_ref().filter(live)
+            && let Some(next) = record.next.as_ref().filter(willing)
         {
             return claim_if(mine(Some(next)));
         }
-        match record.owner.as_ref().filter(live) {
+        match record.owner.as_ref().filter(willing) {
             Some(owner) if !record.released => {
                 if mine(Some(owner)) {
                     // Of an earlier life, or of a claim whose outcome was lost: nobody else will take it.
@@ -613,14 +709,20 @@ impl Ownership {
                     Duty::Nothing
                 }
             }
-            Some(_) | None => claim_if(mine(winner(self.nodes.keys(), partition))),
+            Some(_) | None => claim_if(mine(self.winner(partition, None))),
         }
     }
 
     /// Who is to have a partition that is ours.
     fn heir(&self, partition: u16) -> Option<&NodeId> {
-        let goes = |node: &&NodeId| self.stay == Stay::On || **node != self.me;
-        winner(self.nodes.keys().filter(goes), partition)
+        self.winner(partition, (self.stay != Stay::On).then_some(&self.me))
+    }
+
+    /// Who is to have a partition, `but` one: of those who are willing, unless nobody is.
+    fn winner(&self, partition: u16, but: Option<&NodeId>) -> Option<&NodeId> {
+        let nodes = || self.nodes.keys().filter(|node| Some(*node) != but);
+        let willing = nodes().filter(|node| self.is_willing(node, partition));
+        winner(willing, partition).or_else(|| winner(nodes(), partition))
     }
 
     /// Between half of a bound and the bound, which doubles with each failure.
@@ -634,8 +736,8 @@ impl Slot {
     /// Somebody is to have it, or the last word of that is being written.
     fn hands_over(&self) -> bool {
         match &self.hold {
-            Hold::Owned { term, asking, .. } => {
-                *asking || (self.record.next.is_some() && self.record.term == *term)
+            Hold::Owned { term, asking, since, .. } => {
+                *asking || since.is_some() || (self.record.next.is_some() && self.record.term == *term)
             }
             Hold::Releasing => true,
             Hold::Idle { .. } | Hold::Preparing { .. } | Hold::Claiming => false,
@@ -663,8 +765,19 @@ const MARGIN: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long a node may take to read a log ahead before another partition gets its turn.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// A node steps back from a partition after so many failures in a row, and so long after the first of them: longer than
+/// the election of a leader in the engine takes, which nobody else could do anything about.
+const ENOUGH_FAILURES: u32 = 3;
+const ENOUGH_TIME: Duration = Duration::from_secs(10);
+/// For so long, the first time.
+const STEP_BACK: Duration = Duration::from_secs(60);
+const LONGEST_STEP_BACK: Duration = Duration::from_secs(3600);
+/// A node that leaves hands over so many times more partitions at once.
+const LEAVING: usize = 4;
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Joining is tried at least every 1.6 s.
+const JOIN_DOUBLINGS: u32 = 3;
 
 #[cfg(test)]
 mod tests;

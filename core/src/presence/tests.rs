@@ -99,6 +99,31 @@ impl Bench {
     }
 }
 
+#[test]
+fn whoever_asks_a_new_owner_hears_of_everybody_or_waits() {
+    let mut bench = Bench::watched();
+    bench.table.settle(bench.now);
+    bench.say(1, "ann", 1, true);
+    bench.feed(2, EdgeFrame::Members { request: 7, channel: room("room") });
+    assert!(bench.outputs.is_empty(), "others may have yet to say whom they have");
+    bench.pass(SETTLE_MS - 1);
+    bench.say(2, "bob", 1, true);
+    assert!(bench.outputs.is_empty());
+    bench.pass(1);
+    let answers = std::mem::take(&mut bench.outputs);
+    let [(LinkId(2), CoreFrame::Members { request: 7, result: Ok(members) })] = &answers[..] else {
+        panic!("{answers:?}")
+    };
+    assert_eq!((members.users.len(), members.exact), (2, true));
+    assert_eq!(bench.users(), of(&[("ann", 1), ("bob", 1)]), "at once from now on");
+    bench.table.settle(bench.now);
+    for request in 0..MAX_WAITING as u64 {
+        bench.feed(2, EdgeFrame::Members { request, channel: room("room") });
+    }
+    assert!(bench.outputs.is_empty());
+    assert_eq!(bench.users().len(), 2, "too many wait");
+}
+
 fn name(node: &str) -> LinkName {
     LinkName { node: NodeId::new(node), worker: 0 }
 }

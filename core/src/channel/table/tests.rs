@@ -89,6 +89,27 @@ fn a_gap_is_told_and_recovery_is_whole() {
 }
 
 #[test]
+fn much_that_was_missed_comes_in_several_answers() {
+    const COUNT: u64 = 4_000;
+    let mut core = Core::new();
+    let epoch = core.subscribe(LINK, "long:1", None).position.epoch;
+    for _ in 0..COUNT {
+        core.publish("long:1", &"x".repeat(90)).expect("stored");
+    }
+    let (mut got, mut answers) = (Vec::new(), 0);
+    let mut next = Some(Offset(0));
+    while let Some(after) = next {
+        let answer = core.subscribe(LINK, "long:1", Some(Position::new(epoch.clone(), after)));
+        assert!(answer.recovered && answer.position.offset == Offset(COUNT));
+        next = answer.cut_at();
+        got.extend(offsets(&answer.publications));
+        answers += 1;
+    }
+    assert!(got.into_iter().eq(1..=COUNT));
+    assert_eq!(answers, 3, "of 256 KiB");
+}
+
+#[test]
 fn history_gives_what_is_retained() {
     let mut core = Core::new();
     for _ in 0..12 {
@@ -339,6 +360,17 @@ fn a_snapshot_holds_what_the_log_lost() {
 }
 
 #[test]
+fn frames_are_over_once_neither_history_nor_keys_hold_anything_of_them() {
+    let mut core = Core::new();
+    core.publish("room:1", "x").expect("stored");
+    let frame = core.log[0].clone();
+    let retained = HISTORY_AGE_MS.max(KEY_AGE_MS);
+    assert!(!core.table.is_over(&frame, core.unix_ms + retained - 1).expect("read"));
+    assert!(core.table.is_over(&frame, core.unix_ms + retained).expect("read"));
+    assert!(core.table.is_over(&Bytes::from_static(&[1]), core.unix_ms).is_err());
+}
+
+#[test]
 fn pieces_of_other_versions_are_refused() {
     let mut core = Core::new();
     assert!(matches!(core.table.restore_piece(&Bytes::new()), Err(LogFrameError::Version(None))));
@@ -366,6 +398,23 @@ fn a_failed_frame_answers_with_errors_and_delivers_nothing() {
         panic!("{:?}", core.outputs);
     };
     assert_eq!((publish.code, subscribe.code), (ErrorCode::Unavailable, ErrorCode::Unavailable));
+}
+
+#[test]
+fn who_is_refused_a_subscription_with_a_failed_frame_is_not_interested() {
+    let mut core = Core::new();
+    core.subscribe(LINK, "room:1", None);
+    core.feed(LinkId::NODE, publish_frame("room:1", "x", None));
+    // What the link has it keeps, what it is refused it does not get.
+    core.feed(LINK, subscribe_frame("room:1", None));
+    core.feed(LINK, subscribe_frame("room:2", None));
+    assert_eq!(core.table.interest(), 2);
+    assert!(core.table.take_log_frame().is_some());
+    core.table.fail(&outcome_unknown());
+    core.table.drain_outputs(&mut core.outputs);
+    assert_eq!(core.table.interest(), 1);
+    let interested: Vec<_> = core.table.interested().map(|(channel, ..)| channel.clone()).collect();
+    assert_eq!(interested, [name("room:1")]);
 }
 
 #[derive(Debug, Clone)]
@@ -479,8 +528,8 @@ proptest! {
                 *known.get_mut(&(link, delivery.channel.to_string())).expect("subscribed") += 1;
                 prop_assert!(published.contains_key(&(delivery.channel.to_string(), last.clone())));
             }
-            let listed: usize = core.table.channels.values().map(|channel| channel.interest.len()).sum();
-            let bytes: u64 = core.table.channels.values().map(|channel| channel.history.bytes()).sum();
+            let listed: usize = core.table.channels.values().map(|channel| channel.interest().len()).sum();
+            let bytes: u64 = core.table.channels.values().map(|channel| channel.history().bytes()).sum();
             prop_assert_eq!((core.table.interest(), core.table.history_bytes()), (listed, bytes));
         }
     }
@@ -528,7 +577,12 @@ impl Core {
         {
             table.restore_piece(piece).expect("our own snapshot");
         }
-        for frame in &self.log {
+        // Of what the snapshot reaches, only what may still be retained is read.
+        let reached = self.snapshot.as_ref().map_or(0, |whole| (whole.at + 1).saturating_sub(first));
+        let over = |frame| table.is_over(frame, self.unix_ms).expect("our own log");
+        let reached = self.log.iter().take(usize::try_from(reached).expect("few"));
+        let skipped = reached.take_while(|frame| over(frame)).count();
+        for frame in &self.log[skipped..] {
             table.replay(frame, self.unix_ms).expect("our own log");
         }
         let (log, snapshot) = (self.log.clone(), self.snapshot.clone());
@@ -660,12 +714,14 @@ fn table(tail: u64) -> ChannelTable {
         history: HistoryBounds { count: 10, bytes: 1_000, age: Duration::from_millis(HISTORY_AGE_MS) },
         ..Namespace::default()
     };
+    let long = HistoryBounds { count: 10_000, bytes: 1 << 20, ..room.history };
     let named = BTreeMap::from([
+        ("long".to_owned(), Namespace { history: long, ..room.clone() }),
         ("price".to_owned(), Namespace { conflate: true, ..room.clone() }),
         ("cursor".to_owned(), Namespace { ephemeral_only: true, ..room.clone() }),
-        ("room".to_owned(), room),
+        ("room".to_owned(), room.clone()),
     ]);
-    ChannelTable::new(limits, Arc::new(Namespaces::new(Namespace::default(), named, true)), 0xe, tail)
+    ChannelTable::new(limits, Arc::new(Namespaces::new(room, named, true)), 0xe, tail)
 }
 
 fn name(channel: &str) -> ChannelName {

@@ -99,7 +99,8 @@ async fn node(
     let address = listener.local_address();
     let config = CoreConfig { partitions: PARTITIONS, ..CoreConfig::default() };
     let id = NodeId::new(name);
-    let record = NodeRecord { id, address: address.to_string(), version: "0".to_owned(), started_ms: 0 };
+    let (address_text, version) = (address.to_string(), "0".to_owned());
+    let record = NodeRecord { id, address: address_text, version, started_ms: 0, declines: Vec::new() };
     let (engine, metrics) = (Arc::clone(engine), CoreMetrics::new());
     let node =
         CoreNode::join(config, engine, namespaces(), metrics, lifecycle(), record).await.expect("joined");

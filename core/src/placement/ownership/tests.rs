@@ -1,6 +1,6 @@
 //! Whole clusters: the machines of many nodes over a model of the lease table, with delays, failures and pauses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::{Rng, SeedableRng};
 
@@ -157,6 +157,32 @@ fn proposals_to_a_node_that_died_are_taken_back() {
 }
 
 #[test]
+fn a_hand_over_that_comes_to_nothing_makes_room_for_another() {
+    let start = now();
+    let mut machine = owner_of_all(start);
+    machine.handle_event(start, node(9));
+    let mut proposed = BTreeSet::new();
+    for action in actions(&mut machine) {
+        let Action::Propose(partition, next) = action else { panic!("{action:?}") };
+        proposed.insert(partition);
+        machine.handle_outcome(start, Outcome::Proposed(partition, true));
+        let record = PartitionRecord { owner: Some(name(0)), next, term: 1, ..PartitionRecord::default() };
+        machine.handle_event(start, ClusterEvent::Partition { partition: PartitionId(partition), record });
+    }
+    assert_eq!((proposed.len(), actions(&mut machine)), (HANDOVERS, Vec::new()));
+    // Somebody takes one of them, as if this node were gone.
+    let taken = *proposed.first().expect("some");
+    let record = PartitionRecord { owner: Some(name(9)), term: 2, ..PartitionRecord::default() };
+    machine.handle_event(start, ClusterEvent::Partition { partition: PartitionId(taken), record });
+    let actions = actions(&mut machine);
+    assert_eq!(actions[0], Action::Stop(taken));
+    assert!(
+        matches!(&actions[1..], [Action::Propose(partition, Some(_))] if !proposed.contains(partition)),
+        "{actions:?}"
+    );
+}
+
+#[test]
 fn claims_that_fail_are_tried_again_more_and_more_rarely() {
     let start = now();
     let mut machine = machine(start);
@@ -180,6 +206,102 @@ fn claims_that_fail_are_tried_again_more_and_more_rarely() {
     }
     assert!((14..40).contains(&tries), "{tries}");
     assert!(!machine.is_settled());
+}
+
+#[test]
+fn who_fails_again_and_again_steps_back_where_somebody_else_is_willing() {
+    let start = now();
+    let mut machine = machine(start);
+    machine.handle_outcome(start, Outcome::Renewed(start));
+    for event in [node(0), node(1), ClusterEvent::Synced] {
+        machine.handle_event(start, event);
+    }
+    let partition = (0..16).find(|p| winner(&[name(0), name(1)], *p) == Some(&name(0))).expect("wins some");
+    let mut time = start;
+    let mut failed = Vec::new();
+    while machine.declines().is_empty() {
+        for action in actions(&mut machine) {
+            match action {
+                Action::Claim(claimed) if claimed == partition => {
+                    failed.push(time);
+                    machine.handle_outcome(time, Outcome::Failed(claimed));
+                }
+                Action::Renew => machine.handle_outcome(time, Outcome::Renewed(time)),
+                _ => {}
+            }
+        }
+        if machine.declines().is_empty() {
+            time = machine.poll_timeout().expect("renewals").max(time);
+            machine.handle_timeout(time);
+        }
+    }
+    assert!(failed.len() >= 3 && time >= start + ENOUGH_TIME && time < start + ENOUGH_TIME * 3, "{failed:?}");
+    assert_eq!(machine.declines(), [partition]);
+    assert!(!machine.is_willing(&name(0), partition) && machine.is_willing(&name(1), partition));
+    // The others are told at once, and until they act nothing is claimed.
+    machine.handle_timeout(time);
+    assert_eq!(actions(&mut machine), [Action::Renew]);
+    machine.handle_outcome(time, Outcome::Renewed(time));
+
+    // Everybody else is gone: better tried on than left.
+    machine.handle_event(time, ClusterEvent::Node { id: name(1), record: None });
+    let claims = actions(&mut machine);
+    assert!(claims.contains(&Action::Claim(partition)), "{claims:?}");
+    machine.handle_outcome(time, Outcome::Claimed(partition, 2));
+    machine.handle_outcome(time, Outcome::Serving(partition));
+    assert_eq!(machine.declines(), [0; 0]);
+    machine.handle_timeout(time);
+    assert!(actions(&mut machine).contains(&Action::Renew));
+}
+
+#[test]
+fn what_a_live_winner_cannot_take_is_served_by_another_and_does_not_flap() {
+    for seed in 0..20 {
+        let mut world = World::new(seed, 16);
+        world.faults = false;
+        for _ in 0..3 {
+            world.start_node();
+        }
+        world.run(Duration::from_secs(60));
+        world.assert_settled();
+        let winner = world.owners()[5].clone().expect("owned");
+        let cursed = (0..3).find(|index| name(*index) == winner).expect("one of them");
+        let second = (0..3).find(|index| *index != cursed).expect("another");
+        // It cannot have the partition any more, and loses it.
+        world.cursed.insert((cursed, 5));
+        world.nodes[cursed].holds.remove(&5);
+        world.claims = 0;
+        let now = world.now;
+        world.act(cursed, |machine| machine.handle_outcome(now, Outcome::Ended(5)));
+        world.run(Duration::from_secs(45));
+        let owner = world.owners()[5].clone().expect("owned");
+        assert_ne!(owner, winner, "SEED={seed}");
+        let holder = world.nodes.iter().find(|node| node.holds.contains_key(&5)).expect("served");
+        assert_eq!(holder.machine.me, owner, "SEED={seed}");
+        // Nothing else has moved.
+        assert_eq!(world.changed.iter().filter(|at| **at > world.now - Duration::from_secs(45)).count(), 1);
+
+        // It is offered again, more and more rarely, and each time taken back at once.
+        let before = world.claims;
+        let mut unserved = Duration::ZERO;
+        for _ in 0..3600 {
+            world.run(Duration::from_secs(1));
+            if !world.nodes.iter().any(|node| node.holds.contains_key(&5)) {
+                unserved += Duration::from_secs(1);
+            }
+        }
+        let flaps = world.claims - before;
+        assert!((2..=16).contains(&flaps), "SEED={seed}: {flaps} claims in an hour");
+        assert!(unserved < Duration::from_secs(8), "SEED={seed}: {unserved:?}");
+
+        // Somebody else may die meanwhile, and once the cause is gone, the winner has it again.
+        world.crash(second);
+        world.run(LEASE + Duration::from_secs(20));
+        assert!(world.nodes.iter().any(|node| !node.crashed && node.holds.contains_key(&5)), "SEED={seed}");
+        world.cursed.clear();
+        world.run(LONGEST_STEP_BACK + Duration::from_secs(60));
+        world.assert_settled();
+    }
 }
 
 fn machine(now: Instant) -> Ownership {
@@ -264,6 +386,8 @@ struct World {
     queue: BTreeMap<(Instant, u64), (usize, Item)>,
     sequence: u64,
     faults: bool,
+    /// Nodes that fail each claim of these partitions.
+    cursed: BTreeSet<(usize, u16)>,
     claims: usize,
     /// Claims of a released partition by a node that had not read its log.
     unprepared: usize,
@@ -288,6 +412,7 @@ impl World {
             queue: BTreeMap::new(),
             sequence: 0,
             faults: true,
+            cursed: BTreeSet::new(),
             claims: 0,
             unprepared: 0,
             most_handovers: 0,
@@ -503,15 +628,23 @@ impl World {
             Action::Join => {
                 self.table.joins += 1;
                 let joined = self.table.joins;
-                self.table.nodes.insert(id.clone(), (record(index), self.now + LEASE, joined));
-                self.tell(&ClusterEvent::Node { id, record: Some(record(index)) });
+                let declines = self.nodes[index].machine.declines();
+                let record = NodeRecord { declines, ..record(index) };
+                self.table.nodes.insert(id.clone(), (record.clone(), self.now + LEASE, joined));
+                self.tell(&ClusterEvent::Node { id, record: Some(record) });
                 let delay = self.delay();
                 return self.send(index, delay, Item::Back(Outcome::Renewed(started), joined));
             }
             Action::Renew if self.fails() => Outcome::NotRenewed,
             Action::Renew => match self.table.nodes.get_mut(&id) {
-                Some((_, ends, joined)) if *joined == term => {
+                Some((record, ends, joined)) if *joined == term => {
                     *ends = self.now + LEASE;
+                    let declines = self.nodes[index].machine.declines();
+                    if record.declines != declines {
+                        record.declines = declines;
+                        let record = Some(record.clone());
+                        self.tell(&ClusterEvent::Node { id, record });
+                    }
                     let delay = self.delay();
                     return self.send(index, delay, Item::Back(Outcome::Renewed(started), term));
                 }
@@ -521,6 +654,15 @@ impl World {
                 self.table.nodes.remove(&id);
                 self.nodes[index].gone = true;
                 return self.tell(&ClusterEvent::Node { id, record: None });
+            }
+            Action::Claim(partition) if self.cursed.contains(&(index, partition)) => {
+                // The table takes it, the log does not.
+                let held = &mut self.table.partitions[usize::from(partition)];
+                (held.owner, held.next, held.released) = (Some(id), None, false);
+                held.term += 1;
+                self.claims += 1;
+                self.tell_partition(partition);
+                Outcome::Failed(partition)
             }
             Action::Claim(partition) if self.fails() => Outcome::Failed(partition),
             Action::Claim(partition) => {
@@ -661,7 +803,7 @@ fn name(index: usize) -> NodeId {
 
 fn record(index: usize) -> NodeRecord {
     let address = format!("127.0.0.1:{}", 4000 + index);
-    NodeRecord { id: name(index), address, version: "0".to_owned(), started_ms: 0 }
+    NodeRecord { id: name(index), address, version: "0".to_owned(), started_ms: 0, declines: Vec::new() }
 }
 
 fn node(index: usize) -> ClusterEvent {
