@@ -42,7 +42,12 @@ impl Waiter {
             Ok(recovery) if recovery.publications.is_empty() && (recovery.recovered || from_head) => {
                 State::Waiting { recovery }
             }
-            result => State::Answered { result },
+            Ok(mut recovery) => {
+                // The next poll goes on behind what this one brings.
+                recovery.position.offset = recovery.cut_at().unwrap_or(recovery.position.offset);
+                State::Answered { result: Ok(recovery) }
+            }
+            Err(error) => State::Answered { result: Err(error) },
         };
         self.changed.notify_one();
     }

@@ -53,6 +53,8 @@ struct Inner {
     keys: Vec<Option<(ChannelName, usize)>>,
     /// Subscriptions that count for who is on their channels.
     present: Vec<Present>,
+    /// Subscriptions that missed somebody who came or went: told so once the client has taken what it was sent.
+    presence_gaps: Vec<u32>,
     /// Subscriptions that are parked: refilled once the client has taken what it was sent.
     parked: Vec<u32>,
     /// The rest of a message, while the machine wants no input.
@@ -94,6 +96,7 @@ pub(crate) fn start(
         backlog: None,
         keys: Vec::new(),
         present: Vec::new(),
+        presence_gaps: Vec::new(),
         parked: Vec::new(),
         unread: VecDeque::new(),
         resuming: None,
@@ -167,6 +170,12 @@ impl Session {
             return false;
         }
         self.offer_ephemeral(inner, slot, delivery)
+    }
+
+    /// Delivers a `join`, a `leave` or word that some of them were missed: by the subscription's own lane, in order. What
+    /// does not go at once does not wait: one such word does, however many there were.
+    pub(crate) fn deliver_presence(&self, slot: u32, delivery: &Delivery) -> bool {
+        self.offer_presence(&mut self.inner.borrow_mut(), slot, delivery)
     }
 
     /// Tells the subscriber that the channel's numbering began anew.

@@ -136,7 +136,7 @@ impl Worker {
     }
 }
 
-/// Delivers a `join` or `leave` to the subscriptions that watch.
+/// Delivers a `join` or `leave`, or that some were missed, to the subscriptions that watch.
 pub(crate) async fn fan_out(worker: &Rc<Worker>, delivery: &Delivery, chunk: &mut Vec<Subscriber>) {
     let mut delivered = 0;
     let mut from = Some(0);
@@ -145,7 +145,7 @@ pub(crate) async fn fan_out(worker: &Rc<Worker>, delivery: &Delivery, chunk: &mu
         from = worker.presence().watchers.chunk(&delivery.channel, key, CHUNK, chunk);
         for subscriber in chunk.drain(..) {
             if let Subscriber::Session { session, slot } = subscriber {
-                delivered += u64::from(session.deliver_ephemeral(slot, delivery));
+                delivered += u64::from(session.deliver_presence(slot, delivery));
             }
         }
         if from.is_some() {

@@ -72,7 +72,7 @@ pub struct ServerFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// `None` only for a frame of a later protocol; clients ignore it.
-    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     pub body: Option<ServerBody>,
 }
 
@@ -124,6 +124,9 @@ pub enum ServerBody {
     /// A user's last session left such a channel.
     #[prost(message, tag = "16")]
     Leave(Leave),
+    /// Some of these never came: who keeps a list asks for it again.
+    #[prost(message, tag = "17")]
+    PresenceGap(PresenceGap),
 }
 
 /// No fields.
@@ -447,7 +450,7 @@ pub struct PresentUser {
     pub sessions: u32,
 }
 
-/// A user who was not on the channel is now. At most once, like everything ephemeral.
+/// A user who was not on the channel is now. At most once.
 #[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Join {
@@ -475,6 +478,15 @@ pub struct Leave {
     /// When the core heard of it, milliseconds of Unix time.
     #[prost(uint64, tag = "3")]
     pub time_ms: u64,
+}
+
+/// Joins and leaves of a channel were not told.
+#[derive(Clone, PartialEq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PresenceGap {
+    /// Which one.
+    #[prost(string, tag = "1")]
+    pub channel: String,
 }
 
 /// Replaces the token.
@@ -604,6 +616,7 @@ json_frame!(ServerFrame, ServerBody, ignore, {
     "presence" => Presence,
     "join" => Join,
     "leave" => Leave,
+    "presence_gap" => PresenceGap,
 });
 
 /// An opaque payload: JSON text that was checked, or bytes.

@@ -191,10 +191,19 @@ pub struct Delivery {
 pub struct Recovery {
     /// The head of the channel.
     pub position: Position,
-    /// True: `publications` is everything between the position that was asked for and the head.
+    /// True: `publications` is everything between the position that was asked for and the head, or the first of it; see
+    /// [`Recovery::cut_at`].
     pub recovered: bool,
     /// In order. Empty where not recovered, except for a `History` request: then what is retained.
     pub publications: Vec<Publication>,
+}
+
+impl Recovery {
+    /// The last publication of what was too much for one answer: the rest is to be asked for from here.
+    pub fn cut_at(&self) -> Option<Offset> {
+        let last = Offset(self.publications.last()?.offset);
+        (self.recovered && last < self.position.offset).then_some(last)
+    }
 }
 
 /// Who is on a channel.

@@ -83,6 +83,14 @@ impl Namespaces {
             None => Some(&self.default),
         }
     }
+
+    /// The longest that any of them retains a publication.
+    pub fn longest_history(&self) -> Duration {
+        self.named
+            .values()
+            .map(|namespace| namespace.history.age)
+            .fold(self.default.history.age, Duration::max)
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +108,7 @@ mod tests {
         assert!(!open.rules(&other).expect("default").conflate);
         let strict = Namespaces::new(Namespace::default(), named, true);
         assert!(strict.rules(&room).is_some());
+        assert_eq!(strict.longest_history(), Namespace::default().history.age);
         assert!(strict.rules(&other).is_none());
     }
 }

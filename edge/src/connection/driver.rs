@@ -81,6 +81,7 @@ impl Session {
         if self.refill(cx, inner)? {
             return Ok(Turn::Again);
         }
+        self.tell_presence_gaps(cx, inner)?;
         if self.poll_resume(cx, inner)? {
             return Ok(Turn::Again);
         }
@@ -264,6 +265,7 @@ impl Session {
         self.worker.metrics().subscriptions.dec();
         inner.connection.close_lane(slot);
         inner.parked.retain(|parked| *parked != slot);
+        inner.presence_gaps.retain(|gap| *gap != slot);
         self.drop_lane(inner, slot);
         inner.repeats.drop_lane(slot);
     }

@@ -107,6 +107,30 @@ impl Session {
         }
     }
 
+    pub(super) fn offer_presence(&self, inner: &mut Inner, slot: u32, delivery: &Delivery) -> bool {
+        let dropped = &self.worker.metrics().ephemeral_dropped;
+        if inner.presence_gaps.contains(&slot) {
+            dropped.no_room.inc();
+            return false;
+        }
+        if !inner.machine.is_live(slot) || inner.machine.is_opening() {
+            dropped.parked.inc();
+            inner.presence_gaps.push(slot);
+            return false;
+        }
+        let framing = inner.connection.framing();
+        match self.send(inner, slot, delivery.frame.encoded(framing)) {
+            Some(Sent::Taken) => true,
+            Some(Sent::Full) => {
+                dropped.no_room.inc();
+                inner.presence_gaps.push(slot);
+                self.wake();
+                false
+            }
+            None => false,
+        }
+    }
+
     /// Offers to a subscription's lane, unless something waits that comes first. `None`: the connection is over.
     fn send(&self, inner: &mut Inner, slot: u32, bytes: &Bytes) -> Option<Sent> {
         let one_pipe = self.one_pipe();
@@ -231,6 +255,30 @@ impl Session {
             asked |= inner.machine.refill(slot);
         }
         Ok(asked)
+    }
+
+    /// Tells subscriptions that they missed somebody who came or went, where the client has taken what it was sent: what
+    /// it asks for then holds all that it was not told.
+    pub(super) fn tell_presence_gaps(
+        &self,
+        cx: &mut Context<'_>,
+        inner: &mut Inner,
+    ) -> Result<(), RecvError> {
+        let mut index = 0;
+        while let Some(slot) = inner.presence_gaps.get(index).copied() {
+            if !inner.machine.is_live(slot)
+                || inner.machine.is_opening()
+                || !self.has_drained(inner, slot)
+                || inner.connection.poll_ready(cx, Lane::Subscription(slot))?.is_pending()
+            {
+                index += 1;
+                continue;
+            }
+            inner.presence_gaps.remove(index);
+            inner.machine.presence_gap(slot);
+        }
+        self.transmit(inner);
+        Ok(())
     }
 
     /// Whether nothing waits here that a subscription's catch-up would have to queue behind.

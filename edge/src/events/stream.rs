@@ -80,6 +80,7 @@ impl Stream {
     pub(super) fn recovered(&mut self, recovery: Recovery) -> Option<Outcome> {
         let Phase::Asking { after, first } = &mut self.phase else { return None };
         let (asked, first) = (after.take(), *first);
+        let cut = recovery.cut_at().is_some();
         let Recovery { position: head, recovered, publications } = recovery;
         self.phase = Phase::Live { last: head.clone() };
         let Some(after) = asked else {
@@ -106,6 +107,9 @@ impl Stream {
                 return Some(Outcome::Recovered);
             }
             last = position;
+        }
+        if cut {
+            self.phase = Phase::Parked { last };
         }
         Some(Outcome::Recovered)
     }

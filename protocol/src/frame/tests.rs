@@ -169,6 +169,7 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
             user,
             time_ms
         })),
+        text().prop_map(|channel| ServerBody::PresenceGap(PresenceGap { channel })),
         option::of(text()).prop_map(|resume| ServerBody::Ping(Ping { resume })),
         Just(ServerBody::Pong(Empty {})),
         error().prop_map(ServerBody::Error),

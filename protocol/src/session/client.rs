@@ -252,6 +252,7 @@ impl Session {
             ServerBody::Ephemeral(ephemeral) => self.handle_ephemeral(now, side, ephemeral),
             ServerBody::Join(join) => self.handle_join(now, side, join),
             ServerBody::Leave(leave) => self.handle_leave(now, side, leave),
+            ServerBody::PresenceGap(gap) => self.handle_presence_gap(now, side, &gap.channel),
             ServerBody::Ping(ping) => self.handle_ping(side, ping),
             ServerBody::Pong(_) => self.handle_pong(now, side, id),
             ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, side, subscribed)?,

@@ -331,8 +331,8 @@ impl Session {
     /// The core answered a subscribe (or the refill of a parked subscription).
     ///
     /// Returns what goes on the subscription's catch-up lane, in order, behind the frame that this queued.
-    /// `budget` bounds their payload bytes, and those inside the frame: what is over it is fetched later, as if the
-    /// subscription were parked.
+    /// `budget` bounds their payload bytes, and those inside the frame: what is over it, or was not in the answer, is
+    /// fetched later, as if the subscription were parked.
     pub fn recovered(
         &mut self,
         now: Instant,
@@ -350,13 +350,15 @@ impl Session {
             // An older question, about a subscription that is gone.
             _ => return Vec::new(),
         };
-        let Recovery { position, recovered, mut publications } = match result {
+        let recovery = match result {
             Ok(recovery) => recovery,
             Err(error) => {
                 self.subscription_failed(now, slot, begun, error);
                 return Vec::new();
             }
         };
+        let cut = recovery.cut_at().is_some();
+        let Recovery { position, recovered, mut publications } = recovery;
         let conflated = settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
@@ -365,7 +367,7 @@ impl Session {
             None => Vec::new(),
         };
         let over = sizes::cut_over(&mut publications, budget);
-        if over {
+        if over || cut {
             let last =
                 publications.last().or_else(|| inline.last()).map_or(Offset(0), |last| Offset(last.offset));
             subscription.state = SubscriptionState::Parked { last };
@@ -465,7 +467,15 @@ impl Session {
     /// Which of a channel's publications `first..=last` the subscription is due now; the driver sends or queues
     /// exactly those.
     pub fn take(&mut self, slot: u32, first: Offset, last: Offset) -> Due {
-        self.subscriptions.get_mut(slot).map_or(Due::Nothing, |subscription| subscription.take(first, last))
+        let Some(subscription) = self.subscriptions.get_mut(slot) else { return Due::Nothing };
+        match subscription.take(first, last) {
+            // What was between does not count there.
+            Due::Gap if is_conflated(&self.settings, &subscription.channel) => {
+                subscription.state = SubscriptionState::Live { last };
+                Due::All
+            }
+            due => due,
+        }
     }
 
     /// True where ephemeral items may go to the subscription now.
@@ -504,13 +514,19 @@ impl Session {
     /// is of the old numbering then.
     pub fn rebased(&mut self, slot: u32, position: &Position) -> bool {
         let Some(subscription) = self.subscriptions.get_mut(slot) else { return false };
-        if matches!(subscription.state, SubscriptionState::Starting { .. }) {
-            return false;
+        match subscription.state {
+            SubscriptionState::Starting { .. } => return false,
+            // It began behind the change that others hear of only now.
+            SubscriptionState::Live { last }
+                if last == position.offset && subscription.epoch == position.epoch =>
+            {
+                return false;
+            }
+            _ => {}
         }
         subscription.epoch = position.epoch.clone();
         subscription.state = SubscriptionState::Live { last: position.offset };
-        let conflated =
-            self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
+        let conflated = is_conflated(&self.settings, &subscription.channel);
         let subscribed = Subscribed {
             channel: subscription.channel.as_str().to_owned(),
             position: Some(position.clone().into()),
@@ -530,9 +546,7 @@ impl Session {
     /// The channel of a subscription and whether only its newest publication counts.
     pub fn subscription(&self, slot: u32) -> Option<(&ChannelName, bool)> {
         let subscription = self.subscriptions.get(slot)?;
-        let conflated =
-            self.settings.namespaces.rules(&subscription.channel).is_some_and(|rules| rules.conflate);
-        Some((&subscription.channel, conflated))
+        Some((&subscription.channel, is_conflated(&self.settings, &subscription.channel)))
     }
 
     /// The rank of a subscription.
@@ -770,6 +784,11 @@ impl Close {
     pub fn close_code(&self) -> Option<CloseCode> {
         CloseCode::from_number(self.code)
     }
+}
+
+/// Whether only a channel's newest publication counts.
+fn is_conflated(settings: &Settings, channel: &ChannelName) -> bool {
+    settings.namespaces.rules(channel).is_some_and(|rules| rules.conflate)
 }
 
 fn millis(duration: Duration) -> u64 {

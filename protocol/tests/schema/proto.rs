@@ -306,6 +306,7 @@ fn try_through_rust(message: &MessageDescriptor, bytes: &[u8]) -> Result<Vec<u8>
         "PresentUser" => through::<rust::PresentUser>(bytes),
         "Join" => through::<rust::Join>(bytes),
         "Leave" => through::<rust::Leave>(bytes),
+        "PresenceGap" => through::<rust::PresenceGap>(bytes),
         "Refresh" => through::<rust::Refresh>(bytes),
         "Refreshed" => through::<rust::Refreshed>(bytes),
         "Rpc" => through::<rust::Rpc>(bytes),

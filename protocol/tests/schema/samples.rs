@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use tidegate_protocol::frame::{
     ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
-    History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceRequest, PresentUser,
-    Publication, Publish, Published, Reconnect, ReconnectPolicy, Refresh, Refreshed, Rpc, ServerBody,
-    ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
+    History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap, PresenceRequest,
+    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPolicy, Refresh, Refreshed, Rpc,
+    ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
 };
 
 /// The largest integer that every JSON implementation keeps exact: 2^53 - 1.
@@ -246,6 +246,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
                 }),
             ),
         ),
+        ("presence_gap", reply(0, ServerBody::PresenceGap(PresenceGap { channel: room() }))),
         ("error", reply(9, ServerBody::Error(ErrorCode::Unavailable.reply("the core is busy")))),
         (
             "error_without_id",
@@ -329,6 +330,7 @@ pub(crate) fn name_of_server_body(body: &ServerBody) -> &'static str {
         ServerBody::Presence(_) => "presence",
         ServerBody::Join(_) => "join",
         ServerBody::Leave(_) => "leave",
+        ServerBody::PresenceGap(_) => "presence_gap",
     }
 }
 

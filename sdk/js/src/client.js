@@ -340,6 +340,9 @@ export class Client extends Emitter {
         this.#subscriptions.get(channel)?.emit(told.type, { channel, user, timeMs });
         return;
       }
+      case "presence_gap":
+        this.#subscriptions.get(told.body.channel)?.emit("presencegap", { channel: told.body.channel });
+        return;
       case "reply":
         this.#takeReply(told.id)?.resolve(told.body);
         return;

@@ -227,4 +227,5 @@ export const ServerFrame = frame(false, [
   ],
   [15, "join", change("Join")],
   [16, "leave", change("Leave")],
+  [17, "presence_gap", message("PresenceGap", [field(1, "channel", "string")])],
 ]);

@@ -253,6 +253,7 @@ export class Session {
         return;
       case "join":
       case "leave":
+      case "presence_gap":
         if (connection === this.#connections.current && this.#channels.has(body.channel)) {
           this.#events.push({ type: name, body });
         }

@@ -40,6 +40,7 @@
  * @property {SubscribedEvent} subscribed
  * @property {PresenceChange} join at most once, and only where `presence` was asked for; perhaps this client's own user
  * @property {PresenceChange} leave likewise
+ * @property {{ channel: string }} presencegap some joins and leaves were not told: ask for the list again
  * @property {{ error: TidegateError | null }} unsubscribed the end; null where the app asked for it
  */
 

@@ -38,10 +38,12 @@ test("joins and leaves of a subscription are handed on, others are not", () => {
   receive(world, "join", { channel: room, user: "bo", time_ms: 7 });
   receive(world, "join", { channel: "room:2", user: "bo", time_ms: 7 });
   receive(world, "leave", { channel: room, user: "bo", time_ms: 8 });
-  const told = world.events.filter(({ type }) => type === "join" || type === "leave");
+  for (const channel of [room, "room:2"]) receive(world, "presence_gap", { channel });
+  const told = world.events.filter(({ type }) => ["join", "leave", "presence_gap"].includes(type));
   assert.deepEqual(told, [
     { type: "join", body: { channel: room, user: "bo", time_ms: 7 } },
     { type: "leave", body: { channel: room, user: "bo", time_ms: 8 } },
+    { type: "presence_gap", body: { channel: room } },
   ]);
 });
 

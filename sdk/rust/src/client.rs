@@ -371,8 +371,8 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.events.close();
-        // Where the queue is full, the driver notices with the channel's next event.
-        drop(self.commands.try_send(Command::Leave { channel: self.channel.clone() }));
+        // Where the queue is full, the driver notices with the next one that says so, or with the channel's next event.
+        drop(self.commands.try_send(Command::Leave));
     }
 }
 
@@ -406,6 +406,8 @@ pub enum SubscriptionEvent {
         /// When the server heard of it, milliseconds of Unix time.
         time_ms: u64,
     },
+    /// Some joins and leaves were not told: a list that the app keeps may be wrong. [`Subscription::presence`] is the truth.
+    PresenceGap,
     /// What was missed cannot be had: the subscription goes on after `position`.
     Rebased {
         /// The new position.
@@ -508,9 +510,8 @@ pub(crate) enum Command {
         options: SubscribeOptions,
         reply: Reply<mpsc::Receiver<SubscriptionEvent>>,
     },
-    Leave {
-        channel: ChannelName,
-    },
+    /// Subscriptions were dropped.
+    Leave,
     Publish {
         channel: ChannelName,
         payload: Payload,

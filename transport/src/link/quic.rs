@@ -14,6 +14,7 @@ mod listener;
 mod stream;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use quinn::{ConnectionError, IdleTimeout, TransportConfig, VarInt};
@@ -180,10 +181,23 @@ pub const MAX_QUESTION_BYTES: usize = 64 * 1024;
 /// The longest answer.
 pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 
+/// How a connection does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Condition {
+    /// As QUIC measures it, smoothed.
+    pub round_trip: Duration,
+    /// Bytes of frames that wait here, over all links: QUIC has not taken them yet.
+    pub queued: usize,
+    /// Packets that QUIC sent again, since the connection began.
+    pub lost_packets: u64,
+}
+
 /// Limits, and the tasks that still write.
 #[derive(Debug, Clone)]
 struct Shared {
     config: Arc<LinkConfig>,
+    /// Bytes of frames that wait, over all links.
+    queued: Arc<AtomicUsize>,
     /// One task for each link, until the other end has all of it.
     writers: tokio_util::task::TaskTracker,
     /// Everything else.
@@ -192,7 +206,15 @@ struct Shared {
 
 impl Shared {
     fn new(config: Arc<LinkConfig>) -> Self {
-        Self { config, writers: Default::default(), tasks: Default::default() }
+        Self { config, queued: Arc::default(), writers: Default::default(), tasks: Default::default() }
+    }
+
+    fn condition(&self, connection: &quinn::Connection) -> Condition {
+        Condition {
+            round_trip: connection.rtt(),
+            queued: self.queued.load(Ordering::Relaxed),
+            lost_packets: connection.stats().path.lost_packets,
+        }
     }
 
     async fn flushed(&self) {

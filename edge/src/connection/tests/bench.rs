@@ -82,7 +82,10 @@ pub(super) struct Bench {
 impl Bench {
     fn new(limits: Limits) -> Self {
         let open = Namespace { publish: Access::Anyone, subscribe: Access::Anyone, ..Namespace::default() };
-        let named = BTreeMap::from([("latest".to_owned(), Namespace { conflate: true, ..open.clone() })]);
+        let named = BTreeMap::from([
+            ("latest".to_owned(), Namespace { conflate: true, ..open.clone() }),
+            ("open".to_owned(), Namespace { presence: Some(Access::Anyone), ..open.clone() }),
+        ]);
         let config = Config {
             node: NodeId::new("edge-1"),
             region: Region::new("here"),

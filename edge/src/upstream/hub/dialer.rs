@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidegate_protocol::link::{Directory, Hello, Welcome};
 use tidegate_transport::link::EdgeLink;
+use tidegate_transport::link::quic::Condition;
 
 use super::region::OpenFailure;
 
@@ -33,6 +34,11 @@ pub trait Uplink: Send + Sync + Debug {
 
     /// Asks the core something; `None` where it does not answer.
     fn ask(&self, what: Bytes) -> UplinkFuture<'_, Option<Bytes>>;
+
+    /// How the connection does; `None` where nobody measures.
+    fn condition(&self) -> Option<Condition> {
+        None
+    }
 
     /// Waits for the end of the connection; why, for people.
     fn closed(&self) -> UplinkFuture<'_, String>;

@@ -71,6 +71,7 @@ impl Runner {
             connections: RefCell::default(),
             links: RefCell::default(),
             asked: RefCell::default(),
+            link_over: Notify::new(),
             timer: Notify::new(),
             armed: Cell::new(None),
             metrics,
@@ -112,6 +113,8 @@ pub(crate) struct Driver {
     links: RefCell<BTreeMap<LinkId, LinkEntry>>,
     /// Who waits for answers, of the backend API. As many as its requests in flight.
     asked: RefCell<Slab<oneshot::Sender<CoreFrame>>>,
+    /// A link is over.
+    link_over: Notify,
     /// The machine wants to be woken at another time.
     timer: Notify,
     armed: Cell<Option<Instant>>,
@@ -133,6 +136,7 @@ struct ConnectionEntry {
 }
 
 struct LinkEntry {
+    connection: ConnectionId,
     /// Something may wait for it.
     wake: Rc<Notify>,
     tasks: Vec<AbortHandle>,
@@ -166,10 +170,7 @@ impl Driver {
         }
         let mut machine = self.machine.borrow_mut();
         self.metrics.count(machine.take_stats());
-        let ready = machine.is_ready();
-        if self.ready.swap(ready, Ordering::Relaxed) != ready {
-            info!(ready, "links to all partitions of all regions");
-        }
+        self.look_at(&machine);
         if machine.poll_timeout() != self.armed.get() {
             self.timer.notify_one();
         }
@@ -194,7 +195,7 @@ impl Driver {
             Event::Open { region, partition, connection, link } => {
                 let uplink = self.uplink(connection);
                 let task = spawn(serve_link(Rc::clone(self), (region, partition), uplink, link));
-                let entry = LinkEntry { wake: Rc::default(), tasks: vec![task] };
+                let entry = LinkEntry { connection, wake: Rc::default(), tasks: vec![task] };
                 self.links.borrow_mut().insert(link, entry);
             }
             Event::Drop { link } => self.drop_link(link),
@@ -208,8 +209,25 @@ impl Driver {
 
     fn drop_link(&self, link: LinkId) {
         let entry = self.links.borrow_mut().remove(&link);
+        self.link_over.notify_waiters();
         for task in entry.into_iter().flat_map(|entry| entry.tasks) {
             task.abort();
+        }
+    }
+
+    /// Until all links that there are over a connection have been read to their ends.
+    async fn links_end(&self, connection: ConnectionId) {
+        let mut left: Vec<LinkId> = Vec::new();
+        left.extend(
+            self.links.borrow().iter().filter(|(_, l)| l.connection == connection).map(|(id, _)| *id),
+        );
+        loop {
+            // Nothing runs between the look and the wait.
+            left.retain(|link| self.links.borrow().contains_key(link));
+            if left.is_empty() {
+                return;
+            }
+            self.link_over.notified().await;
         }
     }
 
@@ -275,8 +293,17 @@ impl Driver {
         }
     }
 
+    fn look_at(&self, machine: &Machine) {
+        let ready = machine.is_in_reach(clock::now());
+        if self.ready.swap(ready, Ordering::Relaxed) != ready {
+            info!(ready, "partitions of all regions are in reach");
+        }
+    }
+
     fn measure(&self) {
         let machine = self.machine.borrow();
+        // Also time alone changes that.
+        self.look_at(&machine);
         self.metrics.set_queue(machine.queued_bytes());
         for links in machine.regions() {
             self.metrics.set_links(links.name(), links.links(), links.connected());
@@ -327,6 +354,8 @@ async fn serve_connection(driver: Rc<Driver>, region: usize, address: Arc<str>, 
             },
         }
     };
+    // What came before the end counts: answers, and who has a partition next.
+    let _ = timeout(LAST_WORDS, driver.links_end(id)).await;
     warn!(%address, %reason, "a core is lost");
     driver.connections.borrow_mut().remove(&id);
     driver.machine.borrow_mut().handle_hung_up(clock::now(), region, id);
@@ -344,6 +373,7 @@ async fn serve_link(driver: Rc<Driver>, at: (usize, u16), uplink: Option<Arc<dyn
         Ok(opened) => opened,
         Err(failure) => {
             driver.links.borrow_mut().remove(&id);
+            driver.link_over.notify_waiters();
             driver.machine.borrow_mut().handle_open_failed(clock::now(), at, id, failure);
             driver.go_on();
             return;
@@ -501,6 +531,8 @@ pub(super) fn spawn(task: impl Future<Output = ()> + 'static) -> AbortHandle {
 const DIAL_WAIT: Duration = Duration::from_secs(10);
 /// For a core to serve a partition that it was asked for: a little longer than it holds such requests back.
 const OPEN_WAIT: Duration = Duration::from_secs(7);
+/// For what came over a connection before it ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Between two looks at what waits.
 const MEASURE: Duration = Duration::from_secs(1);
 /// Frames taken off a link at once.

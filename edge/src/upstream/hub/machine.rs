@@ -220,7 +220,7 @@ impl Machine {
         let frame = self.outbox.pop(client)?;
         for client in self.outbox.take_drained() {
             for links in &mut self.regions {
-                links.handle_drained(client);
+                links.handle_drained(client, &mut self.outbox);
             }
         }
         Some(frame)
@@ -247,8 +247,14 @@ impl Machine {
     }
 
     /// Every partition of every region has a link.
+    #[cfg(test)]
     pub(crate) fn is_ready(&self) -> bool {
         self.regions.iter().all(RegionLinks::is_ready)
+    }
+
+    /// All of them are in reach, or were until so short a time ago that questions wait.
+    pub(crate) fn is_in_reach(&self, now: Instant) -> bool {
+        self.regions.iter().all(|links| links.is_in_reach(now))
     }
 
     /// Its regions, by number.

@@ -17,18 +17,21 @@
 //! A worker that does not take what waits for it (see [`super::workers::Outbox`]) is *parked* on the channels that publish
 //! meanwhile: once it has caught up on its queue, the hub asks the core for what came since, for it alone.
 
+mod questions;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
-use tidegate_protocol::frame::shared::SharedFrame;
-use tidegate_protocol::frame::{Publication, ServerBody};
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
 use tidegate_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::presence::Announcements;
-use super::workers::{Client, ClientSet, Outbox, edge_frame_bytes, failure, outcome_unknown, unavailable};
+use super::workers::{
+    Client, ClientSet, Outbox, edge_frame_bytes, failure, outcome_unknown, recovery_bytes, smallest,
+    unavailable,
+};
+use questions::{Resend, delivery, is_long, renumber, request_of, resend};
 
 /// Bounds of a partition.
 #[derive(Debug, Clone)]
@@ -110,6 +113,12 @@ pub(crate) struct Partition {
     in_flight: BTreeMap<u64, Question>,
     /// Of those, the hub's own.
     own_in_flight: usize,
+    /// Of those, for parked workers.
+    catch_ups: usize,
+    /// Of workers' questions in flight, those whose answers may be long.
+    long_in_flight: usize,
+    /// What such answers weighed lately.
+    answer_bytes: usize,
     /// What each client has waiting or in flight.
     held: BTreeMap<Client, Held>,
     /// Numbers questions, over all links.
@@ -158,6 +167,8 @@ struct Interest {
     pending: u32,
     /// The hub's own question, in flight where its number is of this link; 0: none.
     asked: u64,
+    /// The last answer to it did not hold everything: the next goes on from there, and it is live only then.
+    filling: bool,
     /// Workers parked on it.
     parked: u16,
 }
@@ -207,6 +218,9 @@ impl Partition {
             queue: VecDeque::new(),
             in_flight: BTreeMap::new(),
             own_in_flight: 0,
+            catch_ups: 0,
+            long_in_flight: 0,
+            answer_bytes: FIRST_ANSWER,
             held: BTreeMap::new(),
             next: 1,
             link: 0,
@@ -242,11 +256,12 @@ impl Partition {
     }
 
     /// There is a link now; nothing is known on it.
-    pub(crate) fn handle_opened(&mut self) {
+    pub(crate) fn handle_opened(&mut self, now: Instant) {
         self.link += 1;
+        self.answer_bytes = FIRST_ANSWER;
         self.state = State::Open { first: self.next };
         self.cursor = self.interests.len();
-        self.announcements.opened(self.link);
+        self.announcements.opened(now, self.link);
         self.catching.clear();
         let mut clients: Vec<Client> = self.parked.keys().map(|(client, _)| *client).collect();
         clients.dedup();
@@ -265,6 +280,8 @@ impl Partition {
         self.again_at = None;
         self.cursor = 0;
         self.own_in_flight = 0;
+        self.catch_ups = 0;
+        self.long_in_flight = 0;
         self.announcements.closed();
         let mut again = Vec::new();
         for (_, question) in std::mem::take(&mut self.in_flight) {
@@ -306,11 +323,7 @@ impl Partition {
                     outbox.offer(client, CoreFrame::Ephemeral(delivery.clone()));
                 }
             }
-            CoreFrame::PresenceChanged(delivery) => {
-                for client in self.announcements.watchers(&delivery.channel).iter() {
-                    outbox.offer(client, CoreFrame::PresenceChanged(delivery.clone()));
-                }
-            }
+            CoreFrame::PresenceChanged(delivery) => self.announcements.changed(delivery, outbox),
             CoreFrame::Rebased { channel, position } => {
                 if let Some(index) = self.interests.get_index_of(&channel)
                     && self.interests[index].live == self.link
@@ -343,16 +356,21 @@ impl Partition {
     }
 
     /// A worker is not full any more: it may be given what it missed.
-    pub(crate) fn handle_drained(&mut self, client: Client) {
-        let from = (client, None);
+    pub(crate) fn handle_drained(&mut self, client: Client, outbox: &mut Outbox) {
+        self.announcements.drained(client, outbox);
+        self.catch_up_from_the_first(client);
+    }
+
+    fn catch_up_from_the_first(&mut self, client: Client) {
         if !self.catching.iter().any(|(other, at)| *other == client && at.is_none()) {
             self.catching.retain(|(other, _)| *other != client);
-            self.catching.push(from);
+            self.catching.push((client, None));
         }
     }
 
     /// Answers what waited for an owner for too long, and tries again what the core refused.
     pub(crate) fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) {
+        self.announcements.handle_timeout(now, outbox);
         while let Some(deadline) = self.deadline()
             && deadline <= now
             && let Some(asked) = self.queue.pop_front()
@@ -373,7 +391,7 @@ impl Partition {
 
     /// When [`Partition::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        [self.deadline(), self.again_at].into_iter().flatten().min()
+        [self.deadline(), self.again_at, self.announcements.poll_timeout()].into_iter().flatten().min()
     }
 
     /// The next frame for the link, `None` while there is none.
@@ -385,7 +403,7 @@ impl Partition {
         if let Some(frame) = self.announcements.poll() {
             return Some(frame);
         }
-        if self.own_in_flight < self.bounds.resubscriptions
+        if self.own_in_flight < self.window()
             && let Some(frame) = self.next_own(outbox)
         {
             return Some(frame);
@@ -400,6 +418,12 @@ impl Partition {
                 return Some(self.resubscribe(index));
             }
             self.interests[index].known = self.link;
+        }
+        if self.queue.front().is_some_and(|asked| is_long(&asked.frame)) {
+            if self.long_in_flight >= 2 * self.window() {
+                return None;
+            }
+            self.long_in_flight += 1;
         }
         let asked = self.queue.pop_front()?;
         if asked.sent && matches!(asked.frame, EdgeFrame::Publish { .. }) {
@@ -520,6 +544,11 @@ impl Partition {
         {
             self.endings.push_back(channel);
         }
+        // What a million channels took is given back once few are left.
+        let len = self.interests.len();
+        if self.interests.capacity() > KEPT_CAPACITY.max(len * 4) {
+            self.interests.shrink_to(len * 2);
+        }
     }
 
     /// Wanted, but not on this link yet, and not asked for.
@@ -542,6 +571,12 @@ impl Partition {
         self.stats.resubscriptions += 1;
         self.in_flight.insert(number, Question::Resubscribe(channel.clone()));
         EdgeFrame::Subscribe { request: number, channel, position }
+    }
+
+    /// How many questions may be in flight whose answers may be long: as many answers as the core's end of the link takes
+    /// at once, as they were lately. Where it does not, it is cut.
+    fn window(&self) -> usize {
+        (ANSWERS / self.answer_bytes.max(1)).max(FEWEST).min(self.bounds.resubscriptions)
     }
 
     /// The hub's own next question.
@@ -567,6 +602,9 @@ impl Partition {
 
     /// Asks what a parked worker missed.
     fn catch_up(&mut self, outbox: &Outbox) -> Option<EdgeFrame> {
+        if self.catch_ups >= CATCH_UPS {
+            return None;
+        }
         while let Some((client, after)) = self.catching.last().cloned() {
             if outbox.is_full(client) {
                 // It comes back once it is not.
@@ -604,6 +642,7 @@ impl Partition {
                 let position = Some(parked.position.clone());
                 self.interests[index].known = self.link;
                 self.own_in_flight += 1;
+                self.catch_ups += 1;
                 self.in_flight.insert(number, Question::CatchUp(client, channel.clone()));
                 return Some(EdgeFrame::Subscribe { request: number, channel, position });
             }
@@ -686,6 +725,14 @@ impl Partition {
         result: Result<Recovery, LinkError>,
         outbox: &mut Outbox,
     ) -> Result<(), LinkFault> {
+        if let Ok(recovery) = &result {
+            self.answer_bytes = (self.answer_bytes * 7 + recovery_bytes(recovery)) / 8;
+        }
+        if let Some(Question::Asked(asked)) = self.in_flight.get(&number)
+            && is_long(&asked.frame)
+        {
+            self.long_in_flight -= 1;
+        }
         match self.in_flight.remove(&number) {
             Some(Question::Resubscribe(channel)) => {
                 self.own_in_flight -= 1;
@@ -693,6 +740,7 @@ impl Partition {
             }
             Some(Question::CatchUp(client, channel)) => {
                 self.own_in_flight -= 1;
+                self.catch_ups -= 1;
                 self.caught_up(now, number, client, &channel, result, outbox)
             }
             Some(Question::Asked(asked)) => match &asked.frame {
@@ -735,6 +783,10 @@ impl Partition {
                 interest.live = self.link;
                 interest.epoch = recovery.position.epoch.clone();
                 interest.offset = recovery.position.offset;
+            } else if interest.filling {
+                // What those miss who have it already comes first.
+                self.queue.push_front(asked);
+                return Ok(());
             } else {
                 // The core refused to say what those who have it already missed; with them behind, nobody can join.
                 result = Err(unavailable());
@@ -767,15 +819,20 @@ impl Partition {
         }
         self.interests[index].asked = 0;
         let Ok(recovery) = result else {
+            self.interests[index].filling = false;
             self.again.push_back(channel.clone());
             self.again_at.get_or_insert(now + AGAIN);
             return Ok(());
         };
         let interest = &mut self.interests[index];
-        interest.live = self.link;
         let continues = recovery.recovered
             && recovery.position.epoch == interest.epoch
             && recovery.position.offset >= interest.offset;
+        let cut = continues && recovery.cut_at().is_some();
+        interest.filling = cut;
+        if !cut {
+            interest.live = self.link;
+        }
         if !continues {
             self.rebase(index, recovery.position, outbox);
         } else {
@@ -785,7 +842,11 @@ impl Partition {
                     self.deliver(index, delivery(channel, publication), outbox);
                 }
             }
-            self.interests[index].offset = recovery.position.offset;
+            if cut {
+                self.again.push_back(channel.clone());
+            } else {
+                self.interests[index].offset = recovery.position.offset;
+            }
         }
         self.settle(index);
         Ok(())
@@ -806,6 +867,11 @@ impl Partition {
         let Some(parked) = self.parked.get_mut(&key).filter(|parked| parked.asked == Some(number)) else {
             return Ok(());
         };
+        if outbox.is_full(client) {
+            // The answers before this one were enough. It is asked again once they are taken.
+            parked.asked = None;
+            return Ok(());
+        }
         let interest = &mut self.interests[index];
         let joins = interest.live == self.link || interest.active.is_empty();
         let (Ok(recovery), true) = (result, joins) else {
@@ -822,14 +888,20 @@ impl Partition {
             return Err(LinkFault::Elsewhere);
         }
         let position = parked.position.clone();
-        self.parked.remove(&key);
-        interest.parked -= 1;
-        interest.active.insert(client);
-        // What was asked for arrives as a whole: a worker that is full again is parked at what comes next.
-        if recovery.recovered
+        let continues = recovery.recovered
             && recovery.position.epoch == position.epoch
-            && recovery.position.offset >= position.offset
-        {
+            && recovery.position.offset >= position.offset;
+        if let Some(last) = recovery.cut_at().filter(|_| continues) {
+            // The rest is asked for next, or once the worker has taken this.
+            *parked = Parked { position: Position::new(position.epoch, last), asked: None };
+            self.catch_up_from_the_first(client);
+        } else {
+            self.parked.remove(&key);
+            interest.parked -= 1;
+            interest.active.insert(client);
+        }
+        // What was asked for arrives as a whole: a worker that is full again is parked at what comes next.
+        if continues {
             for publication in recovery.publications {
                 if Offset(publication.offset) > position.offset {
                     self.stats.filled += 1;
@@ -901,60 +973,16 @@ impl Partition {
     }
 }
 
-enum Resend {
-    Yes,
-    /// Not again, and told so.
-    No,
-    /// Perhaps it was handled.
-    Unknown,
-}
-
-/// What becomes of a question whose link is gone; `handled`: perhaps it was.
-fn resend(frame: &EdgeFrame, handled: bool) -> Resend {
-    match frame {
-        EdgeFrame::Publish { publish, .. } if handled => match (publish.ephemeral, &publish.key) {
-            (true, _) => Resend::No,
-            (false, Some(_)) => Resend::Yes,
-            (false, None) => Resend::Unknown,
-        },
-        _ => Resend::Yes,
-    }
-}
-
-fn delivery(channel: &ChannelName, publication: Publication) -> Delivery {
-    let offset = Offset(publication.offset);
-    let frame = Arc::new(SharedFrame::new(ServerBody::Publication(publication)));
-    Delivery { channel: channel.clone(), offset, frame }
-}
-
-fn request_of(frame: &EdgeFrame) -> Option<u64> {
-    match frame {
-        EdgeFrame::Subscribe { request, .. }
-        | EdgeFrame::Publish { request, .. }
-        | EdgeFrame::History { request, .. }
-        | EdgeFrame::Members { request, .. }
-        | EdgeFrame::Spend { request, .. } => Some(*request),
-        EdgeFrame::Unsubscribe { .. } | EdgeFrame::Presence { .. } | EdgeFrame::Watch { .. } => None,
-    }
-}
-
-fn renumber(mut frame: EdgeFrame, number: u64) -> EdgeFrame {
-    match &mut frame {
-        EdgeFrame::Subscribe { request, .. }
-        | EdgeFrame::Publish { request, .. }
-        | EdgeFrame::History { request, .. }
-        | EdgeFrame::Members { request, .. }
-        | EdgeFrame::Spend { request, .. } => *request = number,
-        EdgeFrame::Unsubscribe { .. } | EdgeFrame::Presence { .. } | EdgeFrame::Watch { .. } => {}
-    }
-    frame
-}
-
-/// The channel name that none comes before.
-fn smallest() -> ChannelName {
-    ChannelName::new("!").expect("one printable character")
-}
-
+/// Bytes of answers that are under way at once, about: half of what waits for a link in a core at most.
+const ANSWERS: usize = 4 << 20;
+/// What an answer is taken to weigh before there was one: half of the largest.
+const FIRST_ANSWER: usize = 128 << 10;
+/// Questions in flight, however long answers are.
+const FEWEST: usize = 8;
+/// Questions for parked workers in flight: each answer may be a whole history.
+const CATCH_UPS: usize = 16;
+/// Places for channels that are kept, wanted or not.
+const KEPT_CAPACITY: usize = 1024;
 /// From a refused question of the hub's own to the next attempt.
 const AGAIN: Duration = Duration::from_secs(1);
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidegate_protocol::link::{Directory, Hello, Welcome};
-use tidegate_transport::link::quic::{DirectoryWatch, EdgeEnd, LinkDialer, OpenError, Opened};
+use tidegate_transport::link::quic::{Condition, DirectoryWatch, EdgeEnd, LinkDialer, OpenError, Opened};
 use tokio::sync::Mutex;
 
 use super::dialer::{Dialer, OpenedLink, Uplink, UplinkFuture};
@@ -47,6 +47,10 @@ impl Uplink for QuicUplink {
 
     fn ask(&self, what: Bytes) -> UplinkFuture<'_, Option<Bytes>> {
         Box::pin(async { self.end.ask(what).await.ok() })
+    }
+
+    fn condition(&self) -> Option<Condition> {
+        Some(self.end.condition())
     }
 
     fn closed(&self) -> UplinkFuture<'_, String> {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Of every partition the newest term that anybody spoke of counts: a directory of an older one changes nothing, and an
-//! owner of an older one is refused.
+//! owner of an older one is refused. But where nobody served a partition for so long that no owner from before can be left,
+//! and terms are lower now, the cluster began anew: what it says counts again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,6 +73,12 @@ struct Slot {
     term: u64,
     /// Terms up to this one are over: their owner said so.
     over: u64,
+    /// What the last directory said, whether it counted or not.
+    heard: Option<(u64, Option<NodeId>)>,
+    /// Since when there is no link, while there is none.
+    down_since: Instant,
+    /// When the last link was lost; `None` before the first.
+    lost: Option<Instant>,
     /// Attempts that failed since the last link.
     failures: u32,
 }
@@ -152,8 +159,21 @@ impl RegionLinks {
     }
 
     /// Every partition has a link.
+    #[cfg(test)]
     pub(crate) fn is_ready(&self) -> bool {
         self.known && self.links() == self.partitions.len()
+    }
+
+    /// Nothing that is asked of it is refused by now: every partition has a link, or lost it so short a time ago that
+    /// questions wait yet. A hand-over is no more than that.
+    pub(crate) fn is_in_reach(&self, now: Instant) -> bool {
+        let wait = self.bounds.request_wait;
+        self.known && self.partitions.iter().all(|slot| slot.is_in_reach(now, wait))
+    }
+
+    /// A core has answered, ever: it is known how many partitions there are.
+    pub(crate) fn is_known(&self) -> bool {
+        self.known
     }
 
     /// Partitions that have a link.
@@ -283,9 +303,12 @@ impl RegionLinks {
         for node in &directory.nodes {
             self.nodes.insert(node.id.clone(), Arc::clone(&node.address));
         }
+        let lives = |node: &NodeId| directory.nodes.iter().any(|known| known.id == *node);
+        let gone = self.cores.values().filter(|core| core.node().is_some_and(|node| !lives(node)));
+        let gone: Vec<ConnectionId> = gone.filter_map(Core::connection).collect();
         if self.known {
             for (slot, entry) in self.partitions.iter_mut().zip(&directory.partitions) {
-                slot.handle_told(now, entry.term, entry.owner.as_ref(), effects);
+                slot.handle_told(now, entry.term, entry.owner.as_ref(), &gone, effects);
             }
         }
         // Who is gone and owns nothing is not remembered.
@@ -319,7 +342,7 @@ impl RegionLinks {
             slot.term = term;
             slot.failures = 0;
             slot.link = LinkState::Open { link, connection, term, since: now, superseded: None };
-            slot.partition.handle_opened();
+            slot.partition.handle_opened(now);
             self.ready.insert(partition);
         }
         self.update(now, effects);
@@ -402,9 +425,9 @@ impl RegionLinks {
     }
 
     /// A worker has room again.
-    pub(crate) fn handle_drained(&mut self, client: Client) {
+    pub(crate) fn handle_drained(&mut self, client: Client, outbox: &mut Outbox) {
         for (partition, slot) in (0..).zip(&mut self.partitions) {
-            slot.partition.handle_drained(client);
+            slot.partition.handle_drained(client, outbox);
             self.ready.insert(partition);
         }
     }
@@ -420,6 +443,7 @@ impl RegionLinks {
                 self.close(now, partition, true, Duration::ZERO, outbox);
             }
             let slot = &mut self.partitions[usize::from(partition)];
+            slot.forget_terms(now, effects);
             if slot.partition.poll_timeout().is_some_and(|at| at <= now) {
                 slot.partition.handle_timeout(now, outbox);
                 self.ready.insert(partition);
@@ -441,7 +465,7 @@ impl RegionLinks {
                 LinkState::Opening { .. } => None,
                 LinkState::Open { superseded, .. } => superseded,
             };
-            [link, slot.partition.poll_timeout()].into_iter().flatten().min()
+            [link, slot.forgets_at(), slot.partition.poll_timeout()].into_iter().flatten().min()
         });
         dials.chain(partitions).min()
     }
@@ -540,19 +564,14 @@ impl RegionLinks {
         }
     }
 
-    /// Keeps the addresses that are to be connected to: the configured ones, and of every owner the one that the directory
-    /// says, unless it is reached by another.
+    /// Keeps the addresses that are to be connected to: the configured ones, and of every other node the one that the
+    /// directory says, unless it is reached by another. Also of those that own nothing yet: once a partition is handed to
+    /// them, there is no time for a handshake.
     fn want(&mut self, now: Instant) {
         let connected: BTreeSet<NodeId> =
             self.cores.values().filter_map(|core| core.node().cloned()).collect();
-        let owners: BTreeSet<&NodeId> =
-            self.partitions.iter().filter_map(|slot| slot.owner.as_ref()).collect();
-        let mut missing: BTreeSet<Arc<str>> = BTreeSet::new();
-        for owner in owners {
-            if !connected.contains(owner) {
-                missing.extend(self.nodes.get(owner).cloned());
-            }
-        }
+        let missing = self.nodes.iter().filter(|(node, _)| !connected.contains(*node));
+        let missing: BTreeSet<Arc<str>> = missing.map(|(_, address)| Arc::clone(address)).collect();
         self.cores.retain(|address, core| {
             core.bootstrap || missing.contains(address) || !matches!(core.state, CoreState::Waiting { .. })
         });
@@ -593,6 +612,10 @@ impl RegionLinks {
 
     fn close(&mut self, now: Instant, partition: u16, handled: bool, pause: Duration, outbox: &mut Outbox) {
         if let Some(slot) = self.partitions.get_mut(usize::from(partition)) {
+            if matches!(slot.link, LinkState::Open { .. }) {
+                slot.down_since = now;
+                slot.lost = Some(now);
+            }
             slot.link = LinkState::Waiting { until: now + pause };
             slot.partition.handle_closed(now, handled, outbox);
         }
@@ -643,12 +666,27 @@ impl Slot {
             told: 0,
             term: 0,
             over: 0,
+            heard: None,
+            down_since: now,
+            lost: None,
             failures: 0,
         }
     }
 
-    /// A directory says who owns it.
-    fn handle_told(&mut self, now: Instant, term: u64, owner: Option<&NodeId>, effects: &mut Effects) {
+    fn is_in_reach(&self, now: Instant, wait: Duration) -> bool {
+        matches!(self.link, LinkState::Open { .. }) || self.lost.is_some_and(|lost| now < lost + wait)
+    }
+
+    /// A directory of a core that lives says who owns it. `gone`: connections to those that do not.
+    fn handle_told(
+        &mut self,
+        now: Instant,
+        term: u64,
+        owner: Option<&NodeId>,
+        gone: &[ConnectionId],
+        effects: &mut Effects,
+    ) {
+        self.heard = Some((term, owner.cloned()));
         if term < self.told
             || (term <= self.over && self.over > 0)
             || (term == self.told && owner == self.owner.as_ref())
@@ -656,22 +694,45 @@ impl Slot {
             return;
         }
         self.told = term;
+        let stays = owner == self.owner.as_ref();
         self.owner = owner.cloned();
         if owner.is_some() {
             self.term = self.term.max(term);
         }
         match &mut self.link {
             LinkState::Waiting { until } => *until = now,
+            // It was asked before it was told of: by its predecessor's last word.
+            LinkState::Opening { .. } if stays => {}
             LinkState::Opening { link, .. } => {
                 effects.push(Event::Drop { link: *link });
                 self.link = LinkState::Waiting { until: now };
             }
-            // What its owner said last may still be on the way: that it stops, and what it has handled.
-            LinkState::Open { term: open, superseded, .. } => {
+            // What its owner said last may still be on the way: that it stops, and what it has handled. Of one that died
+            // there is nothing to wait for.
+            LinkState::Open { term: open, superseded, connection, .. } => {
                 if term > *open && superseded.is_none() {
-                    *superseded = Some(now + GRACE);
+                    let grace = if gone.contains(connection) { Duration::ZERO } else { GRACE };
+                    *superseded = Some(now + grace);
                 }
             }
+        }
+    }
+
+    /// When the terms that were seen mean nothing any more: directories speak of lower ones, and nobody serves it.
+    fn forgets_at(&self) -> Option<Instant> {
+        let (heard, _) = self.heard.as_ref()?;
+        let lower = *heard < self.told.max(self.term) || (*heard <= self.over && self.over > 0);
+        (lower && !matches!(self.link, LinkState::Open { .. })).then(|| self.down_since + FORGET_TERMS)
+    }
+
+    /// Believes what the last directory said, where it is time.
+    fn forget_terms(&mut self, now: Instant, effects: &mut Effects) {
+        if self.forgets_at().is_some_and(|at| at <= now)
+            && let Some((term, owner)) = self.heard.take()
+        {
+            (self.told, self.term, self.over, self.owner) = (0, 0, 0, None);
+            self.down_since = now;
+            self.handle_told(now, term, owner.as_ref(), &[], effects);
         }
     }
 }
@@ -689,6 +750,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(1);
 /// For a link whose partition has another owner, to say its last words.
 const GRACE: Duration = Duration::from_secs(1);
+/// After so long without a link nobody is left who was an owner before: a node that cannot renew its lease, of a few
+/// seconds, serves nobody.
+const FORGET_TERMS: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
 mod tests;

@@ -36,7 +36,7 @@ pub(super) async fn gather(driver: &Rc<Driver>) -> Bytes {
             link["answered_in_ms"] = json!(after.as_secs_f64() * 1000.0);
         }
     }
-    let ready = driver.machine.borrow().is_ready();
+    let ready = driver.machine.borrow().is_in_reach(clock::now());
     Bytes::from(json!({ "ready": ready, "regions": regions }).to_string())
 }
 
@@ -49,7 +49,8 @@ fn views(driver: &Driver) -> (Map<String, Value>, Vec<Reached>) {
     let mut regions = Map::new();
     for links in driver.machine.borrow().regions() {
         let name = links.name().as_str().to_owned();
-        let views = links.partitions(now);
+        // Before a core has said how many there are, there is nothing to tell of them.
+        let views = if links.is_known() { links.partitions(now) } else { Vec::new() };
         let partitions: Vec<Value> = (0u16..)
             .zip(&views)
             .map(|(partition, view)| {
@@ -67,7 +68,11 @@ fn views(driver: &Driver) -> (Map<String, Value>, Vec<Reached>) {
         for core in links.cores(now) {
             let served =
                 views.iter().filter(|view| view.connection.is_some() && view.connection == core.connection);
+            let condition = core.connection.and_then(|connection| driver.uplink(connection)?.condition());
             connections.push(json!({
+                "rtt_ms": condition.map(|condition| condition.round_trip.as_secs_f64() * 1000.0),
+                "queued_bytes": condition.map(|condition| condition.queued),
+                "lost_packets": condition.map(|condition| condition.lost_packets),
                 "address": &*core.address,
                 "node": core.node.as_ref().map(|node| node.as_str()),
                 "state": core.state,
@@ -79,7 +84,7 @@ fn views(driver: &Driver) -> (Map<String, Value>, Vec<Reached>) {
             }
         }
         let region = json!({
-            "ready": links.is_ready(),
+            "ready": links.is_in_reach(now),
             "partitions": partitions,
             "links": connections,
             "cores": {},

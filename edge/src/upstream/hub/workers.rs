@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use tidegate_protocol::ChannelName;
 use tidegate_protocol::frame::{ErrorCode, ServerBody};
 use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Recovery};
 
@@ -35,6 +36,11 @@ impl ClientSet {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.0 == [0; 4]
+    }
+
+    pub(crate) fn contains(self, client: Client) -> bool {
+        let (word, bit) = Self::place(client);
+        self.0[word] & bit != 0
     }
 
     /// Ascending.
@@ -163,7 +169,7 @@ fn core_frame_bytes(frame: &CoreFrame) -> usize {
         }
 }
 
-fn recovery_bytes(recovery: &Recovery) -> usize {
+pub(crate) fn recovery_bytes(recovery: &Recovery) -> usize {
     let payloads = recovery.publications.iter().map(|publication| {
         let data = publication.data.as_ref().or(publication.data_base64.as_ref());
         publication.channel.len() + FRAME_BYTES + data.map_or(0, |data| data.len())
@@ -222,13 +228,17 @@ pub(crate) fn outcome_unknown() -> LinkError {
     LinkError { code: ErrorCode::Unavailable, message }
 }
 
+/// The channel name that none comes before.
+pub(crate) fn smallest() -> ChannelName {
+    ChannelName::new("!").expect("one printable character")
+}
+
 /// Of a frame beside its payload and names.
 const FRAME_BYTES: usize = 128;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_protocol::ChannelName;
 
     #[test]
     fn a_set_holds_any_worker() {

@@ -133,6 +133,7 @@ fn presence_changed(bytes: Bytes) -> Result<Delivery, WireError> {
     let channel = match &frame.frame().body {
         Some(ServerBody::Join(join)) => super::channel(&join.channel)?,
         Some(ServerBody::Leave(leave)) => super::channel(&leave.channel)?,
+        Some(ServerBody::PresenceGap(gap)) => super::channel(&gap.channel)?,
         _ => return Err(WireError::Field("who joins or leaves")),
     };
     Ok(Delivery { channel, offset: Offset(0), frame: Arc::new(frame) })

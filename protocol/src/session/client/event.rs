@@ -110,6 +110,11 @@ pub enum Event {
         /// Who, and when.
         leave: Leave,
     },
+    /// Some of these were not told: what is known of who is on a watched channel may be wrong.
+    PresenceGap {
+        /// Which one.
+        channel: ChannelName,
+    },
     /// A subscription ended: it is not taken up again.
     Unsubscribed {
         /// Which one.

@@ -116,6 +116,12 @@ impl Session {
         }
     }
 
+    pub(super) fn handle_presence_gap(&mut self, now: Instant, side: Side, channel: &str) {
+        if let Some(channel) = self.ephemeral_of(now, side, channel) {
+            self.events.push_back(Event::PresenceGap { channel });
+        }
+    }
+
     /// The channel of an at-most-once item, where it counts.
     fn ephemeral_of(&mut self, now: Instant, side: Side, channel: &str) -> Option<ChannelName> {
         if let Some(connection) = self.connection_mut(side) {

@@ -1,7 +1,7 @@
 //! Sans-io: who is on a channel: what a client may ask, and what its own subscriptions count for.
 
 use crate::ChannelName;
-use crate::frame::{ErrorCode, Presence, PresenceRequest, PresentUser, ServerBody};
+use crate::frame::{ErrorCode, Presence, PresenceGap, PresenceRequest, PresentUser, ServerBody, ServerFrame};
 use crate::link::{LinkError, Members};
 
 use super::subscriptions::State as SubscriptionState;
@@ -14,6 +14,14 @@ impl Session {
         match result {
             Ok(members) => self.reply(id, ServerBody::Presence(reply(channel, members))),
             Err(error) => self.fail(id, error.code, error.message),
+        }
+    }
+
+    /// Some who came or went were not told to a subscription: its client is to ask for the list anew, where it watches.
+    pub fn presence_gap(&mut self, slot: u32) {
+        if let Some(subscription) = self.subscriptions.get(slot).filter(|subscription| subscription.watches) {
+            let gap = PresenceGap { channel: subscription.channel.as_str().to_owned() };
+            self.transmits.push_back(ServerFrame::new(0, ServerBody::PresenceGap(gap)));
         }
     }
 

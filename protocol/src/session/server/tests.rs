@@ -373,6 +373,31 @@ fn what_is_over_the_budget_is_fetched_later() {
 }
 
 #[test]
+fn what_was_not_in_the_answer_is_fetched_as_well() {
+    let mut bench = Bench::open();
+    bench.subscribe(2, "room:1", Some(position(1)));
+    let (slot, ask) = bench.asked_for();
+    let first: Vec<_> = (2..=4).map(|offset| publication(offset, 10)).collect();
+    bench.session.recovered(bench.now, slot, ask, Ok(recovery(6, true, &first)), BUDGET);
+    bench.drain();
+    let (_, subscribed) = bench.subscribed();
+    assert_eq!(subscribed.publications.len(), 3);
+    assert_eq!(subscribed.position.as_ref().map(|position| position.offset), Some(6));
+    assert_eq!(bench.session.take(slot, Offset(7), Offset(7)), Due::Nothing, "5 and 6 come first");
+    assert!(bench.session.refill(slot));
+    bench.drain();
+    let Some(Event::Subscribe { begins: false, position: Some(from), ask, .. }) = bench.asked.last() else {
+        panic!("{:?}", bench.asked)
+    };
+    assert_eq!(*from, position(4));
+    let rest: Vec<_> = (5..=7).map(|offset| publication(offset, 10)).collect();
+    let ask = *ask;
+    let rest = bench.session.recovered(bench.now, slot, ask, Ok(recovery(7, true, &rest)), BUDGET);
+    assert_eq!(rest.iter().map(|publication| publication.offset).collect::<Vec<_>>(), [5, 6, 7]);
+    assert_eq!(bench.session.take(slot, Offset(8), Offset(8)), Due::All);
+}
+
+#[test]
 fn a_slow_consumer_that_history_no_longer_reaches_is_told() {
     let mut bench = Bench::open();
     let slot = bench.live("room:1", 4);
@@ -607,6 +632,26 @@ fn a_new_numbering_is_told() {
     assert_eq!((id, subscribed.recovered, subscribed.conflated), (0, false, true));
     assert_eq!(subscribed.position.as_ref().map(|p| p.epoch.as_str()), Some("f"));
     assert_eq!(bench.session.take(slot, Offset(1), Offset(1)), Due::All);
+}
+
+#[test]
+fn who_began_behind_a_new_numbering_is_not_told_of_it() {
+    let mut bench = Bench::open();
+    let slot = bench.live("room:1", 4);
+    let here = Position::new(bench.session.epoch(slot).expect("it has begun").clone(), Offset(4));
+    assert!(!bench.session.rebased(slot, &here), "others come from elsewhere");
+    let ahead = Position { offset: Offset(9), ..here };
+    assert!(bench.session.rebased(slot, &ahead), "more was missed than is retained");
+    assert_eq!(bench.session.take(slot, Offset(10), Offset(10)), Due::All);
+}
+
+#[test]
+fn on_a_conflated_channel_what_is_between_does_not_count() {
+    let mut bench = Bench::open();
+    let slot = bench.live("latest:1", 4);
+    assert_eq!(bench.session.take(slot, Offset(9), Offset(9)), Due::All, "the newest of what was missed");
+    assert_eq!(bench.session.take(slot, Offset(9), Offset(10)), Due::From(Offset(10)));
+    assert!(!bench.session.is_parked(slot));
 }
 
 #[test]

@@ -34,7 +34,7 @@
  *   | { type: 'unsubscribed', channel: string, error: RequestError | null }
  *   | { type: 'publication', publication: Record<string, any>, epoch: string, recovered: boolean }
  *   | { type: 'ephemeral', ephemeral: Record<string, any> }
- *   | { type: 'join' | 'leave', body: Record<string, any> }
+ *   | { type: 'join' | 'leave' | 'presence_gap', body: Record<string, any> }
  *   | { type: 'reply', id: number, body: Record<string, any> }
  *   | { type: 'failure', id: number, error: RequestError }
  *   | { type: 'pong', id: number, ms: number }

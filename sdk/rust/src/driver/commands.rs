@@ -24,14 +24,14 @@ impl Driver {
                 let options = client::SubscribeOptions { rank, presence };
                 let result = self.session.subscribe(now, channel.clone(), position, options).map(|()| {
                     let (queue, events) = mpsc::channel(self.queue);
-                    self.subscriptions.insert(channel.clone(), Queue { sender: queue, by_server: false });
+                    self.subscriptions.insert(channel.clone(), Queue::new(queue, false));
                     events
                 });
                 if reply.send(result.map_err(ClientError::from)).is_err() {
                     self.leave(&channel);
                 }
             }
-            Command::Leave { channel } => self.leave_if_dropped(&channel),
+            Command::Leave => self.leave_all_dropped(),
             Command::Publish { channel, payload, key, reply } => {
                 let request = self.session.publish(&channel, payload, key);
                 match request {

@@ -69,10 +69,13 @@ impl Driver {
                 self.deliver_at_most_once(&channel, SubscriptionEvent::Ephemeral(ephemeral.into()));
             }
             Event::Join { channel, join: Join { user, time_ms, .. } } => {
-                self.deliver_at_most_once(&channel, SubscriptionEvent::Join { user, time_ms });
+                self.deliver_presence(&channel, SubscriptionEvent::Join { user, time_ms });
             }
             Event::Leave { channel, leave: Leave { user, time_ms, .. } } => {
-                self.deliver_at_most_once(&channel, SubscriptionEvent::Leave { user, time_ms });
+                self.deliver_presence(&channel, SubscriptionEvent::Leave { user, time_ms });
+            }
+            Event::PresenceGap { channel } => {
+                self.deliver_presence(&channel, SubscriptionEvent::PresenceGap);
             }
             Event::Unsubscribed { channel, error } => {
                 let error = error.map(ClientError::from);

@@ -15,6 +15,14 @@ use super::Driver;
 pub(super) struct Queue {
     pub(super) sender: mpsc::Sender<SubscriptionEvent>,
     pub(super) by_server: bool,
+    /// Among the undelivered is word that joins and leaves were missed.
+    pub(super) gap_waits: bool,
+}
+
+impl Queue {
+    pub(super) fn new(sender: mpsc::Sender<SubscriptionEvent>, by_server: bool) -> Self {
+        Self { sender, by_server, gap_waits: false }
+    }
 }
 
 pub(super) type Undelivered = (ChannelName, mpsc::Sender<SubscriptionEvent>, SubscriptionEvent);
@@ -22,9 +30,13 @@ pub(super) type Undelivered = (ChannelName, mpsc::Sender<SubscriptionEvent>, Sub
 impl Driver {
     /// The first of the undelivered has a place, or nobody to go to.
     pub(super) fn handle_place(&mut self, open: bool) {
-        if let Some((channel, queue, event)) = self.undelivered.pop_front()
-            && (!open || queue.try_send(event).is_err())
+        let Some((channel, queue, event)) = self.undelivered.pop_front() else { return };
+        if matches!(event, SubscriptionEvent::PresenceGap)
+            && let Some(subscription) = self.subscriptions.get_mut(&channel)
         {
+            subscription.gap_waits = false;
+        }
+        if !open || queue.try_send(event).is_err() {
             self.leave_if_dropped(&channel);
         }
     }
@@ -36,7 +48,7 @@ impl Driver {
         let (sender, events) = mpsc::channel(self.queue);
         let subscription = Subscription { channel: channel.clone(), events, commands };
         if self.events.try_send(ClientEvent::Subscribed(subscription)).is_ok() {
-            self.subscriptions.insert(channel.clone(), Queue { sender, by_server: true });
+            self.subscriptions.insert(channel.clone(), Queue::new(sender, true));
         }
     }
 
@@ -68,6 +80,23 @@ impl Driver {
         }
     }
 
+    /// Puts who came or went into its subscription's queue; where the app does not keep up, word that some were missed
+    /// waits for a place instead of all of them.
+    pub(super) fn deliver_presence(&mut self, channel: &ChannelName, event: SubscriptionEvent) {
+        let waits = !self.undelivered.is_empty();
+        let Some(queue) = self.subscriptions.get_mut(channel) else { return };
+        if queue.gap_waits {
+            return;
+        }
+        let missed =
+            if waits { true } else { matches!(queue.sender.try_send(event), Err(TrySendError::Full(_))) };
+        if missed {
+            queue.gap_waits = true;
+            let sender = queue.sender.clone();
+            self.undelivered.push_back((channel.clone(), sender, SubscriptionEvent::PresenceGap));
+        }
+    }
+
     /// The app never took its events, and with them the subscriptions that the server began.
     fn nobody_listens(&self) -> bool {
         self.untaken
@@ -78,6 +107,15 @@ impl Driver {
     /// The app dropped a subscription of this channel; it may have joined again meanwhile.
     pub(super) fn leave_if_dropped(&mut self, channel: &ChannelName) {
         if self.subscriptions.get(channel).is_some_and(|queue| queue.sender.is_closed()) {
+            self.leave(channel);
+        }
+    }
+
+    /// Of many subscriptions that were dropped at once, not all could say so.
+    pub(super) fn leave_all_dropped(&mut self) {
+        let dropped = self.subscriptions.iter().filter(|(_, queue)| queue.sender.is_closed());
+        let dropped: Vec<ChannelName> = dropped.map(|(channel, _)| channel.clone()).collect();
+        for channel in &dropped {
             self.leave(channel);
         }
     }

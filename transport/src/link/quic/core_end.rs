@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::super::CoreLink;
 use super::control::{self, ControlError, ControlReader};
-use super::{MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
+use super::{Condition, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
 
 /// The core's end of a connection. All methods take `&self`, so that one task can `select!` over them. Dropping it closes
 /// the connection at once, with the links of its partitions.
@@ -56,6 +56,11 @@ impl CoreEnd {
     /// Where it is.
     pub fn remote_address(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    /// How it does now.
+    pub fn condition(&self) -> Condition {
+        self.shared.condition(&self.connection)
     }
 
     /// The next partition that the edge asks for; `None` once the connection is over. Cancel-safe.

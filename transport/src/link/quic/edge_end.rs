@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::super::EdgeLink;
 use super::control::{self, ControlError, ControlReader};
-use super::{MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
+use super::{Condition, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
 
 /// The edge's end of a connection. Clones are the same end; dropping the last one closes the connection at once, with the
 /// links of its partitions.
@@ -72,6 +72,11 @@ impl EdgeEnd {
     /// Where it is.
     pub fn remote_address(&self) -> SocketAddr {
         self.inner.connection.remote_address()
+    }
+
+    /// How it does now.
+    pub fn condition(&self) -> Condition {
+        self.inner.shared.condition(&self.inner.connection)
     }
 
     /// Asks for a partition's link. Waits as long as the core does, which may hold the request back while it takes the

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -22,8 +23,10 @@ pub(super) fn link<Out: LinkFrame + Sync, In: LinkFrame>(
     first: Batch,
     decoder: LinkDecoder,
 ) -> Link<Out, In> {
+    shared.queued.fetch_add(first.len(), Ordering::Relaxed);
     let outgoing = Arc::new(Outgoing {
         bound: shared.config.send_queue,
+        queued: Arc::clone(&shared.queued),
         queue: Mutex::new(Queue { batch: first, writing: 0, state: State::Open }),
         work: Notify::new(),
         room: Notify::new(),
@@ -45,6 +48,8 @@ pub(super) fn link<Out: LinkFrame + Sync, In: LinkFrame>(
 #[derive(Debug)]
 struct Outgoing {
     bound: usize,
+    /// What waits here, and on the other links of the connection.
+    queued: Arc<AtomicUsize>,
     queue: Mutex<Queue>,
     /// For the writer: there is something, or nothing will come any more.
     work: Notify,
@@ -97,8 +102,10 @@ impl Outgoing {
         if queue.batch.len() + queue.writing >= self.bound {
             return Err(TrySendError::Full(frame));
         }
+        let before = queue.batch.len();
         let is_first = queue.batch.is_empty();
         queue.batch.put(&frame);
+        self.queued.fetch_add(queue.batch.len() - before, Ordering::Relaxed);
         drop(queue);
         if is_first {
             self.work.notify_one();
@@ -121,7 +128,9 @@ impl Outgoing {
 
     fn wrote(&self, bytes: usize) {
         let mut queue = self.queue();
-        queue.writing -= bytes.min(queue.writing);
+        let written = bytes.min(queue.writing);
+        queue.writing -= written;
+        self.queued.fetch_sub(written, Ordering::Relaxed);
         let is_room = queue.batch.len() + queue.writing < self.bound;
         drop(queue);
         if is_room {
@@ -136,6 +145,7 @@ impl Outgoing {
             queue.state = state;
         }
         if state == State::Closed {
+            self.queued.fetch_sub(queue.batch.len() + queue.writing, Ordering::Relaxed);
             queue.batch = Batch::default();
             queue.writing = 0;
         }

@@ -13,6 +13,7 @@ use tidegate_protocol::link::{
 use tidegate_protocol::session::resume::{Outcome, Spending, Told};
 use tidegate_protocol::{ChannelName, NodeId, Offset, Position, Region, SessionId};
 
+use super::super::workers::unavailable;
 use super::*;
 use model::{Asks, Cluster, Worker};
 
@@ -27,6 +28,8 @@ struct Weather {
     forgetful: bool,
     /// Queues of workers are short, so that they are parked.
     tight: bool,
+    /// Cores refuse to say what was missed, now and then; interest begins all the same, or does not.
+    refusing: bool,
 }
 
 struct World {
@@ -70,10 +73,11 @@ enum LinkState {
 impl World {
     fn new(seed: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let weather = Weather { forgetful: seed % 2 == 1, tight: seed % 3 == 1 };
+        let weather = Weather { forgetful: seed % 2 == 1, tight: seed % 3 == 1, refusing: seed % 5 == 2 };
         let now = start();
         let partitions = rng.random_range(1..4);
-        let cluster = Cluster::new(CORES, partitions, if weather.forgetful { 6 } else { usize::MAX });
+        let fits = if seed % 7 < 3 { rng.random_range(1..4) } else { usize::MAX };
+        let cluster = Cluster::new(CORES, partitions, if weather.forgetful { 6 } else { usize::MAX }, fits);
         let bounds = Bounds {
             requests: 10_000,
             request_bytes: 1 << 20,
@@ -491,8 +495,15 @@ impl World {
                     }
                 }
                 EdgeFrame::Subscribe { request, channel, position } => {
-                    link.interest.insert(channel.clone());
-                    let result = Ok(self.cluster.recover(core, partition, &channel, position.as_ref()));
+                    let refused = self.weather.refusing && self.rng.random_range(0..4) == 0;
+                    if !refused || self.rng.random_range(0..2) == 0 {
+                        link.interest.insert(channel.clone());
+                    }
+                    let result = if refused {
+                        Err(unavailable())
+                    } else {
+                        Ok(self.cluster.recover(core, partition, &channel, position.as_ref()))
+                    };
                     link.to_edge.push_back(CoreFrame::Recovered { request, result });
                 }
                 EdgeFrame::Unsubscribe { channel } => {
@@ -559,6 +570,7 @@ impl World {
     /// No more trouble: everything that is under way comes to its end.
     fn settle(&mut self) {
         self.cluster.heal();
+        self.weather.refusing = false;
         self.tell_directory();
         for _ in 0..400 {
             self.pass(Duration::from_millis(100));

@@ -1,6 +1,6 @@
 //! A partition by hand: what goes over its link, and what the workers get.
 
-use tidegate_protocol::frame::{ErrorCode, Payload};
+use tidegate_protocol::frame::{ErrorCode, Payload, Publication};
 use tidegate_protocol::link::Publish;
 
 use super::*;
@@ -32,7 +32,7 @@ impl Bench {
 
     fn opened() -> Self {
         let mut bench = Self::new();
-        bench.partition.handle_opened();
+        bench.partition.handle_opened(bench.now);
         bench
     }
 
@@ -171,7 +171,7 @@ fn what_comes_twice_is_dropped_and_what_is_missing_is_a_fault() {
     assert_eq!(bench.recovered(number(&question[0]), 9, false, &[]), Err(LinkFault::Elsewhere));
     // The fault loses nobody's question.
     bench.close(true);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     assert_eq!(bench.sent().len(), 2, "the hub's own, and behind it A's");
 }
 
@@ -179,7 +179,7 @@ fn what_comes_twice_is_dropped_and_what_is_missing_is_a_fault() {
 fn a_new_link_is_asked_for_what_came_meanwhile() {
     let mut bench = Bench::joined(3);
     bench.close(true);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     let question = bench.sent();
     let [EdgeFrame::Subscribe { request, position, .. }] = &question[..] else { panic!("{question:?}") };
     assert_eq!(*position, Some(at(3)));
@@ -196,7 +196,7 @@ fn a_new_link_is_asked_for_what_came_meanwhile() {
 fn where_continuity_is_lost_everybody_is_told() {
     let mut bench = Bench::joined(3);
     bench.close(true);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     let question = bench.sent();
     bench.recovered(number(&question[0]), 1, false, &[]).expect("fits");
     for client in [A, B] {
@@ -219,7 +219,7 @@ fn many_channels_are_asked_for_a_few_at_a_time_and_questions_go_behind_their_own
         bench.recovered(number(&question), 0, false, &[]).expect("fits");
     }
     bench.close(true);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     let first = bench.sent();
     assert_eq!(first.len(), 3, "the bound");
     // A worker's question about a channel whose turn is far away.
@@ -265,7 +265,7 @@ fn a_lost_link_leaves_the_outcome_of_some_publishes_unknown() {
     };
     assert_eq!((unknown.code, error.code), (ErrorCode::Unavailable, ErrorCode::Unavailable));
     assert!(unknown.message.contains("unknown"), "{unknown}");
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     let again = bench.sent();
     assert!(
         matches!(&again[..], [EdgeFrame::Publish { publish, .. }, EdgeFrame::History { .. }, EdgeFrame::Publish { .. }]
@@ -283,7 +283,7 @@ fn an_owner_that_moved_has_not_handled_what_it_has_not_answered() {
     assert_eq!(bench.sent().len(), 2);
     bench.close(false);
     assert!(bench.got(A).is_empty());
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     assert_eq!(bench.sent().len(), 2, "as before");
 }
 
@@ -310,7 +310,7 @@ fn beyond_the_bound_a_question_is_refused_at_once() {
         request_wait: Duration::from_secs(5),
     };
     let mut bench = Bench::with(bounds);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     for request in 1..=3 {
         bench.send(A, publish(request, None, false));
     }
@@ -329,7 +329,7 @@ fn beyond_the_bound_a_question_is_refused_at_once() {
 fn what_the_core_refuses_to_fill_is_asked_for_later() {
     let mut bench = Bench::joined(3);
     bench.close(true);
-    bench.partition.handle_opened();
+    bench.partition.handle_opened(bench.now);
     let question = bench.sent();
     let refused = || Err(unavailable());
     bench.core(CoreFrame::Recovered { request: number(&question[0]), result: refused() }).expect("fits");
@@ -347,6 +347,148 @@ fn what_the_core_refuses_to_fill_is_asked_for_later() {
     let question = bench.sent();
     bench.recovered(number(&question[0]), 6, true, &[4, 5, 6]).expect("fits");
     assert_eq!(offsets(&bench.got(A)), [4, 5, 6]);
+}
+
+#[test]
+fn what_a_parked_worker_missed_comes_as_fast_as_it_takes_it() {
+    let mut bench = Bench::opened();
+    bench.outbox = Outbox::new(2, 512);
+    for n in [1, 2] {
+        bench.send(A, EdgeFrame::Subscribe { request: 1, channel: name(n), position: None });
+        let question = bench.sent();
+        bench.recovered(number(&question[0]), 0, false, &[]).expect("fits");
+    }
+    bench.got(A);
+    for offset in 1..=5 {
+        bench.publication(offset).expect("next");
+    }
+    bench.core(CoreFrame::Publication(delivery(&name(2), publication(1)))).expect("next");
+    assert_eq!(bench.partition.take_stats().parked, 2);
+    assert!(bench.sent().is_empty(), "not while it is full");
+    assert_eq!(offsets(&bench.got(A)), [1, 2, 3, 4]);
+    let mut positions = Vec::new();
+    for _ in 0..2 {
+        assert_eq!(bench.outbox.take_drained(), [A]);
+        bench.partition.handle_drained(A, &mut bench.outbox);
+        let questions = bench.sent();
+        positions.push(questions.len());
+        for question in &questions {
+            let EdgeFrame::Subscribe { request, channel, .. } = question else { panic!("{question:?}") };
+            let missed: &[u64] = if *channel == name(1) { &[5] } else { &[1] };
+            let head = missed[0];
+            // A long history: more than it takes at once.
+            let publications: Vec<_> = missed
+                .iter()
+                .map(|offset| Publication { data: Some(vec![b'1'; 600].into()), ..publication(*offset) })
+                .collect();
+            let recovery = Recovery { position: at(head), recovered: true, publications };
+            bench.core(CoreFrame::Recovered { request: *request, result: Ok(recovery) }).expect("fits");
+        }
+        assert_eq!(bench.got(A).len(), 1, "the second is asked for again");
+    }
+    assert_eq!(positions, [2, 1]);
+    bench.publication(6).expect("next");
+    assert_eq!(offsets(&bench.got(A)), [6]);
+}
+
+#[test]
+fn a_long_gap_is_filled_piece_by_piece_and_nobody_joins_in_between() {
+    const C: Client = Client(2);
+    let mut bench = Bench::joined(3);
+    bench.outbox = Outbox::new(3, 1 << 20);
+    bench.close(true);
+    bench.partition.handle_opened(bench.now);
+    let own = bench.sent();
+    bench.subscribe(C, 9);
+    let behind = bench.sent();
+    bench.recovered(number(&own[0]), 8, true, &[4, 5]).expect("the first of it");
+    bench.recovered(number(&behind[0]), 8, false, &[]).expect("fits");
+    assert!(bench.got(C).is_empty(), "the others are not there yet");
+    bench.publication(9).expect("the next answer holds it");
+    let next = bench.sent();
+    let [EdgeFrame::Subscribe { request, position, .. }, EdgeFrame::Subscribe { request: again, .. }] =
+        &next[..]
+    else {
+        panic!("{next:?}")
+    };
+    assert_eq!(*position, Some(at(5)));
+    bench.recovered(*request, 9, true, &[6, 7, 8, 9]).expect("the rest");
+    bench.recovered(*again, 9, false, &[]).expect("fits");
+    assert!(matches!(bench.got(C)[..], [CoreFrame::Recovered { request: 9, result: Ok(_) }]));
+    bench.publication(10).expect("next");
+    for client in [A, B] {
+        assert_eq!(offsets(&bench.got(client)), [4, 5, 6, 7, 8, 9, 10]);
+    }
+    assert_eq!(offsets(&bench.got(C)), [10]);
+}
+
+#[test]
+fn of_long_answers_few_are_under_way_and_of_short_ones_many() {
+    let mut bench = Bench::with(Bounds {
+        requests: 2000,
+        request_bytes: 1 << 20,
+        in_flight: 1000,
+        resubscriptions: 500,
+        request_wait: Duration::from_secs(5),
+    });
+    bench.outbox = Outbox::new(2, 1 << 30);
+    bench.partition.handle_opened(bench.now);
+    for n in 0..1000 {
+        bench.send(A, EdgeFrame::Subscribe { request: 1, channel: name(n), position: None });
+    }
+    for question in bench.sent() {
+        bench.recovered(number(&question), 0, false, &[]).expect("fits");
+    }
+    let mut asked = Vec::new();
+    for long in [true, false] {
+        bench.close(true);
+        bench.partition.handle_opened(bench.now);
+        let mut open: VecDeque<u64> = bench.sent().iter().map(number).collect();
+        assert_eq!(open.len(), ANSWERS / FIRST_ANSWER, "before anything is known");
+        let mut most = 0;
+        for _ in 0..200 {
+            let request = open.pop_front().expect("there is more");
+            let head = u64::from(long);
+            let missed = Publication { data: Some(vec![b'1'; 250 << 10].into()), ..publication(1) };
+            let publications = if long { vec![missed] } else { Vec::new() };
+            let result = Ok(Recovery { position: at(head), recovered: long, publications });
+            bench.core(CoreFrame::Recovered { request, result }).expect("fits");
+            open.extend(bench.sent().iter().map(number));
+            most = open.len();
+        }
+        asked.push(most);
+        bench.got(A);
+    }
+    assert!(asked[0] <= 2 * FEWEST && asked[1] == 500, "{asked:?}");
+}
+
+#[test]
+fn channels_that_are_left_give_their_room_back() {
+    let mut bench = Bench::with(Bounds {
+        requests: 100_000,
+        request_bytes: 1 << 30,
+        in_flight: 100_000,
+        resubscriptions: 3,
+        request_wait: Duration::from_secs(5),
+    });
+    bench.outbox = Outbox::new(2, 1 << 30);
+    bench.partition.handle_opened(bench.now);
+    for n in 0..20_000 {
+        bench.send(A, EdgeFrame::Subscribe { request: 1, channel: name(n), position: None });
+    }
+    for question in bench.sent() {
+        bench.recovered(number(&question), 0, false, &[]).expect("fits");
+    }
+    for n in 1..20_000 {
+        bench.send(A, EdgeFrame::Unsubscribe { channel: name(n) });
+    }
+    assert_eq!(bench.sent().len(), 19_999);
+    assert_eq!(bench.partition.channels(), 1);
+    assert!(
+        bench.partition.interests.capacity() <= 2 * KEPT_CAPACITY,
+        "{}",
+        bench.partition.interests.capacity()
+    );
 }
 
 #[test]

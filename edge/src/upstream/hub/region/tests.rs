@@ -43,10 +43,14 @@ impl Bench {
     }
 
     fn directory(&mut self, owner: Option<&str>, term: u64) {
+        self.directory_of(&["core-1", "core-2"], owner, term);
+    }
+
+    fn directory_of(&mut self, alive: &[&str], owner: Option<&str>, term: u64) {
         let node =
             |name: &str| DirectoryNode { id: NodeId::new(name), address: Arc::from(format!("{name}:1")) };
         let directory = Directory {
-            nodes: vec![node("core-1"), node("core-2")],
+            nodes: alive.iter().map(|name| node(name)).collect(),
             partitions: vec![DirectoryPartition { owner: owner.map(NodeId::new), term }],
         };
         self.region.handle_directory(self.now, &directory, &mut self.effects);
@@ -111,6 +115,127 @@ fn who_moved_says_where_to_and_is_not_asked_again_at_that_term() {
     bench.directory(Some("core-1"), 3);
     assert!(bench.events().is_empty());
     bench.opened(next, 4);
+    assert!(bench.region.is_ready());
+}
+
+#[test]
+fn a_hand_over_takes_nothing_out_of_reach_and_a_loss_does_after_a_while() {
+    let (mut bench, [_, second], link) = Bench::linked();
+    assert!(bench.region.is_in_reach(bench.now));
+    bench.moved(link, Some("core-2"));
+    let next = open(&bench.events(), second);
+    assert!(!bench.region.is_ready() && bench.region.is_in_reach(bench.now));
+    assert!(bench.region.is_in_reach(bench.now + Duration::from_millis(4_999)));
+    assert!(!bench.region.is_in_reach(bench.now + Duration::from_secs(5)));
+    bench.now += Duration::from_secs(60);
+    assert!(!bench.region.is_in_reach(bench.now));
+    bench.opened(next, 4);
+    assert!(bench.region.is_in_reach(bench.now));
+    // Who never had a link was never in reach.
+    let mut fresh = Bench::new(&["core-1:1"]);
+    let connections = dials(&fresh.events());
+    fresh.dialled(connections[0], "core-1", 1);
+    fresh.directory(Some("core-1"), 3);
+    assert!(!fresh.region.is_in_reach(fresh.now));
+}
+
+#[test]
+fn the_last_words_of_an_owner_that_died_are_not_waited_for() {
+    let (mut bench, [_, second], link) = Bench::linked();
+    bench.directory_of(&["core-2"], None, 3);
+    assert!(bench.events().is_empty() && bench.region.is_ready());
+    bench.directory_of(&["core-2"], Some("core-2"), 4);
+    let before = bench.now;
+    bench.wait();
+    assert_eq!(bench.now, before);
+    let events = bench.events();
+    assert!(events.contains(&Event::Drop { link }), "{events:?}");
+    let next = open(&events, second);
+    bench.opened(next, 4);
+    assert!(bench.region.is_ready());
+}
+
+#[test]
+fn a_node_that_owns_nothing_yet_is_connected_to() {
+    let mut bench = Bench::new(&["core-1:1"]);
+    let connections = dials(&bench.events());
+    bench.dialled(connections[0], "core-1", 1);
+    bench.directory(Some("core-1"), 3);
+    let events = bench.events();
+    assert!(
+        events.iter().any(|event| matches!(event, Event::Dial { address, .. } if &**address == "core-2:1")),
+        "{events:?}"
+    );
+}
+
+#[test]
+fn who_is_asked_already_is_not_asked_anew_once_the_directory_says_so_too() {
+    let (mut bench, [_, second], link) = Bench::linked();
+    bench.moved(link, Some("core-2"));
+    let next = open(&bench.events(), second);
+    bench.directory(Some("core-2"), 4);
+    assert!(bench.events().is_empty());
+    bench.opened(next, 4);
+    assert!(bench.region.is_ready());
+}
+
+#[test]
+fn a_cluster_that_began_anew_is_believed_once_nobody_can_be_left_of_the_old_one() {
+    for moved in [false, true] {
+        let (mut bench, connections, link) = Bench::linked();
+        if moved {
+            bench.moved(link, None);
+        }
+        for connection in connections {
+            bench.region.handle_hung_up(bench.now, connection, &mut bench.outbox, &mut bench.effects);
+        }
+        let down = bench.now;
+        bench.events();
+        while bench.region.connected() == 0 {
+            bench.wait();
+            for event in bench.events() {
+                if let Event::Dial { address, connection, .. } = event
+                    && &*address == "core-2:1"
+                {
+                    bench.dialled(connection, "core-2", 1);
+                }
+            }
+        }
+        // Lower than any that was seen, of whoever stopped in order as well.
+        let term = if moved { 3 } else { 1 };
+        bench.directory(Some("core-2"), term);
+        let asked = loop {
+            let open = bench.events().into_iter().find_map(|event| match event {
+                Event::Open { link, .. } => Some(link),
+                _ => None,
+            });
+            if let Some(link) = open {
+                break link;
+            }
+            bench.wait();
+        };
+        assert!(bench.now >= down + FORGET_TERMS, "too early for it: {:?}", bench.now - down);
+        bench.opened(asked, term);
+        assert!(bench.region.is_ready());
+    }
+}
+
+#[test]
+fn a_link_that_says_what_cannot_be_is_ended_and_opened_again() {
+    let (mut bench, [first, _], link) = Bench::linked();
+    let nothing = CoreFrame::Published { request: 99, result: Ok(None) };
+    let (outbox, effects) = (&mut bench.outbox, &mut bench.effects);
+    bench.region.handle_core(bench.now, PARTITION, link, nothing, outbox, effects);
+    let events = bench.events();
+    assert!(matches!(events[..], [Event::Fault { .. }, Event::Drop { link: dropped }] if dropped == link));
+    // What it had sent before it heard of that is nothing to us.
+    let nothing = CoreFrame::Published { request: 99, result: Ok(None) };
+    let (outbox, effects) = (&mut bench.outbox, &mut bench.effects);
+    bench.region.handle_core(bench.now, PARTITION, link, nothing, outbox, effects);
+    assert!(bench.events().is_empty());
+    bench.wait();
+    let link = open(&bench.events(), first);
+    bench.opened(link, 3);
     assert!(bench.region.is_ready());
 }
 
@@ -199,7 +324,7 @@ fn owners_are_dialled_where_the_directory_says() {
     let mut bench = Bench::new(&["seed:1"]);
     let connections = dials(&bench.events());
     bench.dialled(connections[0], "core-1", 1);
-    bench.directory(Some("core-1"), 1);
+    bench.directory_of(&["core-1"], Some("core-1"), 1);
     open(&bench.events(), connections[0]);
     bench.directory(Some("core-2"), 2);
     let events = bench.events();
@@ -211,7 +336,7 @@ fn owners_are_dialled_where_the_directory_says() {
     bench.dialled(connection, "core-2", 1);
     open(&bench.events(), connection);
     // An address that is not needed any more is given up with its connection.
-    bench.directory(Some("core-1"), 3);
+    bench.directory_of(&["core-1"], Some("core-1"), 3);
     bench.events();
     bench.region.handle_hung_up(bench.now, connection, &mut bench.outbox, &mut bench.effects);
     assert_eq!(bench.region.cores(bench.now).len(), 1);

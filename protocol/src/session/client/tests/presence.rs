@@ -1,7 +1,7 @@
 //! Who is there: asked once, and told as they come and go.
 
 use super::*;
-use crate::frame::{Join, Leave, Presence, PresenceRequest};
+use crate::frame::{Join, Leave, Presence, PresenceGap, PresenceRequest};
 
 fn join(user: &str) -> Join {
     Join { channel: "a".to_owned(), user: user.to_owned(), time_ms: 7 }
@@ -32,11 +32,15 @@ fn joins_and_leaves_of_a_subscription_are_handed_on() {
     rig.feed(0, ServerBody::Join(Join { channel: "b".to_owned(), ..join("bo") }));
     let leave = Leave { channel: "a".to_owned(), user: "bo".to_owned(), time_ms: 8 };
     rig.feed(0, ServerBody::Leave(leave.clone()));
+    for name in ["a", "b"] {
+        rig.feed(0, ServerBody::PresenceGap(PresenceGap { channel: name.to_owned() }));
+    }
     assert_eq!(
         rig.events(),
         [
             Event::Join { channel: channel("a"), join: join("bo") },
-            Event::Leave { channel: channel("a"), leave }
+            Event::Leave { channel: channel("a"), leave },
+            Event::PresenceGap { channel: channel("a") }
         ],
         "what is not subscribed is not told"
     );

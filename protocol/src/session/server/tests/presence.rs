@@ -1,7 +1,7 @@
 //! Who may ask who is there, and what counts.
 
 use super::*;
-use crate::frame::{Presence, PresentUser};
+use crate::frame::{Presence, PresenceGap, PresentUser};
 use crate::link::Members;
 
 /// `room` counts and shows only whom the token lets see; `open` shows everybody; all else counts nobody.
@@ -119,6 +119,20 @@ fn a_subscription_counts_where_its_namespace_counts_and_watches_where_it_asked()
     assert!(told.is_empty(), "nothing is said of a channel that counts nobody");
     let (_, told) = begin(&mut bench, "room:1", true);
     assert_eq!(told, [(Some("ann".to_owned()), true)]);
+}
+
+#[test]
+fn who_watches_is_told_of_a_gap_and_nobody_else() {
+    let mut bench = ann();
+    let (counts, _) = begin(&mut bench, "room:2", false);
+    let (watches, _) = begin(&mut bench, "room:1", true);
+    bench.sent.clear();
+    for slot in [counts, watches, 7] {
+        bench.session.presence_gap(slot);
+    }
+    bench.drain();
+    let gap = PresenceGap { channel: "room:1".to_owned() };
+    assert_eq!(bench.sent, [ServerFrame::new(0, ServerBody::PresenceGap(gap))]);
 }
 
 #[test]

@@ -9,6 +9,27 @@ use super::*;
 use crate::link::{LinkClosed, TrySendError};
 
 #[tokio::test]
+async fn a_connection_tells_how_it_does() {
+    let config = LinkConfig::default();
+    let pair = Pair::new(config.clone()).await;
+    let (edge, core) = pair.open(0).await;
+    while core.sender.try_send(publication(1, 100_000)).is_ok() {}
+    let stalled = pair.core.condition();
+    let queue = config.send_queue;
+    assert!((queue..queue + 200_000).contains(&stalled.queued), "{stalled:?}");
+    assert!(
+        stalled.round_trip > Duration::ZERO && stalled.round_trip < Duration::from_secs(5),
+        "{stalled:?}"
+    );
+    assert_eq!(pair.edge.condition().queued, 0);
+    // With the link goes what waited for it.
+    drop(edge);
+    drop(core);
+    soon(pair.core.flushed()).await;
+    assert_eq!(pair.core.condition().queued, 0);
+}
+
+#[tokio::test]
 async fn a_link_ends_alone_and_what_was_sent_arrives() {
     let pair = Pair::new(LinkConfig::default()).await;
     let (mut edge, core) = pair.open(1).await;

@@ -25,6 +25,8 @@ pub(super) struct Cluster {
     /// Owners that do not know yet that they are none, as they remember the partition.
     zombies: BTreeMap<(usize, u16), (u64, Channels)>,
     history: usize,
+    /// Publications that fit in one answer, the oldest.
+    fits: usize,
     /// Whatever was stored: by channel and epoch, its payloads by offset.
     stored: BTreeMap<(ChannelName, String), Vec<u64>>,
     pub(super) changed: bool,
@@ -48,13 +50,14 @@ struct Channel {
 }
 
 impl Cluster {
-    pub(super) fn new(cores: usize, partitions: u16, history: usize) -> Self {
+    pub(super) fn new(cores: usize, partitions: u16, history: usize, fits: usize) -> Self {
         let partition = Partition { owner: Some(0), term: 1, epoch: 1, channels: BTreeMap::new() };
         Self {
             alive: vec![true; cores],
             partitions: vec![partition; usize::from(partitions)],
             zombies: BTreeMap::new(),
             history,
+            fits,
             stored: BTreeMap::new(),
             changed: false,
         }
@@ -201,7 +204,7 @@ impl Cluster {
         name: &ChannelName,
         asked: Option<&Position>,
     ) -> Recovery {
-        let history = self.history;
+        let (history, fits) = (self.history, self.fits);
         let state = &mut self.partitions[usize::from(partition)];
         let mut remembered;
         let channel = if state.owner == Some(core) {
@@ -222,6 +225,7 @@ impl Cluster {
         let recovered = missed.is_some_and(|missed| missed as usize <= history);
         let publications = match missed {
             Some(missed) if recovered => (head.offset.0 - missed + 1..=head.offset.0)
+                .take(fits)
                 .map(|offset| channel.publication(name, offset))
                 .collect(),
             _ => Vec::new(),
