@@ -101,6 +101,8 @@ pub(crate) struct Node {
     pub(crate) region: String,
     /// 0: one per processor.
     pub(crate) workers: usize,
+    /// Of a core; 0: one for every two processors.
+    pub(crate) threads: usize,
 }
 
 /// `[listen]`; `None` is off.
@@ -235,6 +237,8 @@ pub(crate) struct LocalEngine {
     /// `None`: a folder where the program was started.
     pub(crate) path: Option<PathBuf>,
     pub(crate) retain: Retention,
+    /// Bytes of the disk that are left free.
+    pub(crate) reserve: u64,
 }
 
 /// `[core.nats]`
@@ -329,7 +333,7 @@ impl Settings {
     /// What holds where nothing is set.
     pub(crate) fn defaults(mode: Mode) -> Self {
         let serve = Self {
-            node: Node { name: String::new(), region: "local".to_owned(), workers: 0 },
+            node: Node { name: String::new(), region: "local".to_owned(), workers: 0, threads: 0 },
             listen: Listen {
                 quic: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
                 tls: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
@@ -434,7 +438,11 @@ impl Engine {
     fn defaults(kind: EngineKind) -> Self {
         Self {
             kind,
-            local: LocalEngine { path: None, retain: Retention { age: DAY, bytes: 256 << 20 } },
+            local: LocalEngine {
+                path: None,
+                retain: Retention { age: DAY, bytes: 256 << 20 },
+                reserve: 64 << 20,
+            },
             nats: NatsEngine {
                 servers: Vec::new(),
                 prefix: "tidegate".to_owned(),

@@ -48,10 +48,11 @@ use self::status::Facts;
 
 /// Runs until a signal ends it.
 pub(crate) fn blocking(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if loaded.mode == Mode::Core {
+        builder.worker_threads(loaded.settings.core_threads().get());
+    }
+    let runtime = builder.enable_all().build().context("cannot start the runtime")?;
     let ended = runtime.block_on(run(loaded, certs_dir));
     // A file that cannot be read to its end (a network's, a pipe) must not hold up the end of the process.
     runtime.shutdown_background();

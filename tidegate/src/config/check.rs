@@ -83,8 +83,11 @@ impl Check<'_> {
             }
             seen.push((path, address));
         }
-        if self.loaded.settings.node.workers > MAX_WORKERS.get() {
-            self.report("node.workers", format!("`node.workers` can be at most {MAX_WORKERS}"));
+        let node = &self.loaded.settings.node;
+        for (path, count) in [("node.workers", node.workers), ("core.threads", node.threads)] {
+            if count > MAX_WORKERS.get() {
+                self.report(path, format!("`{path}` can be at most {MAX_WORKERS}"));
+            }
         }
     }
 
@@ -274,5 +277,5 @@ const TICKET_LIFETIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 const MAX_GRACE: Duration = Duration::from_secs(60 * 60);
 const MIN_API_KEY_BYTES: usize = 16;
-/// At zero, shutdown does not wait, and neither does a log frame.
-const MAY_BE_ZERO: [&str; 2] = ["limits.shutdown", "core.linger"];
+/// At zero, shutdown does not wait, and neither does a log frame; and there are as many threads as fit the machine.
+const MAY_BE_ZERO: [&str; 3] = ["limits.shutdown", "core.linger", "core.threads"];

@@ -114,6 +114,16 @@ impl Settings {
             .unwrap_or(NonZeroUsize::MIN)
             .min(MAX_WORKERS)
     }
+
+    /// As set, else one for every two processors: a core's tasks are short, and wake each other up. Two threads that share
+    /// two or three of them between them spend more on that than on the work.
+    pub(crate) fn core_threads(&self) -> NonZeroUsize {
+        let processors = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        NonZeroUsize::new(self.node.threads)
+            .or_else(|| NonZeroUsize::new(processors / 2))
+            .unwrap_or(NonZeroUsize::MIN)
+            .min(MAX_WORKERS)
+    }
 }
 
 impl AuthKey {

@@ -392,6 +392,7 @@ fn each_semantic_mistake_is_found() {
             "tidegate.toml:5:14: `listen.api` and `listen.plain` both take TCP port 8080",
         ),
         ("node.workers = 65", "`node.workers` can be at most 64"),
+        ("core.threads = 65", "`core.threads` can be at most 64"),
         (
             "listen.api = '0.0.0.0:9090'",
             "`listen.api` on 0.0.0.0:9090 would let everyone who reaches it publish",

@@ -55,6 +55,7 @@ impl Core {
             started_ms: clock::wall()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
+            declines: Vec::new(),
         };
         info!(node = record.id.as_str(), links = %bound, advertised = record.address, "joining the cluster");
         let (metrics, lifecycle) = (metrics(registry), lifecycle());

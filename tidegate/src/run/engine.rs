@@ -49,6 +49,7 @@ fn local(settings: &config::LocalEngine) -> LocalConfig {
     LocalConfig {
         retain_age: settings.retain.age,
         retain_bytes: settings.retain.bytes,
+        reserve: settings.reserve,
         ..LocalConfig::new(settings.path.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)))
     }
 }

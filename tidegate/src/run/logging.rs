@@ -19,7 +19,7 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
                 "TIDEGATE_LOG cannot be {rules:?}: write a level, or rules such as info,tidegate_edge=debug"
             )
         })?,
-        None => log.level.parse().context("log.level")?,
+        None => format!("{QUIET},{}", log.level).parse().context("log.level")?,
     };
     let coloured = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let layer = tracing_subscriber::fmt::layer().with_ansi(coloured).with_writer(std::io::stderr);
@@ -29,3 +29,6 @@ pub(super) fn start(log: &Log) -> anyhow::Result<()> {
     };
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().context("cannot start logging")
 }
+
+/// What the store's library tells of every file that it opens.
+const QUIET: &str = "fjall=warn,lsm_tree=warn";

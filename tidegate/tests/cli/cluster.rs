@@ -113,7 +113,18 @@ fn an_edge_serves_what_a_core_owns() {
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["ready"], true);
         assert_eq!(json["regions"][0]["partitions"].as_array().map(Vec::len), Some(16), "{json}");
-        assert_eq!(json["regions"][0]["links"][0]["edge"], "edge-1", "{json}");
+        let region = &json["regions"][0];
+        assert_eq!(
+            (&region["engine"], &region["capabilities"]["durable"]),
+            (&"memory".into(), &false.into())
+        );
+        let (link, partition) = (&region["links"][0], &region["partitions"][0]);
+        assert_eq!((&link["edge"], &link["core"]), (&"edge-1".into(), &"core-1".into()), "{json}");
+        assert!(link["rtt_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{json}");
+        assert!(link["to_edge_bytes"].is_u64() && partition["lag"].is_u64(), "{json}");
+        assert!(partition["tail"].is_u64() && partition["term"].is_u64(), "{json}");
+        let shown = watched(here, api);
+        assert!(shown.iter().all(|line| line.contains("\"regions\"")), "{shown:?}");
     }
     let text = failure(&run(here, &["publish", "room:1", "1", "--api", &core.api]));
     assert!(text.contains("refused with HTTP 501") && text.contains("linked to it now: edge-1"), "{text}");
@@ -123,6 +134,69 @@ fn an_edge_serves_what_a_core_owns() {
     assert!(status.success(), "{log}");
     let (status, log) = core.terminate();
     assert!(status.success() && log.contains("ended"), "{log}");
+}
+
+/// What `tidegate status --watch` says first and second.
+fn watched(folder: &Path, api: &str) -> Vec<String> {
+    let mut watch = tidegate(folder)
+        .args(["status", "--json", "--watch", "--api", api])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(watch.stdout.take().expect("piped")).lines();
+    let lines = lines.take(2).map(Result::unwrap).collect();
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    lines
+}
+
+#[test]
+fn a_region_out_of_reach_is_shown_beside_the_others() {
+    let folder = TempDir::new().unwrap();
+    let here = folder.path();
+    for made in [&["init"][..], &["node", "core-1"], &["node", "edge-1"]] {
+        stdout(&run(here, &[&["certs"], made, &["--dir", "certs"]].concat()));
+    }
+    let own = identity("core-1");
+    let mut arguments = vec!["core", "--set", "node.name=core-1", "--set", "node.region=eu"];
+    arguments.extend(["--set", "core.engine=memory", "--set", "cluster.listen=127.0.0.1:0"]);
+    arguments.extend(own.iter().map(String::as_str));
+    let core = Node::start(here, &arguments);
+    let links = field(&core.said, "links=").expect("it is said");
+    let cores = format!("cluster.regions.eu.cores={links}");
+    // Bound, and answers nothing.
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nobody = format!("cluster.regions.ap.cores={}", silent.local_addr().unwrap());
+    let mut arguments =
+        vec!["--set", "node.name=edge-1", "--set", "node.region=us", "--set", "cluster.home=eu"];
+    arguments.extend(["--set", &cores, "--set", &nobody]);
+    let own = identity("edge-1");
+    arguments.extend(own.iter().map(String::as_str));
+    let edge = Gateway::start_as(here, &["edge", "--dev"], &arguments);
+    let api = edge.address("Backend API");
+
+    // Its channels are served, but the edge is not ready: some that it is to serve are out of reach.
+    let published = stdout(&run(here, &["publish", "room:1", "1", "--api", api]));
+    assert!(published.contains("\"offset\":1"), "{published}");
+    assert!(http(api, "GET /readyz").starts_with("HTTP/1.1 503"));
+    let status = stdout(&run(here, &["status", "--api", api]));
+    for part in
+        ["not ready", "Region ap (NOT IN REACH): 0 of 0", "DOWN", "Region eu, engine memory: 16 of 16"]
+    {
+        assert!(status.contains(part), "{part}\n{status}");
+    }
+    let json = stdout(&run(here, &["status", "--json", "--api", api]));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let regions = json["regions"].as_array().unwrap();
+    assert_eq!((&regions[0]["region"], &regions[0]["ready"]), (&"ap".into(), &false.into()), "{json}");
+    assert_eq!((&regions[1]["region"], &regions[1]["ready"]), (&"eu".into(), &true.into()), "{json}");
+    assert_eq!(json["ready"], false);
+
+    edge.signal("TERM");
+    let (status, log) = edge.wait();
+    assert!(status.success(), "{log}");
+    let (status, log) = core.terminate();
+    assert!(status.success(), "{log}");
 }
 
 #[test]

@@ -18,12 +18,13 @@ pub(super) fn render(status: &Value, width: usize) -> String {
     line(&mut out, &head, width);
     for region in sorted(&status["regions"], &["region"]) {
         let engine = match &region["engine"] {
-            Value::String(engine) => format!(", engine {engine}"),
+            Value::String(engine) => format!(", engine {}", engine_of(engine, region)),
             _ => String::new(),
         };
+        let reach = if region["ready"] == Value::Bool(false) { " (NOT IN REACH)" } else { "" };
         let owned = list(&region["partitions"]).iter().filter(|partition| partition["owner"].is_string());
         let summary = format!(
-            "Region {}{engine}: {} of {} partitions have an owner",
+            "Region {}{reach}{engine}: {} of {} partitions have an owner",
             text(&region["region"]),
             owned.count(),
             list(&region["partitions"]).len()
@@ -35,6 +36,16 @@ pub(super) fn render(status: &Value, width: usize) -> String {
         table(&mut out, LINKS, &sorted(&region["links"], &["edge", "core"]), width);
     }
     out
+}
+
+/// Name, version, and what it promises.
+fn engine_of(name: &str, region: &Value) -> String {
+    let version = region["engine_version"].as_str().map(|version| format!(" {}", printable(version)));
+    let promises = [("durable", "durable"), ("replicated", "replicated")];
+    let promises = promises.iter().filter(|(field, _)| region["capabilities"][*field] == Value::Bool(true));
+    let promises: Vec<&str> = promises.map(|(_, text)| *text).collect();
+    let promises = if promises.is_empty() { String::new() } else { format!(" ({})", promises.join(", ")) };
+    format!("{}{}{promises}", printable(name), version.unwrap_or_default())
 }
 
 /// A column: its title, the field it shows, how.
@@ -55,15 +66,20 @@ const NODES: &[Column] = &[
     ("ADDRESS", "address", Form::Text),
     ("VERSION", "version", Form::Text),
     ("PARTITIONS", "partitions", Form::Number),
+    ("DECLINES", "declines", Form::Text),
 ];
 
 const PARTITIONS: &[Column] = &[
     ("PARTITION", "partition", Form::Number),
     ("OWNER", "owner", Form::Text),
+    ("LINK", "linked", Form::UpDown),
     ("TERM", "term", Form::Number),
     ("EPOCH", "epoch", Form::Text),
     ("TAIL", "tail", Form::Number),
     ("LAG", "lag", Form::Number),
+    ("QUEUED", "queued", Form::Number),
+    ("NEXT", "next", Form::Text),
+    ("NEXT LAG", "next_lag", Form::Number),
     ("CHANNELS", "channels", Form::Number),
     ("p99 us", "append_p99_us", Form::Number),
 ];
@@ -74,6 +90,8 @@ const LINKS: &[Column] = &[
     ("ADDRESS", "address", Form::Text),
     ("STATE", "up", Form::UpDown),
     ("RTT ms", "rtt_ms", Form::Milliseconds),
+    ("TO CORE B", "to_core_bytes", Form::Number),
+    ("TO EDGE B", "to_edge_bytes", Form::Number),
     ("PARTITIONS", "partitions", Form::Number),
 ];
 
@@ -201,6 +219,43 @@ Region eu, engine nats: 2 of 3 partitions have an owner
   LINK OF    TO      ADDRESS        STATE  RTT ms  PARTITIONS
   edge-us-1  core-1  10.0.0.1:4455  up       81.2           1
   edge-us-1  core-2  10.0.0.2:4455  DOWN        -           0
+";
+        assert_eq!(render(&status, 120), expected);
+    }
+
+    #[test]
+    fn engines_hand_overs_and_queues_are_shown_where_there_are_any() {
+        let status: Value = serde_json::from_str(
+            r#"{"node": "edge-1", "role": "edge", "region": "us", "version": "0.1.0", "ready": false, "regions": [
+                {"region": "ap", "ready": false, "engine": null, "partitions": [],
+                 "links": [{"edge": "edge-1", "core": null, "address": "c:1", "up": false}]},
+                {"region": "eu", "ready": true, "engine": "nats", "engine_version": "2.15.1",
+                 "capabilities": {"durable": true, "replicated": true},
+                 "nodes": [{"id": "core-1", "partitions": 1, "declines": [3]}],
+                 "partitions": [{"partition": 0, "owner": "core-1", "linked": true, "term": 3, "tail": 40, "lag": 7,
+                                 "queued": 2, "next": "core-2", "next_lag": 9}],
+                 "links": [{"edge": "edge-1", "core": "core-1", "up": true, "rtt_ms": 0.25, "to_core_bytes": 7,
+                            "to_edge_bytes": 12}]}]}"#,
+        )
+        .expect("valid");
+        let expected = "\
+edge-1: edge in region us, version 0.1.0, not ready
+
+Region ap (NOT IN REACH): 0 of 0 partitions have an owner
+
+  LINK OF  ADDRESS  STATE
+  edge-1   c:1      DOWN
+
+Region eu, engine nats 2.15.1 (durable, replicated): 1 of 1 partitions have an owner
+
+  NODE    PARTITIONS  DECLINES
+  core-1           1  [3]
+
+  PARTITION  OWNER   LINK  TERM  TAIL  LAG  QUEUED  NEXT    NEXT LAG
+          0  core-1  up       3    40    7       2  core-2         9
+
+  LINK OF  TO      STATE  RTT ms  TO CORE B  TO EDGE B
+  edge-1   core-1  up        0.2          7         12
 ";
         assert_eq!(render(&status, 120), expected);
     }
