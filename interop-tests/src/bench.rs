@@ -3,8 +3,10 @@
 //!
 //! Figures are reported, never asserted; a lost, repeated or reordered publication makes a run fail.
 
+mod channels;
 mod cli;
 mod fanout;
+mod faults;
 mod idle;
 mod ledger;
 mod limit;
@@ -14,6 +16,7 @@ mod machine;
 mod measure;
 pub mod mobility;
 mod proc;
+mod publish;
 mod publisher;
 mod report;
 mod server;
@@ -32,6 +35,9 @@ pub fn main() -> ExitCode {
         Command::Idle(arguments) => idle::run(&arguments),
         Command::Loss(arguments) => loss::run(&arguments),
         Command::Mobility(arguments) => mobility::run(&arguments),
+        Command::Faults(arguments) => faults::run(&arguments),
+        Command::Channels(arguments) => channels::run(&arguments),
+        Command::Publish(arguments) => publish::run(&arguments),
         Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -23,5 +23,5 @@ mod verdict;
 mod plants;
 
 pub use history::{Attempt, Begun, History, Outcome, View};
-pub use record::{Load, Reader, Recorder, Writer, payload, payload_id};
+pub use record::{Load, Observer, Reader, Recorder, Writer, payload, payload_id};
 pub use report::{Bounds, Kind, Report, Violation};

@@ -1,26 +1,30 @@
-//! The real program as a child process: on free ports, in a folder of its own, gone when dropped.
+//! The real program as a child process: on free ports, in a folder of its own, gone when dropped. What clients connect
+//! to, be it a process alone or the edge of a cluster.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use http::StatusCode;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tidegate_certs::{DevCertificates, client_config_with_roots, load_roots};
-use tokio::process::{Child, Command};
 
+use crate::cluster::Cluster;
 use crate::http::{Answer, get, post, send};
-use crate::programs;
+use crate::ports;
+use crate::process::{Process, folder};
+use crate::topology::Topology;
 use crate::wait::{PATIENCE, until, within};
+
+pub use crate::process::command;
 
 /// Where a gateway listens.
 #[derive(Debug, Clone, Copy)]
@@ -37,21 +41,58 @@ pub struct Addresses {
     pub http3: SocketAddr,
 }
 
-/// How it is started.
+impl Addresses {
+    /// Some that nobody takes while the gateway is down.
+    pub(crate) fn free() -> Result<Self> {
+        let [clients, plain, api, http3] = [ports::free()?, ports::free()?, ports::free()?, ports::free()?];
+        Ok(Self { quic: clients, tls: clients, plain, api, http3 })
+    }
+}
+
+/// Which program it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(crate) enum Mode {
     Dev,
     Serve,
+    /// As open as `dev`, with channels on the cores of a cluster.
+    DevEdge,
+    /// As `serve`, likewise.
+    Edge,
+}
+
+/// How it is started.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    pub(crate) mode: Mode,
+    pub(crate) config: &'a str,
+    /// Keys that are set over the file.
+    pub(crate) settings: Vec<String>,
+    /// `None`: wherever there is room.
+    pub(crate) at: Option<Addresses>,
+    /// `None`: in its own folder.
+    pub(crate) certificates: Option<PathBuf>,
+}
+
+impl<'a> Start<'a> {
+    pub(crate) fn new(config: &'a str) -> Self {
+        Self { mode: Mode::Dev, config, settings: Vec::new(), at: None, certificates: None }
+    }
 }
 
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
     mode: Mode,
+    /// Keys that are set over its file.
+    settings: Vec<String>,
+    process: Process,
     folder: TempDir,
-    child: Child,
+    /// Of listeners for clients, with their CA.
+    certificates: PathBuf,
     /// Where it listens.
     pub addresses: Addresses,
+    /// The others of a cluster that is there for this one alone.
+    behind: Option<Box<Cluster>>,
 }
 
 impl Gateway {
@@ -60,7 +101,10 @@ impl Gateway {
     /// # Errors
     /// When it does not become ready.
     pub async fn dev(config: &str) -> Result<Self> {
-        Self::start(Mode::Dev, config, None).await
+        match Topology::of_this_process() {
+            Topology::Alone => Self::start_with(Start::new(config)).await,
+            Topology::Cluster => Cluster::behind(Mode::DevEdge, config).await,
+        }
     }
 
     /// The same with the listeners for clients at an address other than loopback, for a laboratory's namespace.
@@ -71,7 +115,7 @@ impl Gateway {
         let local = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let open = SocketAddr::from((host, 0));
         let at = Addresses { quic: open, tls: open, plain: local, api: local, http3: open };
-        Self::start(Mode::Dev, config, Some(at)).await
+        Self::start_with(Start { at: Some(at), ..Start::new(config) }).await
     }
 
     /// `tidegate serve`, with certificate files that lie in [`Gateway::folder`].
@@ -79,28 +123,50 @@ impl Gateway {
     /// # Errors
     /// When it does not become ready.
     pub async fn serve(config: &str) -> Result<Self> {
-        let files = "[[tls.certificates]]\ncertificate = \"certs/leaf.pem\"\nkey = \"certs/leaf-key.pem\"\n";
-        Self::start(Mode::Serve, &format!("{config}\n{files}"), None).await
-    }
-
-    async fn start(mode: Mode, config: &str, at: Option<Addresses>) -> Result<Self> {
-        let folder = TempDir::with_prefix("tidegate-test-")?;
-        fs::write(folder.path().join("tidegate.toml"), config)?;
-        if mode == Mode::Serve {
-            issue_certificates(&folder.path().join("certs"))?;
+        let config = format!("{config}\n{TLS}");
+        match Topology::of_this_process() {
+            Topology::Alone => Self::start_with(Start { mode: Mode::Serve, ..Start::new(&config) }).await,
+            Topology::Cluster => Cluster::behind(Mode::Edge, &config).await,
         }
-        let (child, addresses) = spawn(mode, &folder, at).await?;
-        Ok(Self { mode, folder, child, addresses })
     }
 
-    /// Ends it in order and starts it again, at the same addresses, with the same files. What it kept in memory is gone.
+    /// The same in one process whatever the topology of this one, for what `serve` alone has; `settings` are set over the
+    /// file.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn serve_alone(config: &str, settings: &[&str]) -> Result<Self> {
+        let config = format!("{config}\n{TLS}");
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        Self::start_with(Start { mode: Mode::Serve, settings, ..Start::new(&config) }).await
+    }
+
+    pub(crate) async fn start_with(start: Start<'_>) -> Result<Self> {
+        let Start { mode, config, settings, at, certificates } = start;
+        let folder = folder()?;
+        fs::write(folder.path().join(CONFIG), config)?;
+        let certificates = certificates.unwrap_or_else(|| folder.path().join(CERTIFICATES));
+        if matches!(mode, Mode::Serve | Mode::Edge) {
+            issue_certificates(&certificates)?;
+        }
+        let (process, addresses) = spawn(mode, &folder, &certificates, &settings, at).await?;
+        Ok(Self { mode, settings, process, folder, certificates, addresses, behind: None })
+    }
+
+    /// The only edge of a cluster, which it takes along.
+    pub(crate) fn before(self, cluster: Cluster) -> Self {
+        Self { behind: Some(Box::new(cluster)), ..self }
+    }
+
+    /// Ends it in order and starts it again, at the same addresses, with the same files. What it kept in memory is gone:
+    /// of an edge, that is its sessions alone.
     ///
     /// # Errors
     /// When it does not end with 0, or does not become ready again.
     pub async fn restart(&mut self) -> Result<()> {
         let status = self.terminate().await?;
         ensure!(status.success(), "ended with {status}: {}", self.log());
-        self.respawn().await
+        self.start_again().await
     }
 
     /// Kills it, and starts it again likewise.
@@ -108,14 +174,27 @@ impl Gateway {
     /// # Errors
     /// When it does not become ready again.
     pub async fn crash(&mut self) -> Result<()> {
-        self.signal(Signal::SIGKILL)?;
-        self.ended().await?;
-        self.respawn().await
+        self.kill().await?;
+        self.start_again().await
     }
 
-    async fn respawn(&mut self) -> Result<()> {
-        let addresses = self.addresses;
-        (self.child, self.addresses) = spawn(self.mode, &self.folder, Some(addresses)).await?;
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.kill().await
+    }
+
+    /// Starts it after its end, at the same addresses, with the same files.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn start_again(&mut self) -> Result<()> {
+        ensure!(!self.process.is_running(), "the gateway runs still");
+        let addresses = Some(self.addresses);
+        let start = spawn(self.mode, &self.folder, &self.certificates, &self.settings, addresses);
+        (self.process, self.addresses) = start.await?;
         Ok(())
     }
 
@@ -133,10 +212,7 @@ impl Gateway {
     /// # Errors
     /// When it does not end.
     pub async fn ended(&mut self) -> Result<ExitStatus> {
-        within(PATIENCE, "the end of the gateway", self.child.wait())
-            .await
-            .with_context(|| self.log())?
-            .context("waiting for the gateway")
+        self.process.ended().await
     }
 
     /// Sends a signal.
@@ -144,12 +220,20 @@ impl Gateway {
     /// # Errors
     /// When it is not running.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        kill(self.pid()?, signal).context("signalling the gateway")
+        self.process.signal(signal)
     }
 
-    fn pid(&self) -> Result<Pid> {
-        let id = self.child.id().with_context(|| format!("the gateway has ended: {}", self.log()))?;
-        Ok(Pid::from_raw(i32::try_from(id)?))
+    /// Whether there is a process, be it stopped.
+    pub fn is_running(&self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// When it is not running.
+    pub fn pid(&self) -> Result<i32> {
+        Ok(self.process.pid()?.as_raw())
     }
 
     /// Its folder: `tidegate.toml`, `certs/`, and its output.
@@ -159,17 +243,17 @@ impl Gateway {
 
     /// What it printed.
     pub fn output(&self) -> String {
-        fs::read_to_string(self.folder.path().join(STDOUT)).unwrap_or_default()
+        self.process.output()
     }
 
-    /// What it logged, JSON lines.
+    /// What it logged since it was started last, JSON lines.
     pub fn log(&self) -> String {
-        read_log(&self.folder)
+        self.process.log()
     }
 
     /// The CA that its certificate comes from.
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("certs/ca.pem")
+        self.certificates.join("ca.pem")
     }
 
     /// The roots that a client needs.
@@ -257,21 +341,29 @@ impl Gateway {
             .collect()
     }
 
-    /// All samples, by name and labels as they are written.
+    /// What it knows of nodes, partitions and links.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn status_json(&self) -> Result<Value> {
+        status_json(self.addresses.api).await
+    }
+
+    /// All samples, by name and labels as they are written; of a gateway with a cluster of its own also the sums of what
+    /// its cores have.
     ///
     /// # Errors
     /// When it does not answer, or with what is no sample.
     pub async fn metrics(&self) -> Result<BTreeMap<String, f64>> {
-        let answer = self.api(get("/metrics")).await?;
-        ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
-        let text = answer.text();
-        text.lines()
-            .filter(|line| !line.starts_with('#'))
-            .map(|line| {
-                let (name, value) = line.rsplit_once(' ').with_context(|| format!("no sample: {line}"))?;
-                Ok((name.to_owned(), value.parse()?))
-            })
-            .collect()
+        let mut all = metrics(self.addresses.api).await?;
+        for core in self.behind.iter().flat_map(|cluster| &cluster.cores) {
+            for (name, value) in core.metrics().await? {
+                if name.starts_with(OF_CORES) {
+                    *all.entry(name).or_default() += value;
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// One sample; 0 where it is not there yet.
@@ -313,7 +405,7 @@ impl Gateway {
     /// # Errors
     /// When it does not.
     pub async fn token(&self, arguments: &[&str]) -> Result<String> {
-        let config = self.folder.path().join("tidegate.toml");
+        let config = self.folder.path().join(CONFIG);
         let mut all = vec!["token", "--config", config.to_str().context("a path")?];
         all.extend(arguments);
         let output = run(&all).await?;
@@ -332,26 +424,11 @@ pub async fn run(arguments: &[&str]) -> Result<Output> {
     within(PATIENCE, format!("tidegate {}", arguments.join(" ")), command.output()).await?.context("tidegate")
 }
 
-/// `tidegate`, without what the environment of the tests would tell it.
-///
-/// # Errors
-/// When there is none.
-pub fn command() -> Result<Command> {
-    let mut command = Command::new(programs::tidegate()?);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TIDEGATE_") {
-            command.env_remove(name);
-        }
-    }
-    command.kill_on_drop(true);
-    Ok(command)
-}
-
 /// A CA and a leaf for this machine, as files. Replaces the leaf that is there.
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn issue_certificates(folder: &std::path::Path) -> Result<()> {
+pub fn issue_certificates(folder: &Path) -> Result<()> {
     for name in ["leaf.pem", "leaf-key.pem"] {
         match fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
@@ -364,14 +441,22 @@ pub fn issue_certificates(folder: &std::path::Path) -> Result<()> {
 }
 
 /// Starts it and waits until it is ready.
-async fn spawn(mode: Mode, folder: &TempDir, at: Option<Addresses>) -> Result<(Child, Addresses)> {
+async fn spawn(
+    mode: Mode,
+    folder: &TempDir,
+    certificates: &Path,
+    settings: &[String],
+    at: Option<Addresses>,
+) -> Result<(Process, Addresses)> {
     let path = folder.path();
     let address = |of: fn(&Addresses) -> SocketAddr| {
         at.as_ref().map_or_else(|| ANY.to_owned(), |at| of(at).to_string())
     };
     let mut command = command()?;
     match mode {
-        Mode::Dev => command.arg("dev").arg("--certs-dir").arg(path.join("certs")),
+        Mode::Dev => command.arg("dev").arg("--certs-dir").arg(certificates),
+        Mode::DevEdge => command.args(["edge", "--dev"]).arg("--certs-dir").arg(certificates),
+        Mode::Edge => command.arg("edge"),
         Mode::Serve => {
             let store = format!("core.local.path={}", path.join("data").display());
             command.arg("serve").args(["--set", &store])
@@ -379,48 +464,61 @@ async fn spawn(mode: Mode, folder: &TempDir, at: Option<Addresses>) -> Result<(C
     };
     command
         .arg("--config")
-        .arg(path.join("tidegate.toml"))
+        .arg(path.join(CONFIG))
         .args(["--quic", &address(|at| at.quic), "--tls", &address(|at| at.tls)])
         .args(["--plain", &address(|at| at.plain), "--api", &address(|at| at.api)])
         .args(["--http3", &address(|at| at.http3), "--set", "log.format=json"])
-        .stdin(Stdio::null())
-        .stdout(File::create(path.join(STDOUT))?)
-        .stderr(File::create(path.join(STDERR))?);
-    let mut child = command.spawn().context("starting tidegate")?;
-    let looking = async {
-        loop {
-            if let Some(addresses) = ready(&read_log(folder)) {
-                return Ok(addresses);
-            }
-            if let Some(status) = child.try_wait()? {
-                return Err(anyhow!("tidegate ended with {status}: {}", read_log(folder)));
-            }
-            tokio::time::sleep(BETWEEN_LOOKS).await;
-        }
-    };
-    let addresses = within(PATIENCE, "the line that says `ready`", looking).await??;
+        .args(settings.iter().flat_map(|setting| ["--set", setting]));
+    let mut process = Process::start(command, path)?;
+    let said = process.until_said("ready").await?;
+    let addresses = read(&said).with_context(|| format!("no addresses in {said}"))?;
+    until_ready(addresses.api).await.with_context(|| process.log())?;
+    Ok((process, addresses))
+}
+
+/// Waits until `/readyz` says yes.
+pub(crate) async fn until_ready(api: SocketAddr) -> Result<()> {
     until("readiness", || async {
-        let answer = send(addresses.api, None, get("/readyz")).await?;
+        let answer = send(api, None, get("/readyz")).await?;
         ensure!(answer.status == StatusCode::OK, "{}", answer.status);
         Ok(())
     })
-    .await?;
-    Ok((child, addresses))
+    .await
+}
+
+/// The samples of one node.
+pub(crate) async fn metrics(api: SocketAddr) -> Result<BTreeMap<String, f64>> {
+    let answer = send(api, None, get("/metrics")).await?;
+    ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+    let text = answer.text();
+    text.lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| {
+            let (name, value) = line.rsplit_once(' ').with_context(|| format!("no sample: {line}"))?;
+            Ok((name.to_owned(), value.parse()?))
+        })
+        .collect()
+}
+
+/// What a node knows of the others.
+pub(crate) async fn status_json(api: SocketAddr) -> Result<Value> {
+    let answer = send(api, None, get("/v1/status")).await?;
+    ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+    Ok(answer.json())
 }
 
 /// The addresses in the line that says that it serves.
-fn ready(log: &str) -> Option<Addresses> {
-    let line = log.lines().rev().find(|line| line.contains(r#""message":"ready""#))?;
-    let fields: Value = serde_json::from_str(line).ok()?;
-    let text = format!("{} {}", fields["fields"]["addresses"], fields["fields"]["api"]);
-    let mut found = text.split("Some(").skip(1).filter_map(|rest| rest.split(')').next()?.parse().ok());
+fn read(said: &Value) -> Option<Addresses> {
+    let text = format!("{} {}", said["addresses"], said["api"]);
+    let mut found = addresses_in(&text);
     let (quic, tls, plain) = (found.next()?, found.next()?, found.next()?);
     let http3 = found.next()?;
     Some(Addresses { quic, tls, plain, http3, api: found.next()? })
 }
 
-fn read_log(folder: &TempDir) -> String {
-    fs::read_to_string(folder.path().join(STDERR)).unwrap_or_default()
+/// Those that are there, in order.
+pub(crate) fn addresses_in(text: &str) -> impl Iterator<Item = SocketAddr> {
+    text.split("Some(").skip(1).filter_map(|rest| rest.split(')').next()?.parse().ok())
 }
 
 /// What explains most of what is not as it should be.
@@ -431,6 +529,7 @@ const SESSIONS: [&str; 4] = [
     "tidegate_edge_handshake",
 ];
 const ANY: &str = "127.0.0.1:0";
-const STDOUT: &str = "stdout.txt";
-const STDERR: &str = "stderr.txt";
-const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+const CONFIG: &str = "tidegate.toml";
+const TLS: &str = "[[tls.certificates]]\ncertificate = \"certs/leaf.pem\"\nkey = \"certs/leaf-key.pem\"\n";
+const CERTIFICATES: &str = "certs";
+const OF_CORES: &str = "tidegate_core_";

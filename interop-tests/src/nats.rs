@@ -1,7 +1,7 @@
 //! NATS servers as child processes: with JetStream, in folders of their own, gone when dropped.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
@@ -12,8 +12,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::programs;
 use crate::wait::{PATIENCE, until, within};
+use crate::{ports, programs};
 
 /// One server. Its name, address and files stay the same over restarts.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl NatsServer {
     /// # Errors
     /// When it does not become ready.
     pub async fn start() -> Result<Self> {
-        let mut servers = together(1).await?;
+        let mut servers = together(1, false).await?;
         servers.pop().context("one server was started")
     }
 
@@ -80,23 +80,39 @@ impl NatsServer {
         self.ready().await
     }
 
+    /// Lets it store no more than so many bytes: starts it again, with the same files.
+    ///
+    /// # Errors
+    /// When it is not running, or does not become ready.
+    pub async fn restart_with_room(&mut self, bytes: u64) -> Result<()> {
+        self.kill().await?;
+        let path = self.folder.path().join(CONFIG);
+        let config = fs::read_to_string(&path)?;
+        let limited = config.replacen("jetstream {", &format!("jetstream {{ max_file_store: {bytes},"), 1);
+        fs::write(path, limited)?;
+        self.restart().await
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()
     }
 
-    fn prepare(name: String, ports: &Ports, others: &[Ports]) -> Result<Self> {
+    fn prepare(name: String, ports: &Ports, others: &[Ports], synced: bool) -> Result<Self> {
         let folder = TempDir::with_prefix("tidegate-nats-")?;
         let store = folder.path().join("store");
+        let sync = if synced { ", sync_interval: always" } else { "" };
         let mut config = format!(
-            "server_name: {name}\nlisten: \"{}\"\njetstream {{ store_dir: {:?} }}\n",
+            "server_name: {name}\nlisten: \"{}\"\njetstream {{ store_dir: {:?}{sync} }}\n",
             ports.clients, store
         );
         if others.len() > 1 {
             let routes: Vec<_> = others.iter().map(|other| format!("\"nats://{}\"", other.servers)).collect();
             let routes = routes.join(", ");
-            config +=
-                &format!("cluster {{ name: test, listen: \"{}\", routes: [{routes}] }}\n", ports.servers);
+            config += &format!(
+                "cluster {{ name: test, listen: \"{}\", routes: [{routes}], no_advertise: true }}\n",
+                ports.servers
+            );
         }
         fs::write(folder.path().join(CONFIG), config)?;
         Ok(Self { name, address: ports.clients, folder, child: None })
@@ -139,7 +155,7 @@ impl NatsServer {
     }
 }
 
-/// Three servers that replicate.
+/// Servers that replicate, or one alone.
 #[derive(Debug)]
 pub struct NatsCluster {
     /// In the order of their names.
@@ -147,12 +163,20 @@ pub struct NatsCluster {
 }
 
 impl NatsCluster {
-    /// Starts them. They elect a leader after that: who connects waits for it.
+    /// Starts three. They elect a leader after that: who connects waits for it.
     ///
     /// # Errors
     /// When one does not become ready.
     pub async fn start() -> Result<Self> {
-        Ok(Self { servers: together(3).await? })
+        Self::start_with(3, false).await
+    }
+
+    /// Starts `count`. `synced`: each write is on the disk before it is answered.
+    ///
+    /// # Errors
+    /// When one does not become ready.
+    pub async fn start_with(count: usize, synced: bool) -> Result<Self> {
+        Ok(Self { servers: together(count, synced).await? })
     }
 
     /// Where clients find them.
@@ -177,13 +201,13 @@ struct Ports {
     servers: SocketAddr,
 }
 
-/// Each must know the ports of all before one of them is started: they are chosen, freed, and taken again. In between
-/// somebody else may take one; then others are chosen.
-async fn together(count: usize) -> Result<Vec<NatsServer>> {
+/// Each must know the ports of all before one of them is started. Somebody else may take one in between; then others are
+/// chosen.
+async fn together(count: usize, synced: bool) -> Result<Vec<NatsServer>> {
     let mut tries = 3;
     loop {
         tries -= 1;
-        let error = match attempt(count).await {
+        let error = match attempt(count, synced).await {
             Ok(servers) => return Ok(servers),
             Err(error) => error,
         };
@@ -193,11 +217,11 @@ async fn together(count: usize) -> Result<Vec<NatsServer>> {
     }
 }
 
-async fn attempt(count: usize) -> Result<Vec<NatsServer>> {
+async fn attempt(count: usize, synced: bool) -> Result<Vec<NatsServer>> {
     let ports = choose_ports(count)?;
     let mut servers = Vec::new();
     for (index, own) in ports.iter().enumerate() {
-        servers.push(NatsServer::prepare(format!("n{index}"), own, &ports)?);
+        servers.push(NatsServer::prepare(format!("n{index}"), own, &ports, synced)?);
     }
     for server in &mut servers {
         server.spawn()?;
@@ -209,14 +233,7 @@ async fn attempt(count: usize) -> Result<Vec<NatsServer>> {
 }
 
 fn choose_ports(count: usize) -> Result<Vec<Ports>> {
-    let mut held = Vec::new();
-    let mut free = || -> Result<SocketAddr> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        let address = listener.local_addr()?;
-        held.push(listener);
-        Ok(address)
-    };
-    (0..count).map(|_| Ok(Ports { clients: free()?, servers: free()? })).collect()
+    (0..count).map(|_| Ok(Ports { clients: ports::free()?, servers: ports::free()? })).collect()
 }
 
 const CONFIG: &str = "server.conf";

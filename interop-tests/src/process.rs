@@ -93,7 +93,7 @@ impl Process {
 ///
 /// # Errors
 /// When there is none.
-pub(crate) fn command() -> Result<Command> {
+pub fn command() -> Result<Command> {
     let mut command = Command::new(programs::tidegate()?);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("TIDEGATE_") {

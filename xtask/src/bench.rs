@@ -14,12 +14,15 @@ use crate::{prerequisites, process};
   idle      memory per connection that does nothing
   loss      latency over links that lose packets, by transport; writes a chart
   mobility  what blocked, dying and changing networks cost a client
+  faults    kills, pauses, partitions, restarts and hand-overs in a cluster: what is lost, how long it takes
+  channels  bytes per idle channel, publish latency beside millions of them, time to start again
+  publish   publish to delivery through edges, cores and engine, by engine
 
-The first two run beside a raw loop over the same number of sockets, the physical limit; the others in network
-namespaces joined by a seeded link (docs/LAB.md), which need root.
+The first two run beside a raw loop over the same number of sockets, the physical limit; loss and mobility in network
+namespaces joined by a seeded link (docs/LAB.md), which need root; publish beside each engine's own acknowledgement.
 `cargo xtask bench NAME --help` shows the flags of one; docs/PERFORMANCE.md has the figures.")]
 pub(crate) struct Args {
-    /// fanout, idle, loss or mobility, then what the benchmark itself takes
+    /// One of those below, then what the benchmark itself takes
     #[arg(required = true, value_names = ["NAME", "ARGS"], num_args = 1.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) benchmark: Vec<String>,
 }
@@ -32,9 +35,14 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.benchmark.first().is_some_and(|name| IN_THE_LABORATORY.contains(&name.as_str())) {
         prerequisites::install_for_laboratory(workspace)?.export(&mut bench);
     }
+    if args.benchmark.first().is_some_and(|name| WITH_NATS.contains(&name.as_str())) {
+        bench.env("TIDEGATE_NATS_SERVER", prerequisites::install_nats_server(workspace)?);
+    }
     bench.args(&args.benchmark).env("TIDEGATE_BIN", workspace.tidegate("release"));
     process::exit_code(&mut bench)
 }
 
 /// Those that run browsers in network namespaces.
 const IN_THE_LABORATORY: [&str; 2] = ["loss", "mobility"];
+/// Those that start clusters.
+const WITH_NATS: [&str; 2] = ["faults", "publish"];

@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::channels::{Engine, Kind};
 use super::loss::{Carrier, Lossy};
+use super::publish;
 use super::shape::TransportChoice;
+use crate::faults::FaultKind;
 
 /// Measures Tidegate beside the physical limit of the machine
 #[derive(Debug, Parser)]
@@ -22,6 +25,9 @@ pub(super) enum Command {
     Idle(IdleArgs),
     Loss(LossArgs),
     Mobility(MobilityArgs),
+    Faults(FaultsArgs),
+    Channels(ChannelsArgs),
+    Publish(PublishArgs),
     #[command(hide = true)]
     Limit(LimitArgs),
 }
@@ -34,7 +40,11 @@ Examples:
   cargo xtask bench idle --transport all --connections 5000
   cargo xtask bench loss --quick
   cargo xtask bench loss --loss 2x3 --rtt 350 --channels 8 --seconds 60 --seed 7
-  cargo xtask bench mobility --rtt 60";
+  cargo xtask bench mobility --rtt 60
+  cargo xtask bench faults --rounds 50 --seed 1
+  cargo xtask bench channels --channels 1000000 --engine memory
+  cargo xtask bench publish --quick
+  cargo xtask bench publish --engine nats-r3 --rate 1000,5000 --seconds 10";
 
 /// One publication to many subscriptions: deliveries per second, CPU per delivery, latency
 ///
@@ -169,6 +179,123 @@ pub(super) struct MobilityArgs {
     pub(super) json: Option<PathBuf>,
 }
 
+/// Bytes per idle channel, publish latency beside millions of them, time to start again
+///
+/// For each number, engine and kind a fresh `tidegate serve`, filled through the backend API by one publication to each
+/// channel, and beside it another one with 1,000 channels that latency is compared with. With the engine local the node
+/// is killed and started again: from its log, while snapshots are written, and from snapshots. What does not fit into
+/// memory is left out. 16 million channels take up to 7 GiB of memory, 5 GiB of disk below the temporary folder, and minutes.
+#[derive(Debug, Args)]
+pub(super) struct ChannelsArgs {
+    /// Numbers of channels
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "1000000,4000000,16000000", value_parser = clap::value_parser!(u64).range(1_000..=64_000_000))]
+    pub(super) channels: Vec<u64>,
+    /// What keeps the log: nothing, or the disk
+    #[arg(long, value_name = "ENGINE", value_delimiter = ',', default_value = "memory,local")]
+    pub(super) engine: Vec<Engine>,
+    /// What is left of the publication: nothing, or all of it
+    #[arg(long, value_name = "KIND", value_delimiter = ',', default_value = "idle,kept")]
+    pub(super) kind: Vec<Kind>,
+    /// Turns of the latency measurement
+    #[arg(long, value_name = "COUNT", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+    /// Length of each, on either node
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(super) seconds: u64,
+    /// A smoke test of a minute: 50,000 channels, figures mean little
+    #[arg(long, conflicts_with_all = ["channels", "rounds", "seconds"])]
+    pub(super) quick: bool,
+    /// Result file [default: target/bench/channels-TIME.json]
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// The program that is measured
+    #[arg(long, value_name = "FILE", env = "TIDEGATE_BIN")]
+    pub(super) tidegate: PathBuf,
+}
+
+/// From publish to delivery through edges, cores and engine; beside it the engine alone
+///
+/// Real processes: two edges, one or two cores, NATS servers. A WebSocket publishes at the first edge, one on each edge
+/// subscribes to all channels. Beside it, in turns of a second: a round trip over loopback (memory), the store's library
+/// with a sync to the disk (local), JetStream's publish and acknowledgement at the same servers (nats). One at a time,
+/// then at each --rate (open loop), then with --window under way.
+#[derive(Debug, Args)]
+pub(super) struct PublishArgs {
+    /// Engines, separated by commas
+    #[arg(
+        long,
+        value_name = "ENGINE",
+        value_delimiter = ',',
+        default_value = "memory,local,nats-r1,nats-r3"
+    )]
+    pub(super) engine: Vec<publish::Engine>,
+    /// Publications per second, over all channels; 0: none
+    #[arg(long, value_name = "COUNT", value_delimiter = ',', default_value = "200,1000,5000", value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(super) rate: Vec<u32>,
+    /// Publications under way at saturation; 0: not measured
+    #[arg(long, value_name = "COUNT", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=512))]
+    pub(super) window: u32,
+    /// Bytes of each payload
+    #[arg(long, value_name = "BYTES", default_value_t = 200, value_parser = clap::value_parser!(u32).range(40..=60_000))]
+    pub(super) payload: u32,
+    /// Channels, which publications go to in turn
+    #[arg(long, value_name = "COUNT", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    pub(super) channels: u32,
+    /// Logs that the channels are shared out to, and raw streams
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) partitions: u16,
+    /// NATS servers write everything to the disk before they answer, also for the raw publisher
+    #[arg(long)]
+    pub(super) synced: bool,
+    /// A setting of the cores, such as `core.linger=0s`; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(super) settings: Vec<String>,
+    /// Length of each measurement of either side, after a second of warming up
+    #[arg(long, value_name = "SECONDS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=600))]
+    pub(super) seconds: u32,
+    /// How often everything is repeated; medians and ranges are reported
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+    /// A smoke test: one round of a second each, one at a time
+    #[arg(long, conflicts_with_all = ["rate", "window", "seconds", "rounds"])]
+    pub(super) quick: bool,
+    /// Result file [default: target/bench/publish-TIME.json]
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+}
+
+/// Rounds of faults in a cluster under load, and what they cost: kills, pauses, partitions, loss, restarts, hand-overs
+///
+/// Three cores, three NATS servers and two edges in two regions, as processes on this machine. A checker judges each round:
+/// nothing that was acknowledged may be lost, doubled or out of order. Fails where anything was.
+#[derive(Debug, Args)]
+pub(super) struct FaultsArgs {
+    /// Rounds, one fault each
+    #[arg(long, value_name = "COUNT", default_value_t = 50, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(super) rounds: u32,
+    /// Picks faults, victims and times
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    pub(super) seed: u64,
+    /// Channels of a round, with a subscriber on either edge
+    #[arg(long, value_name = "COUNT", default_value_t = 240, value_parser = clap::value_parser!(u32).range(12..=10_000))]
+    pub(super) channels: u32,
+    /// Publishes per second, over all channels
+    #[arg(long, value_name = "COUNT", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=10_000))]
+    pub(super) rate: u32,
+    /// Only these faults, separated by commas
+    #[arg(long, value_name = "FAULT", value_delimiter = ',')]
+    pub(super) only: Vec<FaultKind>,
+    /// How often each core hands over everything and takes it back, after the rounds
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(0..=100))]
+    pub(super) handovers: u32,
+    /// Meanwhile something is published on each partition so often
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub(super) every_ms: u32,
+    /// Result file [default: target/bench/faults-TIME.json]
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+}
+
 /// `2` or `2x3`.
 fn lossy(text: &str) -> Result<Lossy, String> {
     let (mean, burst) = text.split_once('x').unwrap_or((text, "1"));
@@ -212,7 +339,8 @@ mod tests {
     #[test]
     fn flags_that_make_no_sense_together_are_refused() {
         let parse = |flags: &str| {
-            let program = if flags.starts_with("loss") { "" } else { " --tidegate x" };
+            let program =
+                if flags.starts_with("loss") || flags.starts_with("publish") { "" } else { " --tidegate x" };
             Cli::try_parse_from(format!("bench {flags}{program}").split(' '))
         };
         for flags in [
@@ -221,6 +349,10 @@ mod tests {
             "fanout --subscribers 10 --rate 15",
             "idle --transport all --connections 5000",
             "loss --loss 0,2x3 --rtt 350 --transport quic,websocket",
+            "publish --quick --engine memory,nats-r3",
+            "publish --rate 0 --window 0 --synced",
+            "channels --quick --engine local",
+            "channels --channels 1000000,4000000 --kind idle --rounds 2",
         ] {
             assert!(parse(flags).is_ok(), "{flags}");
         }
@@ -235,6 +367,11 @@ mod tests {
             "loss --loss 2x",
             "loss --loss 95",
             "loss --quick --rtt 50",
+            "publish --engine nats",
+            "publish --quick --rate 9",
+            "publish --payload 30",
+            "channels --channels 10",
+            "channels --quick --rounds 2",
         ] {
             assert!(parse(flags).is_err(), "{flags}");
         }

@@ -12,7 +12,7 @@ use anyhow::Result;
 use super::ledger::{Ledger, Stopwatch};
 
 pub(super) use quic::{QuicClients, QuicTarget};
-pub(super) use tcp::{TcpClients, TcpKind, poll_request};
+pub(super) use tcp::{TcpClients, TcpKind, UPGRADE, poll_request};
 pub(super) use udp::UdpClients;
 
 /// Connections with one subscription each; number `i` is on channel `i % channels`.

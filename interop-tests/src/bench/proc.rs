@@ -35,6 +35,12 @@ pub(super) fn slab_bytes() -> Result<u64> {
     kib(&text, "Slab:").context("no Slab in /proc/meminfo")
 }
 
+/// Memory that new processes could have without swapping, bytes.
+pub(super) fn available_bytes() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("cannot read /proc/meminfo")?;
+    kib(&text, "MemAvailable:").context("no MemAvailable in /proc/meminfo")
+}
+
 /// The three load averages.
 pub(super) fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();

@@ -29,7 +29,7 @@ pub struct History {
 pub struct Attempt(u32);
 
 /// What one subscriber sees of one channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct View(u32);
 
 /// How an attempt to publish ended.
@@ -180,6 +180,12 @@ impl History {
             let (client, channel, payload) = (publish.client, publish.channel, publish.payload);
             self.note(channel, epoch, offset, payload, now, client);
         }
+    }
+
+    /// When a payload was published first.
+    pub fn invoked(&self, payload: u64) -> Option<u64> {
+        let first = self.payloads.get(&payload)?.attempts.first()?;
+        Some(self.attempts[*first as usize].invoked)
     }
 
     /// A subscriber is about to subscribe: behind `asked`, or at the head.

@@ -1,5 +1,6 @@
 //! Fills a history from clients of the SDK: a task for each subscription, and publishers at a steady rate.
 
+use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,10 +25,19 @@ pub struct Recorder {
     tasks: TaskTracker,
 }
 
-#[derive(Debug)]
 struct Shared {
     start: Instant,
     history: Mutex<History>,
+    observer: Option<Observer>,
+}
+
+/// Told of each delivery: when, to whom, and when what was delivered had been published first.
+pub type Observer = Arc<dyn Fn(u64, View, u64) + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("start", &self.start).finish_non_exhaustive()
+    }
 }
 
 /// A subscription that is taken down.
@@ -76,7 +86,16 @@ impl Default for Recorder {
 impl Recorder {
     /// Of a run that begins.
     pub fn new() -> Self {
-        let shared = Shared { start: clock::now(), history: Mutex::default() };
+        Self::with(None)
+    }
+
+    /// The same, which tells `observer` what is delivered.
+    pub fn observed(observer: Observer) -> Self {
+        Self::with(Some(observer))
+    }
+
+    fn with(observer: Option<Observer>) -> Self {
+        let shared = Shared { start: clock::now(), history: Mutex::default(), observer };
         Self { shared: Arc::new(shared), tasks: TaskTracker::new() }
     }
 
@@ -252,6 +271,11 @@ impl Recorder {
                     // What is no payload of ours was published by nobody.
                     let payload = payload_id(&publication.payload).unwrap_or(FOREIGN);
                     history.delivered(now, view, &publication.position, payload);
+                    if let Some((observer, invoked)) =
+                        self.shared.observer.as_ref().zip(history.invoked(payload))
+                    {
+                        observer(now, view, invoked);
+                    }
                     publication.position
                 }
                 SubscriptionEvent::Unsubscribed { error } => {

@@ -229,6 +229,7 @@ impl Cluster {
             address: listener.local_address().to_string(),
             version: "0".to_owned(),
             started_ms: 0,
+            declines: Vec::new(),
         };
         let config = CoreConfig { partitions: PARTITIONS, ..CoreConfig::default() };
         let (engine, metrics) = (Arc::clone(&self.engine), CoreMetrics::new());

@@ -146,6 +146,8 @@ impl Files {
                 );
             }
             let _ = writeln!(text, "{}listen = \"{link}\"", cluster(name));
+            // As `edge --dev` has it: cores keep it for them.
+            text.push_str("[namespaces.default]\npresence = \"anyone\"\n");
             let config = self.write(&format!("{name}.toml"), &text)?;
             let mut arguments = vec!["core".to_owned(), "--config".to_owned(), config];
             if engine == Engine::Memory {

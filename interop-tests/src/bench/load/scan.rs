@@ -76,8 +76,16 @@ pub(crate) fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 
 /// A client's text message: masked with zero, so that nothing needs to be masked.
 pub(crate) fn masked_text(text: &str) -> Vec<u8> {
-    let length = u8::try_from(text.len()).ok().filter(|length| *length < 126);
-    let mut frame = vec![0x81, 0x80 | length.expect("the generator's own frames are short"), 0, 0, 0, 0];
+    let length = u16::try_from(text.len()).expect("the generator's own frames are short");
+    let mut frame = Vec::with_capacity(text.len() + 8);
+    match u8::try_from(length) {
+        Ok(length @ 0..=125) => frame.extend_from_slice(&[0x81, 0x80 | length]),
+        _ => {
+            frame.extend_from_slice(&[0x81, 0x80 | 126]);
+            frame.extend_from_slice(&length.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(text.as_bytes());
     frame
 }
@@ -124,6 +132,16 @@ mod tests {
             assert_eq!(websocket(bytes).expect("well formed"), expected, "{bytes:?}");
         }
         assert!(websocket(b"\x01\x03abc").is_err(), "a fragment");
+    }
+
+    #[test]
+    fn texts_are_masked_with_nothing_at_any_length() {
+        for (length, head) in
+            [(5, &[0x81, 0x85][..]), (126, &[0x81, 0xfe, 0, 126]), (300, &[0x81, 0xfe, 1, 44])]
+        {
+            let text = "x".repeat(length);
+            assert_eq!(masked_text(&text), [head, &[0; 4], text.as_bytes()].concat(), "{length}");
+        }
     }
 
     #[test]

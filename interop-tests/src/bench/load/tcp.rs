@@ -14,8 +14,8 @@ use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tidegate_transport::clock;
 
-pub(crate) use self::connection::poll_request;
 use self::connection::{Connection, Incoming};
+pub(crate) use self::connection::{UPGRADE, poll_request};
 use super::scan::Publications;
 use super::{Crowd, IN_FLIGHT, Load, STALLED};
 use crate::bench::ledger::{Delivery, Ledger};

@@ -253,6 +253,6 @@ pub(crate) fn poll_request(body: &str) -> Vec<u8> {
 }
 
 const PUBLICATION: &[u8] = b"{\"publication\":";
-/// The key is RFC 6455's own example: nobody checks that it is random.
-const UPGRADE: &str = "GET /v1/connect HTTP/1.1\r\nhost: bench\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+/// Asks for a WebSocket. The key is RFC 6455's own example: nobody checks that it is random.
+pub(crate) const UPGRADE: &str = "GET /v1/connect HTTP/1.1\r\nhost: bench\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
 sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-protocol: tidegate.v1.json\r\n\r\n";
