@@ -12,6 +12,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use crate::process::pause;
 use crate::wait::{PATIENCE, until, within};
 use crate::{ports, programs};
 
@@ -59,8 +60,8 @@ impl NatsServer {
     ///
     /// # Errors
     /// When it is not running.
-    pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::SIGSTOP)
+    pub async fn pause(&self) -> Result<()> {
+        pause(self.pid()?).await
     }
 
     /// Lets it go on.
@@ -150,8 +151,12 @@ impl NatsServer {
     }
 
     fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid()?, signal).context("signalling a NATS server")
+    }
+
+    fn pid(&self) -> Result<Pid> {
         let id = self.child.as_ref().and_then(Child::id).context("the NATS server is not running")?;
-        kill(Pid::from_raw(i32::try_from(id)?), signal).context("signalling a NATS server")
+        Ok(Pid::from_raw(i32::try_from(id)?))
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::programs;
-use crate::wait::{PATIENCE, within};
+use crate::wait::{PATIENCE, until, within};
 
 /// One run of the program. Dropping it kills it, also where it is stopped.
 #[derive(Debug)]
@@ -56,6 +56,11 @@ impl Process {
         kill(self.pid()?, signal).context("signalling tidegate")
     }
 
+    /// Stops it without an end.
+    pub(crate) async fn pause(&self) -> Result<()> {
+        pause(self.pid()?).await
+    }
+
     /// Kills it and waits for the end.
     pub(crate) async fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
@@ -87,6 +92,21 @@ impl Process {
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join(STDERR)).unwrap_or_default()
     }
+}
+
+/// Stops a process, and waits until it has: its threads run on for a moment after the signal was sent.
+pub(crate) async fn pause(pid: Pid) -> Result<()> {
+    kill(pid, Signal::SIGSTOP).context("stopping a process")?;
+    until("every thread has stopped", || async {
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = fs::read_to_string(thread?.path().join("stat"))?;
+            // After the name, which may hold anything: proc_pid_stat(5).
+            let state = stat.rsplit_once(") ").and_then(|(_, after)| after.chars().next());
+            ensure!(state == Some('T'), "{stat}");
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// `tidegate`, without what the environment of the tests would tell it.

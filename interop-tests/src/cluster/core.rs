@@ -97,8 +97,8 @@ impl Core {
     ///
     /// # Errors
     /// When it is not running.
-    pub fn pause(&self) -> Result<()> {
-        self.running()?.signal(Signal::SIGSTOP)
+    pub async fn pause(&self) -> Result<()> {
+        self.running()?.pause().await
     }
 
     /// Lets it go on.

@@ -89,7 +89,7 @@ impl Stage {
         match fault.kind {
             FaultKind::KillCore => self.cluster.cores[core].kill().await,
             FaultKind::KillNats => self.server(fault)?.kill().await,
-            FaultKind::PauseCore => self.cluster.cores[core].pause(),
+            FaultKind::PauseCore => self.cluster.cores[core].pause().await,
             FaultKind::CutEngine => {
                 self.between.engine[core].iter().for_each(Pipe::cut);
                 Ok(())

@@ -74,7 +74,7 @@ async fn nats_outages_are_told_and_end() -> Result<()> {
     let engine = connect(&server, 1).await?;
     let mut claim = engine.claim(PARTITION, &NodeId::new("a")).await?;
     engine.append(&mut claim, frame(1)).await?;
-    server.pause()?;
+    server.pause().await?;
     let unknown = engine.append(&mut claim, frame(2)).await;
     ensure!(matches!(unknown, Err(AppendError::Unavailable(_))), "{unknown:?}");
     ensure!(engine.replay(PARTITION, LogPosition(1)).await.is_err());

@@ -1,6 +1,7 @@
 //! The store on a real disk: restarts, crashes, damage, and a disk that takes no more.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::{Command as Process, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -278,8 +279,7 @@ async fn a_crash_loses_nothing_that_was_acknowledged() {
             tokio::task::yield_now().await;
         }
         let before: Vec<u64> = acknowledged.iter().map(|n| n.load(Ordering::SeqCst)).collect();
-        let copied = tempfile::tempdir().expect("a directory");
-        copy(directory.path(), copied.path());
+        let copied = copy_of_the_living(directory.path());
         let crashed = open(copied.path(), PARTITIONS, 2).expect("opened");
         for partition in 0..PARTITIONS {
             let claim = claim(&crashed, partition).await.expect("claimed");
@@ -497,12 +497,27 @@ async fn fill_the_disk(path: &Path) {
     check(&engine).await;
 }
 
-fn copy(from: &Path, to: &Path) {
-    for file in files(from) {
-        let target = to.join(&file);
-        fs::create_dir_all(target.parent().expect("in a directory")).expect("made");
-        fs::copy(from.join(&file), target).expect("copied");
+/// While it is written: what came or went meanwhile would be in no copy of one moment.
+fn copy_of_the_living(from: &Path) -> TempDir {
+    loop {
+        let (before, to) = (files(from), tempfile::tempdir().expect("a directory"));
+        if try_copy(&before, from, to.path()).is_ok() && files(from) == before {
+            return to;
+        }
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    try_copy(&files(from), from, to).expect("copied");
+}
+
+fn try_copy(files: &[PathBuf], from: &Path, to: &Path) -> io::Result<()> {
+    for file in files {
+        let target = to.join(file);
+        fs::create_dir_all(target.parent().expect("in a directory"))?;
+        fs::copy(from.join(file), target)?;
+    }
+    Ok(())
 }
 
 /// All files below a directory, by their paths in it; first those that are written last.
@@ -510,7 +525,8 @@ fn files(directory: &Path) -> Vec<PathBuf> {
     let last = [PathBuf::from("partitions.json"), PathBuf::from("tails")];
     let (mut files, mut directories) = (last.to_vec(), vec![PathBuf::new()]);
     while let Some(inside) = directories.pop() {
-        for entry in fs::read_dir(directory.join(&inside)).expect("a directory") {
+        // Gone since it was listed, perhaps.
+        for entry in fs::read_dir(directory.join(&inside)).into_iter().flatten() {
             let entry = entry.expect("readable");
             let path = inside.join(entry.file_name());
             if entry.file_type().expect("known").is_dir() {

@@ -70,7 +70,7 @@ async fn nats_goes_on_without_a_leader_that_fell_silent() -> Result<()> {
     let mut claim = engine.claim(PARTITION, &NodeId::new("a")).await?;
     append(&engine, &mut claim, frame(1)).await?;
     let leader = leader(&cluster).await?;
-    cluster.named(&leader)?.pause()?;
+    cluster.named(&leader)?.pause().await?;
     let since = clock::now();
     for n in 2..=20 {
         append(&engine, &mut claim, frame(n)).await?;
