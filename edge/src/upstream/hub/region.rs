@@ -301,7 +301,13 @@ impl RegionLinks {
     /// What a core knows of who owns what.
     pub(crate) fn handle_directory(&mut self, now: Instant, directory: &Directory, effects: &mut Effects) {
         for node in &directory.nodes {
-            self.nodes.insert(node.id.clone(), Arc::clone(&node.address));
+            if self.nodes.insert(node.id.clone(), Arc::clone(&node.address)).is_none()
+                && let Some(Core { state: CoreState::Waiting { until }, .. }) =
+                    self.cores.get_mut(&node.address)
+            {
+                // Back again: what it is about to be given is not to wait for a dial.
+                *until = now.min(*until);
+            }
         }
         let lives = |node: &NodeId| directory.nodes.iter().any(|known| known.id == *node);
         let gone = self.cores.values().filter(|core| core.node().is_some_and(|node| !lives(node)));

@@ -169,6 +169,25 @@ fn a_node_that_owns_nothing_yet_is_connected_to() {
 }
 
 #[test]
+fn a_core_that_is_back_is_dialled_at_once() {
+    let mut bench = Bench::new(&["core-1:1", "core-2:1"]);
+    let [first, mut away] = dials(&bench.events())[..] else { panic!("two cores") };
+    bench.dialled(first, "core-1", 1);
+    for _ in 0..5 {
+        let (outbox, effects) = (&mut bench.outbox, &mut bench.effects);
+        bench.region.handle_dialled(bench.now, away, Err(()), outbox, effects);
+        bench.directory_of(&["core-1"], None, 0);
+        assert!(bench.events().is_empty());
+        bench.wait();
+        away = dials(&bench.events())[0];
+    }
+    let (outbox, effects) = (&mut bench.outbox, &mut bench.effects);
+    bench.region.handle_dialled(bench.now, away, Err(()), outbox, effects);
+    bench.directory_of(&["core-1", "core-2"], None, 0);
+    assert_eq!(dials(&bench.events()).len(), 1);
+}
+
+#[test]
 fn who_is_asked_already_is_not_asked_anew_once_the_directory_says_so_too() {
     let (mut bench, [_, second], link) = Bench::linked();
     bench.moved(link, Some("core-2"));
