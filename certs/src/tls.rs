@@ -2,6 +2,7 @@
 
 mod link;
 mod pinned;
+mod verifier;
 
 use std::sync::Arc;
 
@@ -14,8 +15,9 @@ use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 use crate::hash::CertificateHash;
 use crate::store::CertStore;
 
-use self::link::ClusterVerifier;
-use self::pinned::PinnedVerifier;
+use self::link::OfCluster;
+use self::pinned::Pinned;
+use self::verifier::Verifier;
 
 /// aws-lc, with AES-128 first: it is what QUIC begins with anyway, the cheapest per byte with AES
 /// instructions, and browsers ask for it first too. Clients without such instructions ask for ChaCha20 and
@@ -84,7 +86,7 @@ pub fn link_client_config(
     }
     let mut config = client_builder()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(ClusterVerifier::new(roots)))
+        .with_custom_certificate_verifier(Arc::new(Verifier::new(OfCluster { roots })))
         .with_client_cert_resolver(store);
     config.alpn_protocols = owned(alpn);
     // A resumed handshake would not look at certificates again.
@@ -114,7 +116,7 @@ pub fn client_config_pinned(
     hashes: impl IntoIterator<Item = CertificateHash>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
-    let verifier = PinnedVerifier::new(hashes).ok_or(TlsError::NoHashes)?;
+    let verifier = Verifier::new(Pinned::new(hashes).ok_or(TlsError::NoHashes)?);
     let builder = client_builder().dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     Ok(finish_client(builder, alpn))
 }
