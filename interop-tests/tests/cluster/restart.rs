@@ -3,8 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tidegate_interop_tests::clients::browser::Browser;
-use tidegate_interop_tests::clients::{Collector, Event, Payload, Subscriber, curl, from_heads, native};
+use tidegate_interop_tests::clients::{Collector, Event, Payload, curl};
 use tidegate_interop_tests::gateway::Gateway;
+
+use crate::support::everyone;
 
 const CHANNEL: &str = "room:away";
 
@@ -12,18 +14,7 @@ const CHANNEL: &str = "room:away";
 async fn after_an_edge_restarts_everyone_comes_back_and_has_missed_nothing() -> Result<()> {
     let mut gateway = Gateway::dev("").await?;
     let browser = Browser::launch().await?;
-    let wishes = from_heads(&[CHANNEL]);
-    let mut clients: Vec<Box<dyn Subscriber>> = Vec::new();
-    for transport in ["webtransport", "websocket", "longpoll"] {
-        clients.push(Box::new(browser.subscribe(&gateway, transport, &wishes).await?));
-    }
-    for scheme in ["quic", "wss", "https"] {
-        clients.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
-    }
-    let mut collectors = Vec::new();
-    for client in clients {
-        collectors.push(Collector::begin(client, &wishes).await?);
-    }
+    let mut collectors = everyone(&gateway, &browser, CHANNEL).await?;
     let before = gateway.publish(CHANNEL, json!("before")).await?;
     for collector in &mut collectors {
         collector.collect(1).await?;

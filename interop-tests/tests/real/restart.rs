@@ -5,8 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use tidegate_interop_tests::clients::browser::Browser;
-use tidegate_interop_tests::clients::{Collector, Event, Subscriber, curl, from_heads, native};
+use tidegate_interop_tests::clients::{Collector, Event, curl};
 use tidegate_interop_tests::gateway::Gateway;
+
+use crate::support::everyone;
 
 const CHANNEL: &str = "room:away";
 
@@ -14,18 +16,7 @@ const CHANNEL: &str = "room:away";
 async fn after_a_restart_everyone_comes_back_and_is_told_that_the_epoch_changed() -> Result<()> {
     let mut gateway = Gateway::dev("").await?;
     let browser = Browser::launch().await?;
-    let wishes = from_heads(&[CHANNEL]);
-    let mut clients: Vec<Box<dyn Subscriber>> = Vec::new();
-    for transport in ["webtransport", "websocket", "longpoll"] {
-        clients.push(Box::new(browser.subscribe(&gateway, transport, &wishes).await?));
-    }
-    for scheme in ["quic", "wss", "https"] {
-        clients.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
-    }
-    let mut collectors = Vec::new();
-    for client in clients {
-        collectors.push(Collector::begin(client, &wishes).await?);
-    }
+    let mut collectors = everyone(&gateway, &browser, CHANNEL).await?;
     let before = gateway.publish(CHANNEL, json!("before")).await?;
     for collector in &mut collectors {
         collector.collect(1).await?;

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use tidegate_interop_tests::clients::browser::Browser;
 use tidegate_interop_tests::clients::{Collector, Payload, Subscriber, from_heads, native, wire};
 use tidegate_interop_tests::gateway::Gateway;
 use tidegate_interop_tests::raw::Carrier;
@@ -70,3 +71,24 @@ impl Bystanders {
 }
 
 pub(crate) const MIB: u64 = 1 << 20;
+
+/// A subscriber of the channel by each transport, of browsers and of native clients.
+pub(crate) async fn everyone(
+    gateway: &Gateway,
+    browser: &Browser,
+    channel: &str,
+) -> Result<Vec<Collector<Box<dyn Subscriber>>>> {
+    let wishes = from_heads(&[channel]);
+    let mut clients: Vec<Box<dyn Subscriber>> = Vec::new();
+    for transport in ["webtransport", "websocket", "longpoll"] {
+        clients.push(Box::new(browser.subscribe(gateway, transport, &wishes).await?));
+    }
+    for scheme in ["quic", "wss", "https"] {
+        clients.push(Box::new(native(gateway, scheme, None, &wishes).await?));
+    }
+    let mut collectors = Vec::new();
+    for client in clients {
+        collectors.push(Collector::begin(client, &wishes).await?);
+    }
+    Ok(collectors)
+}

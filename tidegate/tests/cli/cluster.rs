@@ -74,10 +74,8 @@ fn identity(node: &str) -> Vec<String> {
     flags.into_iter().flatten().collect()
 }
 
-#[test]
-fn an_edge_serves_what_a_core_owns() {
-    let folder = TempDir::new().unwrap();
-    let here = folder.path();
+/// Certificates of `core-1` and `edge-1`, and that core, in the region `eu`; where its links are.
+fn core_in_memory(here: &Path) -> (Node, String) {
     for made in [&["init"][..], &["node", "core-1"], &["node", "edge-1"]] {
         stdout(&run(here, &[&["certs"], made, &["--dir", "certs"]].concat()));
     }
@@ -86,7 +84,15 @@ fn an_edge_serves_what_a_core_owns() {
     arguments.extend(["--set", "core.engine=memory", "--set", "cluster.listen=127.0.0.1:0"]);
     arguments.extend(own.iter().map(String::as_str));
     let core = Node::start(here, &arguments);
-    let links = field(&core.said, "links=").expect("it is said");
+    let links = field(&core.said, "links=").expect("it is said").to_owned();
+    (core, links)
+}
+
+#[test]
+fn an_edge_serves_what_a_core_owns() {
+    let folder = TempDir::new().unwrap();
+    let here = folder.path();
+    let (core, links) = core_in_memory(here);
     let cores = format!("cluster.regions.eu.cores={links}");
     let mut arguments =
         vec!["--set", "node.name=edge-1", "--set", "node.region=us", "--set", "cluster.home=eu"];
@@ -154,15 +160,7 @@ fn watched(folder: &Path, api: &str) -> Vec<String> {
 fn a_region_out_of_reach_is_shown_beside_the_others() {
     let folder = TempDir::new().unwrap();
     let here = folder.path();
-    for made in [&["init"][..], &["node", "core-1"], &["node", "edge-1"]] {
-        stdout(&run(here, &[&["certs"], made, &["--dir", "certs"]].concat()));
-    }
-    let own = identity("core-1");
-    let mut arguments = vec!["core", "--set", "node.name=core-1", "--set", "node.region=eu"];
-    arguments.extend(["--set", "core.engine=memory", "--set", "cluster.listen=127.0.0.1:0"]);
-    arguments.extend(own.iter().map(String::as_str));
-    let core = Node::start(here, &arguments);
-    let links = field(&core.said, "links=").expect("it is said");
+    let (core, links) = core_in_memory(here);
     let cores = format!("cluster.regions.eu.cores={links}");
     // Bound, and answers nothing.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
