@@ -379,6 +379,7 @@ async fn serve_link(driver: Rc<Driver>, at: (usize, u16), uplink: Option<Arc<dyn
             return;
         }
     };
+    debug!(partition = at.1, term = opened.term, "a link to a core is open");
     driver.machine.borrow_mut().handle_opened(clock::now(), at, id, opened.term);
     driver.go_on();
     driver.measure();

@@ -300,13 +300,20 @@ impl RegionLinks {
 
     /// What a core knows of who owns what.
     pub(crate) fn handle_directory(&mut self, now: Instant, directory: &Directory, effects: &mut Effects) {
+        // Before the first directory everybody is unknown, and not back.
+        let first = self.nodes.is_empty();
         for node in &directory.nodes {
-            if self.nodes.insert(node.id.clone(), Arc::clone(&node.address)).is_none()
-                && let Some(Core { state: CoreState::Waiting { until }, .. }) =
-                    self.cores.get_mut(&node.address)
-            {
-                // Back again: what it is about to be given is not to wait for a dial.
-                *until = now.min(*until);
+            let known = self.nodes.insert(node.id.clone(), Arc::clone(&node.address)).is_some();
+            let Some(core) = self.cores.get_mut(&node.address).filter(|_| !known && !first) else { continue };
+            // Back again: what it is about to be given is not to wait for a pause, or for the next of a handshake's packets
+            // that began while nobody was there.
+            match core.state {
+                CoreState::Waiting { until } => core.state = CoreState::Waiting { until: now.min(until) },
+                CoreState::Dialling { connection } => {
+                    effects.push(Event::HangUp { connection, reason: "dialled anew" });
+                    core.state = CoreState::Waiting { until: now };
+                }
+                CoreState::Connected { .. } => {}
             }
         }
         let lives = |node: &NodeId| directory.nodes.iter().any(|known| known.id == *node);
