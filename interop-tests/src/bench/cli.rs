@@ -244,6 +244,10 @@ pub(super) struct PublishArgs {
     /// Logs that the channels are shared out to, and raw streams
     #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(super) partitions: u16,
+    /// Workers of each edge. One alone runs the links to the cores itself; more leave them to another thread. 0: one per
+    /// processor
+    #[arg(long, value_name = "COUNT", default_value_t = 1)]
+    pub(super) workers: u8,
     /// NATS servers write everything to the disk before they answer, also for the raw publisher
     #[arg(long)]
     pub(super) synced: bool,

@@ -69,6 +69,7 @@ pub(super) fn run(arguments: &PublishArgs) -> Result<ExitCode> {
         payload: plan.payload,
         channels: plan.channels,
         partitions: plan.partitions,
+        workers: plan.workers,
         synced: plan.synced,
         seconds: plan.length.as_secs_f64(),
         settings: plan.settings.clone(),
@@ -90,6 +91,7 @@ struct Plan {
     payload: usize,
     channels: usize,
     partitions: u32,
+    workers: u8,
     synced: bool,
     settings: Vec<String>,
     length: Duration,
@@ -110,6 +112,7 @@ impl Plan {
             payload: arguments.payload as usize,
             channels: arguments.channels as usize,
             partitions: arguments.partitions.into(),
+            workers: arguments.workers,
             synced: arguments.synced,
             settings: arguments.settings.clone(),
             length: Duration::from_secs(if arguments.quick { 1 } else { arguments.seconds.into() }),
@@ -199,7 +202,8 @@ impl Plan {
             }
         };
         let (edges, settings) = (EDGES.to_vec(), self.settings.clone());
-        ClusterSpec { partitions: self.partitions, edges, settings, ..spec }
+        let config = format!("[node]\nworkers = {}\n", self.workers);
+        ClusterSpec { partitions: self.partitions, edges, settings, config, ..spec }
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Report {
     pub(super) payload: usize,
     pub(super) channels: usize,
     pub(super) partitions: u32,
+    /// Of each edge; 0: one per processor.
+    pub(super) workers: u8,
     /// NATS servers wrote everything to the disk before they answered.
     pub(super) synced: bool,
     /// Of each side in a round.
