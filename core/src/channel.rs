@@ -12,7 +12,7 @@ mod table;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_protocol::link::Recovery;
+use tidegate_protocol::link::{HistoryRange, Recovery};
 use tidegate_protocol::namespace::{HistoryBounds, Namespaces};
 use tidegate_protocol::{ChannelName, Offset, Position};
 
@@ -195,11 +195,7 @@ impl Channel {
             Outcome::Recovered { after } => {
                 let mut bytes = 0;
                 let missed = self.history().after(head.offset, after);
-                let first = missed.take_while(|(_, record)| {
-                    let is_first = bytes == 0;
-                    bytes += RECORD_BYTES + record.payload.len();
-                    is_first || bytes <= RECOVERY_BYTES
-                });
+                let first = missed.take_while(|(_, record)| fits(&mut bytes, record));
                 first.map(|(offset, record)| record.publication(name, offset)).collect()
             }
             Outcome::Gap => Vec::new(),
@@ -207,31 +203,27 @@ impl Channel {
         Recovery { position: head, recovered: outcome != Outcome::Gap, publications }
     }
 
-    /// What a reader of history gets: what is retained even where something is missing.
-    fn read(
-        &self,
-        name: &ChannelName,
-        epoch: u64,
-        conflate: bool,
-        since: Option<&Position>,
-        limit: u32,
-    ) -> Recovery {
+    /// What a reader of history gets: what is retained even where something is missing, the newest that fit.
+    fn read(&self, name: &ChannelName, epoch: u64, conflate: bool, range: &HistoryRange) -> Recovery {
         let head = self.position(epoch, self.sequencer.head());
-        let outcome = since.map_or(Outcome::Gap, |since| judge(&head, self.history().len(), conflate, since));
-        let (after, complete) = match outcome {
+        let judged = |since| judge(&head, self.history().len(), conflate, since);
+        let (after, complete) = match range.since.as_ref().map_or(Outcome::Gap, judged) {
             Outcome::Recovered { after } => (after, true),
             Outcome::Gap => (Offset(0), false),
         };
-        // The newest `limit` are those above this offset.
-        let newest = if limit == 0 { 0 } else { head.offset.0.saturating_sub(u64::from(limit)) };
-        let from = Offset(after.0.max(newest));
-        let cut = from > after && self.history().after(head.offset, after).count() > limit as usize;
-        let publications = self
-            .history()
-            .after(head.offset, from)
-            .map(|(offset, record)| record.publication(name, offset))
-            .collect();
-        Recovery { position: head, recovered: complete && !cut, publications }
+        let limit = if range.limit == 0 { usize::MAX } else { range.limit as usize };
+        let wanted = self.history().after(head.offset, after).rev();
+        let mut wanted =
+            wanted.skip_while(|(offset, _)| range.before.is_some_and(|before| *offset >= before)).peekable();
+        let (mut publications, mut bytes) = (Vec::new(), 0);
+        while publications.len() < limit
+            && let Some((offset, record)) = wanted.next_if(|(_, record)| fits(&mut bytes, record))
+        {
+            publications.push(record.publication(name, offset));
+        }
+        let whole = wanted.peek().is_none();
+        publications.reverse();
+        Recovery { position: head, recovered: complete && whole, publications }
     }
 }
 
@@ -254,9 +246,16 @@ impl Rules {
     }
 }
 
-/// Most of what was missed that one answer holds. The rest is asked for again: whoever missed much is slow, and what it
-/// has no room for would have crossed the link for nothing.
-const RECOVERY_BYTES: usize = 256 << 10;
+/// Whether `record` still fits an answer of so many `bytes`, which it is added to. The first one always does.
+fn fits(bytes: &mut usize, record: &Record) -> bool {
+    let is_first = *bytes == 0;
+    *bytes += RECORD_BYTES + record.payload.len();
+    is_first || *bytes <= ANSWER_BYTES
+}
+
+/// Most publications that one answer holds. The rest is asked for again: whoever missed much is slow, and what it has no
+/// room for would have crossed the link for nothing.
+const ANSWER_BYTES: usize = 256 << 10;
 /// What a publication takes beside its payload, about.
 const RECORD_BYTES: usize = 64;
 

@@ -173,9 +173,8 @@ impl BackendApi {
     }
 
     async fn history(&self, channel: &str, query: &str) -> Result<Response<Full<Bytes>>, ApiError> {
-        let HistoryQuery { channel, since, limit } = parse_history(channel, query)?;
-        let Recovery { position, recovered, publications } =
-            self.backend.history(channel, since, limit).await?;
+        let HistoryQuery { channel, range } = parse_history(channel, query)?;
+        let Recovery { position, recovered, publications } = self.backend.history(channel, range).await?;
         let position = position.into();
         Ok(json(StatusCode::OK, &HistoryAnswer { position, recovered, publications }))
     }

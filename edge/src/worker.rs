@@ -18,7 +18,7 @@ use tidegate_fallback::http::OriginPolicy;
 use tidegate_fallback::longpoll::LongPollHandle;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::grants::Identity;
-use tidegate_protocol::link::{EdgeFrame, LinkName, Publish};
+use tidegate_protocol::link::{EdgeFrame, HistoryRange, LinkName, Publish};
 use tidegate_protocol::session::resume::{Outcome, Spending, SpentTable, Told};
 use tidegate_protocol::session::server::Settings;
 use tidegate_protocol::{ChannelName, Position, SessionId};
@@ -325,7 +325,8 @@ impl Worker {
         limit: u32,
     ) {
         let asker = Asker::History { session: Rc::downgrade(session), id, channel: channel.clone() };
-        self.upstream().ask(asker, |request| EdgeFrame::History { request, channel, since, limit });
+        let range = HistoryRange { since, limit, before: None };
+        self.upstream().ask(asker, |request| EdgeFrame::History { request, channel, range });
     }
 
     pub(crate) fn members(&self, session: &Rc<Session>, id: u64, channel: ChannelName) {

@@ -55,10 +55,8 @@ pub enum EdgeFrame {
         request: u64,
         /// Which one.
         channel: ChannelName,
-        /// Only what comes after it.
-        since: Option<Position>,
-        /// At most so many, the newest; 0 for all.
-        limit: u32,
+        /// What of it.
+        range: HistoryRange,
     },
     /// How many sessions of a user are on a channel over this link now; 0: none any more. Anonymous ones count together.
     Presence {
@@ -94,6 +92,17 @@ pub enum EdgeFrame {
         /// Who issued the ticket.
         holder: LinkName,
     },
+}
+
+/// Which part of a channel's history is asked for. By default all, of which an answer holds the newest that fit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HistoryRange {
+    /// Only what comes after it.
+    pub since: Option<Position>,
+    /// Only what comes before it: to go on where an answer was cut.
+    pub before: Option<Offset>,
+    /// At most so many, the newest; 0 for all.
+    pub limit: u32,
 }
 
 /// A publish on its way to its sequencer.
@@ -191,10 +200,10 @@ pub struct Delivery {
 pub struct Recovery {
     /// The head of the channel.
     pub position: Position,
-    /// True: `publications` is everything between the position that was asked for and the head, or the first of it; see
-    /// [`Recovery::cut_at`].
+    /// True: `publications` is everything between the position that was asked for and the head (or what `before` says),
+    /// or, where it answers `Subscribe`, the first of it; see [`Recovery::cut_at`].
     pub recovered: bool,
-    /// In order. Empty where not recovered, except for a `History` request: then what is retained.
+    /// In order. Empty where not recovered, except for a `History` request: then what is retained, or the newest of it.
     pub publications: Vec<Publication>,
 }
 

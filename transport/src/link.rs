@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, Members, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
 use tokio::sync::mpsc;
 
@@ -65,12 +65,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     -> BackendFuture<'_, Vec<Result<Option<Position>, LinkError>>>;
 
     /// What comes after `since`, at most the newest `limit` (0: all).
-    fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> BackendFuture<'_, Recovery>;
+    fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery>;
 
     /// Who is on a channel.
     fn members(&self, channel: ChannelName) -> BackendFuture<'_, Members>;

@@ -98,11 +98,16 @@ impl History {
     }
 
     /// What is retained with an offset above `after`, in order, where `head` is the newest one's.
-    pub(crate) fn after(&self, head: Offset, after: Offset) -> impl Iterator<Item = (Offset, &Record)> {
+    pub(crate) fn after(
+        &self,
+        head: Offset,
+        after: Offset,
+    ) -> impl DoubleEndedIterator<Item = (Offset, &Record)> {
         let wanted = head.0.saturating_sub(after.0).min(self.len());
         let skipped = (self.len() - wanted) as usize;
         let first = head.0 + 1 - wanted;
-        self.records.range(skipped..).zip(first..).map(|(record, offset)| (Offset(offset), record))
+        let kept = self.records.range(skipped..).enumerate();
+        kept.map(move |(index, record)| (Offset(first + index as u64), record))
     }
 
     fn drop_oldest(&mut self) {

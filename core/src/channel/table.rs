@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use indexmap::IndexMap;
 use tidegate_protocol::frame::shared::SharedFrame;
 use tidegate_protocol::frame::{Ephemeral, ErrorCode, ServerBody};
-use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, LinkError, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, Delivery, EdgeFrame, HistoryRange, LinkError, Publish, Recovery};
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{ChannelName, Offset, Position};
 
@@ -197,8 +197,8 @@ impl ChannelTable {
                     self.interest -= 1;
                 }
             }
-            EdgeFrame::History { request, channel, since, limit } => {
-                let result = self.history(unix_ms, &channel, since.as_ref(), limit);
+            EdgeFrame::History { request, channel, range } => {
+                let result = self.history(unix_ms, &channel, &range);
                 self.outputs.push((link, CoreFrame::Recovered { request, result }));
             }
             // Of sessions and of people, not of channels.
@@ -427,13 +427,12 @@ impl ChannelTable {
         &mut self,
         unix_ms: u64,
         name: &ChannelName,
-        since: Option<&Position>,
-        limit: u32,
+        range: &HistoryRange,
     ) -> Result<Recovery, LinkError> {
         let rules = self.rules(name)?;
         let index = self.open(unix_ms, name, &rules)?;
-        self.keep_birth(index, since);
-        Ok(self.channels[index].read(name, self.epoch, rules.conflate, since, limit))
+        self.keep_birth(index, range.since.as_ref());
+        Ok(self.channels[index].read(name, self.epoch, rules.conflate, range))
     }
 
     fn rules(&self, name: &ChannelName) -> Result<Rules, LinkError> {

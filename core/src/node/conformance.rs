@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use tidegate_protocol::frame::{ErrorCode, Payload};
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, Publish, Recovery};
 use tidegate_protocol::namespace::{HistoryBounds, Namespace, Namespaces};
 use tidegate_protocol::{ChannelName, NodeId, Offset, Position};
 use tidegate_transport::clock;
@@ -109,8 +109,12 @@ pub async fn a_node_that_is_cut_off_stops_answering_before_others_take_over(engi
     assert!(lonely.open(partition, NodeId::new("edge-1")).await.is_none());
     let mut frames = Vec::new();
     assert_eq!(poll_fn(|cx| opened.link.receiver.poll_recv_many(cx, &mut frames, 9)).await, 0, "{frames:?}");
-    until_async(|| async { cluster.node("core-2").history(channel.clone(), None, 0).await.is_ok() }).await;
-    let taken = cluster.node("core-2").history(channel.clone(), None, 0).await.expect("taken over");
+    until_async(|| async {
+        cluster.node("core-2").history(channel.clone(), HistoryRange::default()).await.is_ok()
+    })
+    .await;
+    let taken =
+        cluster.node("core-2").history(channel.clone(), HistoryRange::default()).await.expect("taken over");
     assert_eq!(taken.position, first);
 
     // Back again, it gets what it had, in order.
@@ -179,7 +183,7 @@ pub async fn what_was_acknowledged_outlives_the_node(setup: &mut impl Setup) {
         assert_eq!(Some(publish(&new.node, &channel, "3").await), at(152));
         let still_unborn = subscribe(&new.node, &idle, Some(unborn.clone())).await;
         assert!(still_unborn.recovered && still_unborn.position == unborn, "{still_unborn:?}");
-        let held = new.node.history(channel, None, 0).await.expect("served");
+        let held = new.node.history(channel, HistoryRange::default()).await.expect("served");
         assert_eq!(held.publications.len(), 152);
         new.end(orderly).await;
         setup.reopen().await;

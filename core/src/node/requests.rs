@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, Members, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
 use tidegate_transport::clock;
 use tidegate_transport::link::{Backend, BackendFuture};
@@ -54,15 +54,10 @@ impl CoreNode {
         Ok(results)
     }
 
-    /// Reads history for the backend: what comes after `since`, at most the newest `limit` (0: all).
-    pub async fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> Result<Recovery, LinkError> {
+    /// Reads history for the backend: the newest of `range` that fit one answer.
+    pub async fn history(&self, channel: ChannelName, range: HistoryRange) -> Result<Recovery, LinkError> {
         let queue = self.queue(&channel)?;
-        match self.ask(queue, EdgeFrame::History { request: 0, channel, since, limit }).await? {
+        match self.ask(queue, EdgeFrame::History { request: 0, channel, range }).await? {
             CoreFrame::Recovered { result, .. } => result,
             _ => Err(unavailable()),
         }
@@ -114,13 +109,8 @@ impl Backend for CoreNode {
         Box::pin(self.publish_batch(publishes))
     }
 
-    fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> BackendFuture<'_, Recovery> {
-        Box::pin(Self::history(self, channel, since, limit))
+    fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery> {
+        Box::pin(Self::history(self, channel, range))
     }
 
     fn members(&self, channel: ChannelName) -> BackendFuture<'_, Members> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish, Recovery};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Offset, Position};
 
 use super::conformance::{durable, lifecycle, name, namespaces, text};
@@ -99,7 +99,7 @@ async fn a_link_whose_receiver_is_dropped_ends_with_the_next_answer() {
     while link.sender.send(subscribe("room:3")).await.is_ok() {
         tokio::task::yield_now().await;
     }
-    let head = node.history(channel, None, 1).await.expect("served").position;
+    let head = node.history(channel, HistoryRange::default()).await.expect("served").position;
     assert_eq!(head.offset, Offset(1));
     until(|| text(node.metrics()).contains("tidegate_core_interest 0\n")).await;
 }
@@ -162,7 +162,7 @@ async fn answers_come_in_the_order_of_the_requests() {
     let edge = Edge::new(&node);
     let publish = |request| EdgeFrame::Publish { request, publish: durable(&channel, "1") };
     let subscribe = EdgeFrame::Subscribe { request: 2, channel: channel.clone(), position: None };
-    let history = EdgeFrame::History { request: 5, channel: channel.clone(), since: None, limit: 1 };
+    let history = EdgeFrame::History { request: 5, channel: channel.clone(), range: HistoryRange::default() };
     let unsubscribe = EdgeFrame::Unsubscribe { channel: channel.clone() };
     for frame in [publish(1), subscribe, publish(3), unsubscribe, publish(4), history] {
         edge.link.sender.send(frame).await.expect("open");
@@ -188,7 +188,7 @@ async fn a_forgotten_channel_is_told_as_another_epoch() {
     let channel = name("room:1");
     let before = node.publish(durable(&channel, "1")).await.expect("stored").expect("durable");
     sleep(Duration::from_secs(290)).await;
-    let kept = node.history(channel.clone(), None, 0).await.expect("served");
+    let kept = node.history(channel.clone(), HistoryRange::default()).await.expect("served");
     assert_eq!((kept.position, kept.publications.len()), (before.clone(), 1));
     // History is kept for 300 s, and an empty channel for 300 s since it was last asked for.
     sleep(Duration::from_secs(302)).await;
@@ -234,7 +234,7 @@ async fn a_node_restarted_over_its_engine_goes_on_and_the_old_one_stops() {
     assert!(edge.is_closed().await);
     let refused = old.publish(durable(&channel, "zombie")).await.expect_err("ended");
     assert_eq!(refused.code, ErrorCode::Unavailable);
-    let held = new.history(channel, None, 1).await.expect("served");
+    let held = new.history(channel, HistoryRange::default()).await.expect("served");
     assert_eq!(held.position, next);
 }
 

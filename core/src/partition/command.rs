@@ -101,9 +101,7 @@ pub(super) fn with_request(frame: EdgeFrame, request: u64) -> EdgeFrame {
     match frame {
         EdgeFrame::Publish { publish, .. } => EdgeFrame::Publish { request, publish },
         EdgeFrame::Subscribe { channel, position, .. } => EdgeFrame::Subscribe { request, channel, position },
-        EdgeFrame::History { channel, since, limit, .. } => {
-            EdgeFrame::History { request, channel, since, limit }
-        }
+        EdgeFrame::History { channel, range, .. } => EdgeFrame::History { request, channel, range },
         EdgeFrame::Spend { spending, holder, .. } => EdgeFrame::Spend { request, spending, holder },
         EdgeFrame::Members { channel, .. } => EdgeFrame::Members { request, channel },
         frame @ (EdgeFrame::Unsubscribe { .. } | EdgeFrame::Presence { .. } | EdgeFrame::Watch { .. }) => {

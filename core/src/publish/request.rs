@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tidegate_protocol::frame::{self, ErrorCode, Payload};
-use tidegate_protocol::link::Publish;
+use tidegate_protocol::link::{HistoryRange, Publish};
 use tidegate_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::BackendConfig;
@@ -25,9 +25,7 @@ pub(super) enum Publishes {
 #[derive(Debug, PartialEq)]
 pub(super) struct HistoryQuery {
     pub(super) channel: ChannelName,
-    pub(super) since: Option<Position>,
-    /// 0 for all.
-    pub(super) limit: u32,
+    pub(super) range: HistoryRange,
 }
 
 /// Parses the body and the `Idempotency-Key` header. In a batch the header stands for keys `<header>#<index>` of the
@@ -66,10 +64,10 @@ pub(super) fn parse_publishes(
     Ok(Publishes::Batch(publications.into_iter().enumerate().map(parse).collect()))
 }
 
-/// Parses `channel` as it stands in the path, and the query `epoch=&offset=&limit=`. Other parameters are ignored.
+/// Parses `channel` as it stands in the path, and the query `epoch=&offset=&before=&limit=`. Other parameters are ignored.
 pub(super) fn parse_history(channel: &str, query: &str) -> Result<HistoryQuery, ApiError> {
     let channel = decode_channel(channel)?;
-    let (mut epoch, mut offset, mut limit) = (None, None, 0);
+    let (mut epoch, mut offset, mut before, mut limit) = (None, None, None, 0);
     for (name, value) in query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))) {
         let value = percent_decode_str(value)
             .decode_utf8()
@@ -81,6 +79,7 @@ pub(super) fn parse_history(channel: &str, query: &str) -> Result<HistoryQuery, 
             }
             "epoch" => epoch = Some(Epoch::new(&value)),
             "offset" => offset = Some(Offset(parse_number(name, &value)?)),
+            "before" => before = Some(Offset(parse_number(name, &value)?)),
             "limit" => limit = parse_number(name, &value)?,
             _ => {}
         }
@@ -90,7 +89,7 @@ pub(super) fn parse_history(channel: &str, query: &str) -> Result<HistoryQuery, 
         (Some(_), None) => return Err(ApiError::bad_request("epoch needs offset")),
         (None, None) => None,
     };
-    Ok(HistoryQuery { channel, since, limit })
+    Ok(HistoryQuery { channel, range: HistoryRange { since, before, limit } })
 }
 
 /// Parses `channel` as it stands in the path.
@@ -146,16 +145,17 @@ mod tests {
 
     #[test]
     fn history_queries_are_read() {
-        let read = parse_history("room%3A1", "epoch=a-1&offset=4&limit=10&x=y").expect("valid");
+        let read = parse_history("room%3A1", "epoch=a-1&offset=4&before=9&limit=10&x=y").expect("valid");
         assert_eq!(read.channel.as_str(), "room:1");
-        assert_eq!(read.since, Some(Position::new(Epoch::new("a-1"), Offset(4))));
-        assert_eq!(read.limit, 10);
-        let any = parse_history("a", "offset=0").expect("valid").since.expect("a position");
+        let since = Some(Position::new(Epoch::new("a-1"), Offset(4)));
+        assert_eq!(read.range, HistoryRange { since, before: Some(Offset(9)), limit: 10 });
+        let any = parse_history("a", "offset=0").expect("valid").range.since.expect("a position");
         assert!(any.epoch.is_any());
-        assert_eq!(parse_history("a", "").expect("valid").since, None);
+        assert_eq!(parse_history("a", "").expect("valid").range, HistoryRange::default());
         for (channel, query, problem) in [
             ("a", "offset=x", "offset"),
             ("a", "limit=-1", "limit"),
+            ("a", "before=", "before"),
             ("a", "epoch=e", "epoch needs offset"),
             ("%ff", "", "channel"),
             ("", "", "channel"),

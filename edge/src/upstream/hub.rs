@@ -22,7 +22,9 @@ use bytes::Bytes;
 use rand::Rng as _;
 use rand_chacha::ChaCha8Rng;
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, Hello, LinkError, Members, Publish, Recovery};
+use tidegate_protocol::link::{
+    CoreFrame, EdgeFrame, Hello, HistoryRange, LinkError, Members, Publish, Recovery,
+};
 use tidegate_protocol::{ChannelName, NodeId, Position, Region};
 use tidegate_transport::clock;
 use tidegate_transport::link::{Backend, BackendFuture, EdgeLink, memory};
@@ -310,14 +312,9 @@ impl Backend for Hub {
         Box::pin(self.publish_all(publishes))
     }
 
-    fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> BackendFuture<'_, Recovery> {
+    fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery> {
         Box::pin(async move {
-            match self.answer(EdgeFrame::History { request: 0, channel, since, limit }).await? {
+            match self.answer(EdgeFrame::History { request: 0, channel, range }).await? {
                 CoreFrame::Recovered { result, .. } => result,
                 _ => Err(unavailable()),
             }

@@ -78,6 +78,13 @@ async fn publishing_one_and_many_numbers_them_densely() -> Result<()> {
         .await?
         .json();
     ensure!(limited["recovered"] == false && limited["publications"][0]["offset"] == 3, "{limited}");
+    let rest = gateway
+        .api(get(&format!("/v1/channels/room:1/history?epoch={epoch}&offset=0&before=3")))
+        .await?
+        .json();
+    let offsets: Vec<_> =
+        rest["publications"].as_array().into_iter().flatten().map(|item| &item["offset"]).collect();
+    ensure!(rest["recovered"] == true && offsets == [1, 2], "{rest}");
     Ok(())
 }
 

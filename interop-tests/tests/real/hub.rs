@@ -16,7 +16,7 @@ use tidegate_core::{CoreConfig, CoreMetrics, CoreNode, Lifecycle};
 use tidegate_edge::{HomeRules, Hub, HubConfig, HubMetrics};
 use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tidegate_protocol::frame::Payload;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, Publish};
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
 use tidegate_protocol::{ChannelName, NodeId, Position, Region};
 use tidegate_transport::clock;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::Value;
 use tidegate_protocol::frame::ErrorCode;
-use tidegate_protocol::link::{LinkError, Members, Publish, Recovery};
+use tidegate_protocol::link::{HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
 use tidegate_transport::link::{Backend, BackendFuture};
 
@@ -51,14 +51,9 @@ impl Backend for NodeBackend {
         Box::pin(async { Err(self.refusal().await) })
     }
 
-    fn history(
-        &self,
-        channel: ChannelName,
-        since: Option<Position>,
-        limit: u32,
-    ) -> BackendFuture<'_, Recovery> {
+    fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery> {
         if self.takes_requests {
-            return self.inner.history(channel, since, limit);
+            return self.inner.history(channel, range);
         }
         Box::pin(async { Err(self.refusal().await) })
     }

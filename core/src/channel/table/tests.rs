@@ -128,7 +128,36 @@ fn history_gives_what_is_retained() {
     assert_eq!((cut.recovered, offsets(&cut.publications)), (false, vec![11, 12]));
     let dropped = core.history("room:1", any(0), 0);
     assert_eq!((dropped.recovered, dropped.publications.len()), (false, 10));
+    let between = core.read("room:1", HistoryRange { since: any(7), before: Some(Offset(10)), limit: 0 });
+    assert_eq!((between.recovered, offsets(&between.publications)), (true, vec![8, 9]));
+    let one = core.read("room:1", HistoryRange { since: any(7), before: Some(Offset(10)), limit: 1 });
+    assert_eq!((one.recovered, offsets(&one.publications)), (false, vec![9]));
     assert_eq!(core.table.interest(), 0);
+}
+
+#[test]
+fn a_long_history_comes_in_several_answers_the_newest_first() {
+    const COUNT: u64 = 4_000;
+    let mut core = Core::new();
+    for _ in 0..COUNT {
+        core.publish("long:1", &"x".repeat(90)).expect("stored");
+    }
+    let since = Some(Position::new(Epoch::default(), Offset(0)));
+    let (mut got, mut whole) = (Vec::new(), Vec::new());
+    let mut before = None;
+    while before != Some(Offset(1)) {
+        let answer = core.read("long:1", HistoryRange { since: since.clone(), before, limit: 0 });
+        let offsets = offsets(&answer.publications);
+        before = offsets.first().copied().map(Offset);
+        whole.push(answer.recovered);
+        got.splice(0..0, offsets);
+    }
+    assert!(got.into_iter().eq(1..=COUNT));
+    assert_eq!(
+        whole,
+        vec![false, false, true],
+        "three of 256 KiB, of which the last one reaches the position"
+    );
 }
 
 #[test]
@@ -666,7 +695,11 @@ impl Core {
     }
 
     fn history(&mut self, channel: &str, since: Option<Position>, limit: u32) -> Recovery {
-        self.send(LINK, EdgeFrame::History { request: 1, channel: name(channel), since, limit });
+        self.read(channel, HistoryRange { since, before: None, limit })
+    }
+
+    fn read(&mut self, channel: &str, range: HistoryRange) -> Recovery {
+        self.send(LINK, EdgeFrame::History { request: 1, channel: name(channel), range });
         match self.outputs.pop() {
             Some((_, CoreFrame::Recovered { result: Ok(recovery), .. })) => recovery,
             other => panic!("{other:?}"),

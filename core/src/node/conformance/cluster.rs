@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, Publish};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, Publish};
 use tidegate_protocol::{ChannelName, NodeId, Offset, Position};
 use tidegate_transport::clock;
 use tokio::task::JoinHandle;
@@ -155,7 +155,7 @@ impl Cluster {
             let partition = partition_of(&channel, PARTITIONS);
             let mut nodes = self.all().into_iter();
             let owner = nodes.find(|node| node.inner.slots.served(partition).is_some()).expect("owned");
-            let history = owner.history(channel, None, 0).await.expect("served");
+            let history = owner.history(channel, HistoryRange::default()).await.expect("served");
             let last = end.last.as_ref().expect("published");
             assert_eq!(history.position, *last);
             let kept: Vec<_> = history.publications.iter().map(|publication| publication.offset).collect();

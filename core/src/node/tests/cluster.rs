@@ -103,7 +103,7 @@ async fn a_full_engine_refuses_publishes_and_nothing_of_them_is_seen() {
     }
     assert!(!node.is_serving());
     // What is there is still told.
-    assert_eq!(node.history(channel.clone(), None, 0).await.expect("served").position, first);
+    assert_eq!(node.history(channel.clone(), HistoryRange::default()).await.expect("served").position, first);
 
     sleep(Duration::from_secs(5)).await;
     assert!(!node.is_serving());

@@ -20,7 +20,7 @@ async fn what_is_logged_once_the_lease_is_over_is_told_to_nobody() {
     let refused = node.publish(durable(&channel, "1")).await.expect_err("not known");
     assert_eq!(refused.code, ErrorCode::Unavailable);
     assert!(edge.is_closed().await, "it heard of nothing");
-    assert!(!node.is_serving() && node.history(channel.clone(), None, 0).await.is_err());
+    assert!(!node.is_serving() && node.history(channel.clone(), HistoryRange::default()).await.is_err());
     let partition = PartitionId(partition_of(&channel, 16));
     assert_eq!(engine.replay(partition, LogPosition(1)).await.expect("read").len(), 1, "it is in the log");
     // The others notice as soon as they have anything to say.
@@ -66,7 +66,7 @@ async fn in_a_cluster_a_full_engine_costs_the_links_and_not_the_ownership() {
     let mut frames = Vec::new();
     let taken = poll_fn(|cx| opened.link.receiver.poll_recv_many(cx, &mut frames, 9)).await;
     assert_eq!(taken, 0, "cut, and nobody is told of a move: {frames:?}");
-    assert_eq!(node.history(channel.clone(), None, 0).await.expect("served").position, first);
+    assert_eq!(node.history(channel.clone(), HistoryRange::default()).await.expect("served").position, first);
     let again = node.open(partition, edge.clone()).await.expect("served on");
     assert!(again.term > opened.term && again.epoch == opened.epoch);
 
@@ -94,7 +94,10 @@ async fn a_partition_that_cannot_be_built_anew_goes_to_another_node() {
     let other = cluster.node("core-2");
     until_async(|| async { other.open(partition, NodeId::new("edge-1")).await.is_some() }).await;
     assert!(clock::now() - began < Duration::from_secs(30), "{:?}", clock::now() - began);
-    assert_eq!(other.history(channel.clone(), None, 0).await.expect("served").position, first);
+    assert_eq!(
+        other.history(channel.clone(), HistoryRange::default()).await.expect("served").position,
+        first
+    );
     assert!(node.is_serving(), "all that it is to serve");
     let status = backend_status(&node).await;
     assert_eq!(status["declines"], serde_json::json!([partition]));
@@ -107,7 +110,7 @@ async fn a_partition_that_cannot_be_built_anew_goes_to_another_node() {
     engine.set_full(false);
     engine.curse([]);
     cluster.settled().await;
-    assert_eq!(node.history(channel, None, 0).await.expect("served").position, first);
+    assert_eq!(node.history(channel, HistoryRange::default()).await.expect("served").position, first);
     assert_eq!(backend_status(&node).await["declines"], serde_json::json!([]));
 }
 

@@ -515,9 +515,7 @@ async fn serve_commands(driver: Rc<Driver>, mut commands: mpsc::Receiver<Command
 fn numbered(frame: EdgeFrame, request: u64) -> EdgeFrame {
     match frame {
         EdgeFrame::Publish { publish, .. } => EdgeFrame::Publish { request, publish },
-        EdgeFrame::History { channel, since, limit, .. } => {
-            EdgeFrame::History { request, channel, since, limit }
-        }
+        EdgeFrame::History { channel, range, .. } => EdgeFrame::History { request, channel, range },
         EdgeFrame::Members { channel, .. } => EdgeFrame::Members { request, channel },
         frame => frame,
     }

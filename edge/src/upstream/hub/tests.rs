@@ -345,7 +345,7 @@ fn workers_and_the_backend_share_one_interest() {
             let interested =
                 bench.cluster.with(|state| state.links.iter().map(|link| link.interest.len()).sum::<usize>());
             assert_eq!(interested, 1, "one copy for all workers");
-            let history = bench.hub.history(channel(), None, 0).await.expect("read");
+            let history = bench.hub.history(channel(), HistoryRange::default()).await.expect("read");
             assert_eq!(history.publications.len(), 1);
             assert_eq!(bench.hub.members(channel()).await.expect("asked").sessions, 7);
             assert!(bench.hub.is_ready());

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::schema::{self, EdgeBody};
 use super::{Batch, LinkDecoder, LinkFrame, WireError};
-use crate::frame;
-use crate::link::{EdgeFrame, LinkName, Publish};
+use crate::link::{EdgeFrame, HistoryRange, LinkName, Publish};
 use crate::session::resume::{AttemptKey, Spending};
+use crate::{Offset, frame};
 
 impl LinkFrame for EdgeFrame {
     fn encode(&self, batch: &mut Batch) {
@@ -40,11 +40,12 @@ fn to_wire(frame: &EdgeFrame) -> EdgeBody {
                 ephemeral: publish.ephemeral,
             })
         }
-        EdgeFrame::History { request, channel, since, limit } => EdgeBody::History(schema::History {
+        EdgeFrame::History { request, channel, range } => EdgeBody::History(schema::History {
             request: *request,
             channel: channel.as_str().to_owned(),
-            since: since.clone().map(frame::Position::from),
-            limit: *limit,
+            since: range.since.clone().map(frame::Position::from),
+            limit: range.limit,
+            before: range.before.map(|before| before.0),
         }),
         EdgeFrame::Presence { channel, user, sessions, again } => EdgeBody::Presence(schema::Presence {
             channel: channel.as_str().to_owned(),
@@ -92,8 +93,11 @@ fn from_wire(body: EdgeBody) -> Result<EdgeFrame, WireError> {
         EdgeBody::History(wire) => EdgeFrame::History {
             request: wire.request,
             channel: super::channel(&wire.channel)?,
-            since: super::optional_position(wire.since)?,
-            limit: wire.limit,
+            range: HistoryRange {
+                since: super::optional_position(wire.since)?,
+                before: wire.before.map(Offset),
+                limit: wire.limit,
+            },
         },
         EdgeBody::Presence(wire) => EdgeFrame::Presence {
             channel: super::channel(&wire.channel)?,

@@ -70,6 +70,8 @@ pub(super) struct History {
     pub(super) since: Option<Position>,
     #[prost(uint32, tag = "4")]
     pub(super) limit: u32,
+    #[prost(uint64, optional, tag = "5")]
+    pub(super) before: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -13,8 +13,8 @@ use super::*;
 use crate::frame::shared::{Framing, SharedFrame};
 use crate::frame::{Ephemeral, Join, Leave, Publication, ServerBody, ServerFrame};
 use crate::link::{
-    CoreFrame, Delivery, Directory, DirectoryNode, DirectoryPartition, EdgeFrame, Hello, LinkName, Members,
-    Publish, Recovery, Welcome,
+    CoreFrame, Delivery, Directory, DirectoryNode, DirectoryPartition, EdgeFrame, Hello, HistoryRange,
+    LinkName, Members, Publish, Recovery, Welcome,
 };
 use crate::session::resume::{AttemptKey, Outcome, Spending, Told};
 use crate::{NodeId, Region};
@@ -413,8 +413,11 @@ fn edge_frame() -> impl Strategy<Value = EdgeFrame> {
                 publish: Publish { channel, payload, key, user, ephemeral }
             }
         ),
-        (any::<u64>(), name(), option::of(place()), any::<u32>()).prop_map(
-            |(request, channel, since, limit)| { EdgeFrame::History { request, channel, since, limit } }
+        (any::<u64>(), name(), option::of(place()), option::of(any::<u64>()), any::<u32>()).prop_map(
+            |(request, channel, since, before, limit)| {
+                let range = HistoryRange { since, before: before.map(Offset), limit };
+                EdgeFrame::History { request, channel, range }
+            }
         ),
         (name(), user(), any::<u32>(), any::<bool>()).prop_map(|(channel, user, sessions, again)| {
             EdgeFrame::Presence { channel, user, sessions, again }

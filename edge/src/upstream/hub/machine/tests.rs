@@ -8,7 +8,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tidegate_protocol::frame::Payload;
 use tidegate_protocol::link::{
-    CoreFrame, Directory, DirectoryNode, DirectoryPartition, EdgeFrame, Members, Publish, Welcome,
+    CoreFrame, Directory, DirectoryNode, DirectoryPartition, EdgeFrame, HistoryRange, Members, Publish,
+    Welcome,
 };
 use tidegate_protocol::session::resume::{Outcome, Spending, Told};
 use tidegate_protocol::{ChannelName, NodeId, Offset, Position, Region, SessionId};
@@ -155,7 +156,11 @@ impl World {
             }
             13..14 => {
                 let request = worker.asks(Asks::History);
-                EdgeFrame::History { request, channel, since: None, limit: 3 }
+                EdgeFrame::History {
+                    request,
+                    channel,
+                    range: HistoryRange { limit: 3, ..Default::default() },
+                }
             }
             14..15 => EdgeFrame::Members { request: worker.asks(Asks::Members), channel },
             15..16 => {
@@ -509,8 +514,8 @@ impl World {
                 EdgeFrame::Unsubscribe { channel } => {
                     link.interest.remove(&channel);
                 }
-                EdgeFrame::History { request, channel, since, .. } => {
-                    let result = Ok(self.cluster.recover(core, partition, &channel, since.as_ref()));
+                EdgeFrame::History { request, channel, range } => {
+                    let result = Ok(self.cluster.recover(core, partition, &channel, range.since.as_ref()));
                     link.to_edge.push_back(CoreFrame::Recovered { request, result });
                 }
                 EdgeFrame::Members { request, .. } => {

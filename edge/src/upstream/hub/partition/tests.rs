@@ -1,7 +1,7 @@
 //! A partition by hand: what goes over its link, and what the workers get.
 
 use tidegate_protocol::frame::{ErrorCode, Payload, Publication};
-use tidegate_protocol::link::Publish;
+use tidegate_protocol::link::{HistoryRange, Publish};
 
 use super::*;
 
@@ -251,7 +251,7 @@ fn a_lost_link_leaves_the_outcome_of_some_publishes_unknown() {
     bench.send(A, publish(1, None, false));
     bench.send(A, publish(2, Some("k"), false));
     bench.send(A, publish(3, None, true));
-    bench.send(A, EdgeFrame::History { request: 4, channel: name(1), since: None, limit: 0 });
+    bench.send(A, EdgeFrame::History { request: 4, channel: name(1), range: HistoryRange::default() });
     assert_eq!(bench.sent().len(), 4);
     bench.send(A, publish(5, None, false));
     bench.close(true);
