@@ -277,8 +277,9 @@ pub trait Engine: Send + Sync + std::fmt::Debug + 'static {
     /// Gives the partition up in order; `to` may claim it at once.
     fn release(&self, claim: Claim, to: Option<NodeId>) -> EngineFuture<'_, ()>;
 
-    /// After a refusal: whether a frame would be taken again, as far as that is known without writing one.
-    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+    /// After a refusal: whether a frame would be taken again, as far as that is known without writing one. Soon: the
+    /// partition waits for it.
+    fn takes_frames(&self, _partition: PartitionId) -> EngineFuture<'_, bool> {
         Box::pin(async { true })
     }
 

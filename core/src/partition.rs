@@ -306,8 +306,8 @@ impl Driver {
 
     fn handle_frame(&mut self, unix_ms: u64, link: LinkId, frame: EdgeFrame, at: Instant) {
         if matches!(&frame, EdgeFrame::Publish { publish, .. } if !publish.ephemeral) {
-            if let Some(error) = self.refuses().cloned() {
-                self.outputs.extend(refusal(frame, &error).map(|frame| (link, frame)));
+            if let Some(error) = self.refuses() {
+                self.outputs.extend(refusal(frame, error).map(|frame| (link, frame)));
                 return;
             }
             self.publishes.push(at);

@@ -94,6 +94,22 @@ impl NatsServer {
         self.restart().await
     }
 
+    /// Lets whoever connects store no more than so many bytes, each replica counted: starts it again, with nothing.
+    ///
+    /// # Errors
+    /// When it is not running, or does not become ready.
+    pub async fn restart_with_account(&mut self, bytes: u64) -> Result<()> {
+        self.kill().await?;
+        let path = self.folder.path().join(CONFIG);
+        let config = fs::read_to_string(&path)?;
+        let account = format!(
+            "accounts {{ app {{ jetstream {{ max_file: {bytes} }}, users: [{{ user: app, password: app }}] }} }}\n\
+             no_auth_user: app\n"
+        );
+        fs::write(path, config + &account)?;
+        self.restart().await
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join(LOG)).unwrap_or_default()

@@ -21,7 +21,7 @@ pub(crate) struct Forgetful {
     full: AtomicBool,
     silent: Arc<AtomicBool>,
     replicated: AtomicBool,
-    /// Partitions that cannot be claimed.
+    /// Partitions that can be neither claimed nor read.
     cursed: Mutex<BTreeSet<u16>>,
     /// Pieces of snapshots that are still to be refused.
     pieces_refused: AtomicU32,
@@ -46,7 +46,7 @@ impl Forgetful {
         self.replicated.store(true, Ordering::Relaxed);
     }
 
-    /// From now on these can be claimed by nobody over this engine.
+    /// From now on these can be claimed and read by nobody over this engine.
     pub(crate) fn curse(&self, partitions: impl IntoIterator<Item = u16>) {
         *self.cursed.lock().expect("no panic") = partitions.into_iter().collect();
     }
@@ -71,6 +71,10 @@ impl Forgetful {
         self.lose.store(count, Ordering::Relaxed);
     }
 
+    fn is_cursed(&self, partition: PartitionId) -> bool {
+        self.cursed.lock().expect("no panic").contains(&partition.0)
+    }
+
     fn loses(&self) -> bool {
         self.lose.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
     }
@@ -93,7 +97,7 @@ impl Engine for Forgetful {
     }
 
     fn claim(&self, partition: PartitionId, node: &NodeId) -> EngineFuture<'_, Result<Claim, ClaimError>> {
-        if self.cursed.lock().expect("no panic").contains(&partition.0) {
+        if self.is_cursed(partition) {
             return Box::pin(async { Err(ClaimError::Unavailable("no answer".to_owned())) });
         }
         self.inner.claim(partition, node)
@@ -123,6 +127,9 @@ impl Engine for Forgetful {
         partition: PartitionId,
         from: LogPosition,
     ) -> EngineFuture<'_, Result<Vec<(LogPosition, Bytes)>, ReplayError>> {
+        if self.is_cursed(partition) {
+            return Box::pin(async { Err(ReplayError::Unavailable("no answer".to_owned())) });
+        }
         self.inner.replay(partition, from)
     }
 
@@ -186,7 +193,7 @@ impl Engine for Forgetful {
         self.inner.release(claim, to)
     }
 
-    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+    fn takes_frames(&self, _partition: PartitionId) -> EngineFuture<'_, bool> {
         Box::pin(async { !self.full.load(Ordering::Relaxed) })
     }
 

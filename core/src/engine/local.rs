@@ -435,7 +435,7 @@ impl Engine for LocalEngine {
         })
     }
 
-    fn takes_frames(&self) -> EngineFuture<'_, bool> {
+    fn takes_frames(&self, _partition: PartitionId) -> EngineFuture<'_, bool> {
         Box::pin(async { self.run(Writer::takes_frames).await.unwrap_or(false) })
     }
 

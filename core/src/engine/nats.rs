@@ -11,6 +11,7 @@ mod names;
 mod setup;
 mod snapshots;
 mod table;
+mod versions;
 mod watch;
 mod wire;
 
@@ -37,6 +38,7 @@ use super::{
 pub struct NatsEngine {
     table: Table,
     logs: Vec<Log>,
+    config: NatsConfig,
     capabilities: Capabilities,
 }
 
@@ -60,7 +62,7 @@ impl NatsEngine {
         };
         let logs = (0..partitions).map(|partition| Log::new(&names, partition)).collect();
         let table = Table { wire, names, process: clock::rng().random_range(1..=u64::MAX) };
-        Ok(Self { table, logs, capabilities })
+        Ok(Self { table, logs, config, capabilities })
     }
 
     fn log(&self, partition: PartitionId) -> Option<&Log> {
@@ -91,13 +93,29 @@ impl NatsEngine {
                     let reason = format!("its last frame is in format {version}: upgrade this node");
                     return Err(ClaimError::Damaged { partition: partition.0, reason });
                 }
-                Err(EndError::Unavailable(error)) => error.0,
+                Err(EndError::Unavailable(error)) => match self.remake_if_gone(log).await {
+                    Ok(true) => continue,
+                    Ok(false) => error.0,
+                    Err(error) => error.to_string(),
+                },
             };
             if clock::now() >= deadline {
                 return Err(ClaimError::Unavailable(reason));
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// A stream that was deleted is made anew, and empty: what the record says of it tells that frames were lost. Its
+    /// partition has another epoch then, and clients are told, instead of waiting for what does not come back.
+    async fn remake_if_gone(&self, log: &Log) -> Result<bool, NatsError> {
+        if !matches!(log.is_missing(&self.table.wire).await, Ok(true)) {
+            return Ok(false);
+        }
+        let partition = log.partition().0;
+        tracing::error!(partition, reason = log.is_gone(), "what was in it is lost: an empty one is made");
+        setup::remake_log(&self.table.wire, &self.table.names, &self.config, partition).await?;
+        Ok(true)
     }
 
     /// Writes the claim behind what is there.
@@ -322,6 +340,15 @@ impl Engine for NatsEngine {
             // Without it the others wait until the node's lease ends.
             if let Err(error) = released.await {
                 tracing::warn!(partition = partition.0, %error, "the partition could not be given up in order");
+            }
+        })
+    }
+
+    fn takes_frames(&self, partition: PartitionId) -> EngineFuture<'_, bool> {
+        Box::pin(async move {
+            match self.log(partition) {
+                Some(log) => log.has_room(&self.table.wire, &self.table.names.probe(partition)).await,
+                None => false,
             }
         })
     }

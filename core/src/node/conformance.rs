@@ -158,6 +158,74 @@ pub async fn snapshots_keep_what_the_log_has_dropped(
     second.end(false).await;
 }
 
+/// What is published while an engine has no room is refused, in words; nothing that was acknowledged is missing, and once
+/// there is room everything goes on by itself. `fill` and `free` see to that.
+pub async fn a_full_engine_refuses_what_it_cannot_keep_and_goes_on(
+    engines: Vec<Arc<dyn Engine>>,
+    fill: impl AsyncFnOnce(),
+    free: impl AsyncFnOnce(),
+) {
+    let cluster = Cluster::over(engines);
+    for name in ["core-1", "core-2"] {
+        cluster.join(name).await;
+    }
+    cluster.settled().await;
+    let clients = cluster.clients(12);
+    clients.publish_some().await;
+    fill().await;
+    let node = cluster.node("core-1");
+    // None of the clients'.
+    let owned = |channel: &ChannelName| node.inner.slots.served(partition_of(channel, PARTITIONS)).is_some();
+    let channel = (0..).map(|n| name(&format!("other:{n}"))).find(owned).expect("some are");
+    let refused = until_refused(&node, &channel).await;
+    assert!(refused.contains("has not: "), "{refused}");
+    let began = clock::now();
+    while clock::now() - began < cluster.lease() * 3 {
+        let refused = node.publish(durable(&channel, "2")).await;
+        assert!(refused.is_err(), "{refused:?}");
+        assert!(
+            node.history(channel.clone(), HistoryRange::default()).await.is_ok(),
+            "what is there is told"
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+    free().await;
+    clients.publish_some().await;
+    let ends = clients.stop().await;
+    cluster.check(&ends).await;
+    cluster.end().await;
+}
+
+/// Whoever publishes is told, and so is whoever had something of what is lost; nobody waits for it. `delete` takes a log
+/// away, with all that is in it.
+pub async fn a_log_that_was_deleted_is_told_and_begun_anew(
+    engines: Vec<Arc<dyn Engine>>,
+    delete: impl AsyncFnOnce(u16),
+) {
+    let cluster = Cluster::over(engines);
+    let node = cluster.join("core-1").await;
+    cluster.settled().await;
+    let channel = name("room:1");
+    let first = publish(&node, &channel, "1").await;
+    delete(partition_of(&channel, PARTITIONS)).await;
+    let refused = until_refused(&node, &channel).await;
+    assert!(refused.contains("deleted"), "{refused}");
+    until_async(|| async { node.publish(durable(&channel, "2")).await.is_ok() }).await;
+    let recovery = subscribe(&node, &channel, Some(first.clone())).await;
+    assert!(!recovery.recovered && recovery.position.epoch != first.epoch, "{recovery:?}");
+    assert_eq!(cluster.count("tidegate_core_fences_total"), 0);
+    cluster.end().await;
+}
+
+async fn until_refused(node: &CoreNode, channel: &ChannelName) -> String {
+    loop {
+        match node.publish(durable(channel, "1")).await {
+            Ok(_) => sleep(Duration::from_millis(5)).await,
+            Err(error) => return error.message,
+        }
+    }
+}
+
 /// A node ends, in order or not, and with it all that is in memory; another one goes on where it was.
 pub async fn what_was_acknowledged_outlives_the_node(setup: &mut impl Setup) {
     let config = CoreConfig { partitions: PARTITIONS, ..CoreConfig::default() };

@@ -83,6 +83,17 @@ impl Restorer {
         }
     }
 
+    /// The table of a claim that was made long ago: what its log began with then may be gone.
+    pub(crate) async fn restore_again(&self, claim: &Claim) -> Result<ChannelTable, RestoreError> {
+        let (partition, term, epoch, tail) = (claim.partition(), claim.term(), claim.epoch(), claim.tail());
+        let first = match self.engine.replay(partition, claim.first()).await {
+            Ok(_) => claim.first(),
+            Err(ReplayError::Truncated { first }) => first,
+            Err(error) => return Err(error.into()),
+        };
+        self.restore(&Claim::new(partition, term, epoch, first, tail), None).await
+    }
+
     async fn read(&self, claim: &Claim) -> Result<ChannelTable, RestoreError> {
         let _turn = self.turns.acquire().await;
         let (partition, first, tail) = (claim.partition(), claim.first(), claim.tail());

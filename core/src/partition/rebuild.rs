@@ -10,7 +10,7 @@ use tidegate_transport::clock;
 use tokio::time::timeout;
 use tracing::{error, info, warn};
 
-use super::{Command, Driver, Stop, refusal};
+use super::{Command, Driver, Partition, Stop, refusal};
 use crate::channel::ChannelTable;
 use crate::engine::Claim;
 use crate::node::restore::RestoreError;
@@ -24,11 +24,7 @@ pub(super) struct Refusing {
 
 impl Driver {
     /// Why publishes are refused now.
-    pub(super) fn refuses(&mut self) -> Option<&LinkError> {
-        if self.refusing.as_ref().is_some_and(|refusing| refusing.until <= clock::now()) {
-            self.refusing = None;
-            self.partition.status.set_refusing(false);
-        }
+    pub(super) fn refuses(&self) -> Option<&LinkError> {
         self.refusing.as_ref().map(|refusing| &refusing.error)
     }
 
@@ -36,7 +32,7 @@ impl Driver {
     /// that nothing can be.
     pub(super) async fn end_refusing(&mut self) {
         let is_over = |refusing: &Refusing| refusing.until <= clock::now();
-        if self.refusing.as_ref().is_some_and(is_over) && self.partition.engine.takes_frames().await {
+        if self.refusing.as_ref().is_some_and(is_over) && self.takes_frames().await {
             self.refusing = None;
             self.partition.status.set_refusing(false);
         }
@@ -55,21 +51,44 @@ impl Driver {
         self.send_outputs().await;
         self.keeping.forget();
 
+        let table = match self.read_behind_claim().await {
+            Some(table) => table,
+            None => self.reclaim(&error).await?,
+        };
+        info!(partition, term = self.partition.claim.term(), "built anew from the log");
+        self.put_table(table).await;
+        self.refusing = Some(Refusing { until: clock::now() + PACE, error });
+        Ok(())
+    }
+
+    /// Where the engine takes nothing from anybody, it takes no claim either, and the one that is there still stands: nobody
+    /// can have made another.
+    async fn read_behind_claim(&self) -> Option<ChannelTable> {
+        let Partition { control, claim, restorer, .. } = &self.partition;
+        if control.is_none() || self.takes_frames().await {
+            return None;
+        }
+        let read = restorer.restore_again(claim).await;
+        read.inspect_err(|why| warn!(partition = claim.partition().0, %why, "the log cannot be read")).ok()
+    }
+
+    async fn reclaim(&mut self, error: &LinkError) -> Result<ChannelTable, Stop> {
         if let Some(control) = &self.partition.control
             && !control.reclaiming().await
         {
             return Err(Stop::Fenced);
         }
-        let (claim, table) = self.read_anew(&error).await.ok_or(Stop::Failed)?;
+        let (claim, table) = self.read_anew(error).await.ok_or(Stop::Failed)?;
         if let Some(control) = &self.partition.control {
             control.reclaimed(&claim).await;
         }
-        info!(partition, term = claim.term(), "built anew from the log");
         self.partition.slot.reclaimed(claim.term(), claim.epoch());
         self.partition.claim = claim;
-        self.put_table(table).await;
-        self.refusing = Some(Refusing { until: clock::now() + PACE, error });
-        Ok(())
+        Ok(table)
+    }
+
+    async fn takes_frames(&self) -> bool {
+        self.partition.engine.takes_frames(self.partition.claim.partition()).await
     }
 
     /// Claims and reads until it works; where other nodes may be able to, not for ever. What is asked of channels meanwhile
@@ -172,7 +191,7 @@ impl Driver {
     }
 }
 
-/// Publishes are refused so long before the engine is tried again.
+/// Publishes are refused at least so long.
 const PACE: Duration = Duration::from_secs(1);
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);

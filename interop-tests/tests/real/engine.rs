@@ -113,11 +113,45 @@ async fn nats_servers_that_do_not_fit_are_refused_with_advice() -> Result<()> {
     ensure!(matches!(&error, NatsError::TooOld { found, .. } if found == "2.9.10"), "{error}");
     ensure!(error.to_string().contains("2.11"), "{error}");
 
+    // One of several, which the client would come to later.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let servers = vec![server.url(), format!("nats://{}", listener.local_addr()?)];
+    let mixed = NatsConfig { servers, ..config(&server) };
+    let refused = tokio::select! {
+        refused = NatsEngine::connect(mixed, 4) => refused,
+        served = server_of_version(listener, "2.10.29") => return served,
+    };
+    let error = refused.err().context("an old server among others was taken")?;
+    ensure!(matches!(&error, NatsError::TooOld { found, .. } if found == "2.10.29"), "{error}");
+
     let nobody = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
     let servers = vec![format!("nats://{nobody}")];
     let absent = NatsConfig { servers, connect_timeout: Duration::from_secs(1), ..config(&server) };
     let error = NatsEngine::connect(absent, 4).await.err().context("nobody listens")?;
     ensure!(matches!(&error, NatsError::Connect { .. }), "{error}");
+    Ok(())
+}
+
+/// One that is too old comes up once another one is gone: nothing is begun there.
+#[tokio::test]
+async fn nats_servers_that_are_too_old_are_left_again() -> Result<()> {
+    let mut server = NatsServer::start().await?;
+    let address = TcpListener::bind("127.0.0.1:0").await?.local_addr()?;
+    let servers = vec![server.url(), format!("nats://{address}")];
+    let engine = NatsEngine::connect(NatsConfig { servers, ..config(&server) }, 1).await?;
+    server.kill().await?;
+    let listener = TcpListener::bind(address).await?;
+    let refused = until("a refusal", || async {
+        let refused = engine.watch().await.err().context("an old server was taken")?.to_string();
+        ensure!(refused.contains("2.9.10"), "{refused}");
+        Ok(())
+    });
+    tokio::select! {
+        refused = refused => refused?,
+        served = server_of_version(listener, "2.9.10") => return served,
+    }
+    server.restart().await?;
+    until("a watch", || async { Ok(engine.watch().await?) }).await?;
     Ok(())
 }
 
@@ -133,8 +167,8 @@ async fn server_of_version(listener: TcpListener, version: &'static str) -> Resu
         let (reader, mut writer) = socket.split();
         let mut lines = BufReader::new(reader).lines();
         while let Ok(Some(line)) = lines.next_line().await {
-            if line.starts_with("PING") {
-                writer.write_all(b"PONG\r\n").await?;
+            if line.starts_with("PING") && writer.write_all(b"PONG\r\n").await.is_err() {
+                break;
             }
         }
     }

@@ -88,7 +88,7 @@ async fn a_cluster_that_starts_after_its_edges_is_found() -> Result<()> {
     cluster.serve("core-1", listener).await?;
     until("it is found", || async { hub.is_ready().then_some(()).context("not ready") }).await?;
     let position = hub.publish(vec![publish(&channel(1))]).await?.remove(0)?.context("durable")?;
-    ensure!(hub.history(channel(1), None, 0).await?.position == position);
+    ensure!(hub.history(channel(1), HistoryRange::default()).await?.position == position);
     hub.shutdown().await;
     Ok(())
 }

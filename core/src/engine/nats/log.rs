@@ -137,7 +137,6 @@ impl Log {
         let deadline = clock::now() + PATIENCE;
         let (place, expected) = (last + 1, Expected::Last(last));
         let mut pause = SHORTEST_PAUSE;
-        let mut unanswered = false;
         loop {
             let sent = wire.publish(&self.subject, expected, HeaderMap::new(), bytes.clone(), ATTEMPT).await;
             let reason = match sent {
@@ -152,12 +151,17 @@ impl Log {
                 // way through the replicas still: then this says nothing of it.
                 Err(PublishError::Refused(reason)) => match self.who_is_at(wire, place, &bytes).await {
                     Ok(Some(outcome)) => return outcome,
-                    Ok(None) if unanswered => reason,
+                    Ok(None) if self.known().unanswered == Some(place) => reason,
                     Ok(None) => return Outcome::Refused(reason),
                     Err(error) => error.0,
                 },
+                // What a stream held that is no more is nowhere, answered or not.
+                Err(PublishError::Unheard(reason)) => match wire.is_missing(&self.stream).await {
+                    Ok(true) => return Outcome::Refused(self.is_gone()),
+                    Ok(false) | Err(_) => reason,
+                },
                 Err(PublishError::Unknown(reason)) => {
-                    unanswered = true;
+                    self.known().unanswered = Some(place);
                     reason
                 }
                 Err(PublishError::Unexpected) => match self.who_is_at(wire, place, &bytes).await {
@@ -187,6 +191,20 @@ impl Log {
         // Somebody wrote so much that our place was dropped, or the end was lost and ours is far behind it.
         let gone = extent.first > place || extent.last + 1 < place;
         Ok(gone.then_some(Outcome::Taken))
+    }
+
+    /// Whether its stream was deleted.
+    pub(super) async fn is_missing(&self, wire: &Wire) -> Result<bool, Unavailable> {
+        wire.is_missing(&self.stream).await
+    }
+
+    /// What to say where it was.
+    pub(super) fn is_gone(&self) -> String {
+        format!("somebody deleted the stream {} from the NATS servers", self.stream)
+    }
+
+    pub(super) async fn has_room(&self, wire: &Wire, probe: &str) -> bool {
+        wire.has_room(&self.subject, probe).await
     }
 
     /// How the log ends, from its leader.
@@ -271,3 +289,6 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const ATTEMPT: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests;

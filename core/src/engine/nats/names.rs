@@ -31,6 +31,11 @@ impl Names {
         format!("{}.snapshot.>", self.base)
     }
 
+    /// Beside a partition's snapshots: nothing of interest.
+    pub(super) fn probe(&self, partition: PartitionId) -> String {
+        format!("{}.snapshot.{}.probe", self.base, partition.0)
+    }
+
     /// All that is there of a partition's snapshots.
     pub(super) fn snapshots_of(&self, partition: PartitionId) -> String {
         format!("{}.snapshot.{}.>", self.base, partition.0)

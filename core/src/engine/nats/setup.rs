@@ -1,21 +1,22 @@
 //! Connecting, and the streams: made where they are missing, checked where they are there, never changed.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::Context;
 use async_nats::jetstream::context::{CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
+use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, ConnectOptions, HeaderMap};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize};
 use tidegate_transport::clock;
 use tokio::time::{sleep, timeout};
 
-use super::config::{MIN_VERSION, NatsConfig, NatsError, NatsLogin};
+use super::config::{NatsConfig, NatsError, NatsLogin};
 use super::names::Names;
 use super::wire::{Expected, PublishError, Wire};
-use super::{MAX_FRAME, frame};
+use super::{MAX_FRAME, frame, versions};
 
 /// A connection to servers that have what we need.
 pub(super) async fn connect(config: &NatsConfig) -> Result<Wire, NatsError> {
@@ -35,17 +36,15 @@ pub(super) async fn connect(config: &NatsConfig) -> Result<Wire, NatsError> {
         }
         sleep(BETWEEN_TRIES).await;
     };
-    let info = client.server_info();
-    if !new_enough(&info.version) {
-        let server = format!("{}:{}", info.host, info.port);
-        return Err(NatsError::TooOld { server, found: info.version });
-    }
+    let wire = Wire { jetstream: context(&client), client };
+    versions::check(&wire.client).await?;
+    let info = wire.client.server_info();
     if info.max_payload < MIN_PAYLOAD {
         return Err(NatsError::SmallPayload { found: info.max_payload, needed: MIN_PAYLOAD });
     }
-    let wire = Wire { jetstream: context(&client), client };
     // An election takes up to 9 s, and begins anew where servers come one after the other.
-    jetstream_is_there(&wire.jetstream, deadline.max(clock::now() + MAKE_STREAMS)).await?;
+    let patience = Patience::new(deadline.max(clock::now() + MAKE_STREAMS));
+    jetstream_is_there(&wire.jetstream, &patience).await?;
     Ok(wire)
 }
 
@@ -56,13 +55,23 @@ pub(super) async fn streams(
     config: &NatsConfig,
     partitions: u16,
 ) -> Result<(), NatsError> {
-    let deadline = clock::now() + config.connect_timeout.max(MAKE_STREAMS);
-    stream(wire, leases(names, config), deadline).await?;
-    same_shape(wire, names, partitions, deadline).await?;
+    let patience = Patience::new(clock::now() + config.connect_timeout.max(MAKE_STREAMS));
+    stream(wire, leases(names, config), &patience).await?;
+    same_shape(wire, names, partitions, &patience).await?;
     let rest = (0..partitions).map(|partition| log(names, config, partition));
-    let rest = rest.chain([snapshots(names, config)]).map(|wanted| stream(wire, wanted, deadline));
+    let rest = rest.chain([snapshots(names, config)]).map(|wanted| stream(wire, wanted, &patience));
     futures_util::stream::iter(rest).buffer_unordered(AT_ONCE).try_collect::<Vec<()>>().await?;
     Ok(())
+}
+
+/// The stream of a partition that somebody deleted, once more and empty.
+pub(super) async fn remake_log(
+    wire: &Wire,
+    names: &Names,
+    config: &NatsConfig,
+    partition: u16,
+) -> Result<(), NatsError> {
+    stream(wire, log(names, config, partition), &Patience::new(clock::now())).await
 }
 
 fn check(config: &NatsConfig) -> Result<(), NatsError> {
@@ -123,14 +132,6 @@ fn file_error(path: &Path, error: std::io::Error) -> NatsError {
     NatsError::File { path: path.to_owned(), reason: error.to_string() }
 }
 
-fn new_enough(version: &str) -> bool {
-    let numbers = |text: &str| {
-        let mut parts = text.split(['.', '-']).map(|part| part.parse::<u32>().ok());
-        Some((parts.next()??, parts.next()??))
-    };
-    numbers(version).is_some_and(|found| Some(found) >= numbers(MIN_VERSION))
-}
-
 fn context(client: &Client) -> Context {
     let mut context = async_nats::jetstream::new(client.clone());
     context.set_timeout(REQUEST);
@@ -138,13 +139,37 @@ fn context(client: &Client) -> Context {
 }
 
 /// A cluster that has just started elects its leader first.
-async fn jetstream_is_there(jetstream: &Context, deadline: Instant) -> Result<(), NatsError> {
+async fn jetstream_is_there(jetstream: &Context, patience: &Patience) -> Result<(), NatsError> {
     loop {
         let Err(error) = jetstream.query_account().await else { return Ok(()) };
-        if clock::now() >= deadline {
-            return Err(NatsError::NoJetStream(error.to_string()));
+        let reason = error.to_string();
+        if patience.is_over(&reason) {
+            return Err(NatsError::NoJetStream(reason));
         }
         sleep(BETWEEN_TRIES).await;
+    }
+}
+
+/// For servers that have just started: they elect leaders, and find each other only then.
+#[derive(Debug)]
+struct Patience {
+    deadline: Instant,
+    /// Once is enough, however many streams wait.
+    told: AtomicBool,
+}
+
+impl Patience {
+    fn new(deadline: Instant) -> Self {
+        Self { deadline, told: AtomicBool::new(false) }
+    }
+
+    /// Whether there is no other try.
+    fn is_over(&self, reason: &str) -> bool {
+        let left = self.deadline.saturating_duration_since(clock::now());
+        if !left.is_zero() && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(reason, ?left, "the NATS servers are not ready yet: trying again");
+        }
+        left.is_zero()
     }
 }
 
@@ -208,7 +233,7 @@ fn durable(config: &NatsConfig) -> Config {
 }
 
 /// Makes the stream where it is missing.
-async fn stream(wire: &Wire, wanted: Config, deadline: Instant) -> Result<(), NatsError> {
+async fn stream(wire: &Wire, wanted: Config, patience: &Patience) -> Result<(), NatsError> {
     loop {
         let reason = match wire.jetstream.get_stream(&wanted.name).await {
             Ok(stream) => return fits(&stream.cached_info().config, &wanted),
@@ -216,6 +241,12 @@ async fn stream(wire: &Wire, wanted: Config, deadline: Instant) -> Result<(), Na
                 GetStreamErrorKind::JetStream(error) if error.code() == 404 => {
                     let Err(error) = wire.jetstream.create_stream(&wanted).await else { return Ok(()) };
                     match error.kind() {
+                        // Those that are there are not enough, or have not heard of the others yet.
+                        CreateStreamErrorKind::JetStream(error)
+                            if error.error_code() == ErrorCode::CLUSTER_NO_PEERS =>
+                        {
+                            error.to_string()
+                        }
                         // Another node was quicker, or an answer was late: look again.
                         CreateStreamErrorKind::JetStream(error) if error.code() == 400 => {
                             if wire.jetstream.get_stream(&wanted.name).await.is_ok() {
@@ -230,7 +261,7 @@ async fn stream(wire: &Wire, wanted: Config, deadline: Instant) -> Result<(), Na
                 _ => error.to_string(),
             },
         };
-        if clock::now() >= deadline {
+        if patience.is_over(&reason) {
             return Err(NatsError::Setup { stream: wanted.name, reason });
         }
         sleep(BETWEEN_TRIES).await;
@@ -275,7 +306,12 @@ fn fits(found: &Config, wanted: &Config) -> Result<(), NatsError> {
 }
 
 /// The number of partitions is for ever: channels would be looked for in other logs.
-async fn same_shape(wire: &Wire, names: &Names, partitions: u16, deadline: Instant) -> Result<(), NatsError> {
+async fn same_shape(
+    wire: &Wire,
+    names: &Names,
+    partitions: u16,
+    patience: &Patience,
+) -> Result<(), NatsError> {
     let (stream, subject) = (names.lease_stream(), names.lease_subject(SHAPE));
     let wanted = Shape { format: FORMAT, partitions };
     let value = serde_json::to_vec(&wanted).expect("numbers have JSON");
@@ -304,12 +340,16 @@ async fn same_shape(wire: &Wire, names: &Names, partitions: u16, deadline: Insta
                 match wire.publish(&subject, expected, HeaderMap::new(), value, REQUEST).await {
                     // Read back: there is one truth.
                     Ok(_) | Err(PublishError::Unexpected) => continue,
-                    Err(PublishError::Refused(reason) | PublishError::Unknown(reason)) => reason,
+                    Err(
+                        PublishError::Refused(reason)
+                        | PublishError::Unheard(reason)
+                        | PublishError::Unknown(reason),
+                    ) => reason,
                 }
             }
             Err(error) => error.0,
         };
-        if clock::now() >= deadline {
+        if patience.is_over(&reason) {
             return Err(NatsError::Setup { stream, reason });
         }
         sleep(BETWEEN_TRIES).await;
@@ -342,16 +382,6 @@ const MARKER: Duration = Duration::from_secs(10);
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions() {
-        for version in ["2.11.0", "2.11", "2.15.1", "3.0.0", "2.12.0-RC.1", "10.0.0-beta"] {
-            assert!(new_enough(version), "{version}");
-        }
-        for version in ["2.10.29", "2.9.10", "1.99.0", "", "x.y", "2"] {
-            assert!(!new_enough(version), "{version}");
-        }
-    }
 
     #[test]
     fn nonsense_in_the_configuration_is_named() {

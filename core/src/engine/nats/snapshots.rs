@@ -35,7 +35,7 @@ impl Table {
                 Ok(_) => return Ok(()),
                 Err(PublishError::Refused(reason)) => return Err(AppendError::Refused(reason)),
                 Err(PublishError::Unexpected) => "a piece was expected to follow another".to_owned(),
-                Err(PublishError::Unknown(reason)) => reason,
+                Err(PublishError::Unheard(reason) | PublishError::Unknown(reason)) => reason,
             };
             if clock::now() >= deadline {
                 return Err(AppendError::Unavailable(reason));

@@ -102,7 +102,7 @@ impl Table {
                         Ok(_) => return Ok(changed),
                         Err(PublishError::Unexpected) => "others change the partition's record".to_owned(),
                         Err(PublishError::Refused(reason)) => return Err(AppendError::Refused(reason)),
-                        Err(PublishError::Unknown(reason)) => reason,
+                        Err(PublishError::Unheard(reason) | PublishError::Unknown(reason)) => reason,
                     }
                 }
                 Err(ReadError::Unavailable(error)) => error.0,
@@ -141,7 +141,11 @@ impl Table {
                         Err(error) => error.0,
                     }
                 }
-                Err(PublishError::Refused(reason) | PublishError::Unknown(reason)) => reason,
+                Err(
+                    PublishError::Refused(reason)
+                    | PublishError::Unheard(reason)
+                    | PublishError::Unknown(reason),
+                ) => reason,
             };
             if clock::now() + PAUSE >= deadline {
                 return Err(Unavailable(reason).into());
@@ -219,13 +223,32 @@ impl NatsMembership {
                         Err(error) => error.0,
                     }
                 }
-                Err(PublishError::Refused(reason) | PublishError::Unknown(reason)) => reason,
+                Err(PublishError::Refused(reason)) => match self.stands(&stream).await {
+                    Ok(true) => {
+                        tracing::warn!(
+                            reason,
+                            "the lease table takes nothing: the entry that is there counts"
+                        );
+                        return Ok(());
+                    }
+                    Ok(false) => return Err(RenewError::Lost),
+                    Err(error) => error.0,
+                },
+                Err(PublishError::Unheard(reason) | PublishError::Unknown(reason)) => reason,
             };
             if clock::now() + PAUSE >= deadline {
                 return Err(Unavailable(reason).into());
             }
             sleep(PAUSE).await;
         }
+    }
+
+    /// Where there is no room, entries do not end either: their end would have to be stored (nats-server 2.15.1). So nobody
+    /// is told that this node is gone, and nobody can claim, until there is room; then this entry ends at once, or is
+    /// renewed. Should a node claim in that second, the log fences what this one writes; what it says may be as old.
+    async fn stands(&self, stream: &str) -> Result<bool, Unavailable> {
+        let stored = self.table.wire.last_of(stream, &self.subject).await?;
+        Ok(stored.is_some_and(|stored| !stored.tombstone && self.wrote(&stored)))
     }
 
     async fn leave_once(&mut self) {
@@ -235,7 +258,7 @@ impl NatsMembership {
         for _ in 0..3 {
             let (headers, expected) = (headers.clone(), Expected::LastOfSubject(self.sequence));
             let told = self.table.wire.publish(&self.subject, expected, headers, Bytes::new(), RENEWAL).await;
-            if !matches!(told, Err(PublishError::Unknown(_))) {
+            if !matches!(told, Err(PublishError::Unheard(_) | PublishError::Unknown(_))) {
                 return;
             }
         }

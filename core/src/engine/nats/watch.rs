@@ -14,6 +14,7 @@ use tokio::time::timeout;
 use super::super::{ClusterEvent, EngineFuture, NodeRecord, Unavailable, Watch};
 use super::names::Key;
 use super::table::{Entry, NodeEntry, Table};
+use super::versions;
 use super::wire::{is_tombstone, unavailable};
 
 /// Reads the table's stream with a consumer that ends with us.
@@ -39,6 +40,8 @@ impl NatsWatch {
     pub(super) async fn begin(table: Table) -> Result<Self, Unavailable> {
         let (wire, stream) = (&table.wire, table.names.lease_stream());
         let connection = connection(&table);
+        // Whoever is connected anew begins here.
+        versions::leave_old_server(&wire.client).await?;
         let until = Some(wire.extent(&stream).await?.last);
         let config = push::Config {
             deliver_subject: wire.client.new_inbox(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, HeaderMap, Request, RequestErrorKind, header};
@@ -56,6 +57,8 @@ pub(super) enum PublishError {
     Unexpected,
     /// Not stored, and will not be.
     Refused(String),
+    /// Not stored: nobody listens there. No leader is elected, or there is no stream.
+    Unheard(String),
     /// Nobody knows.
     Unknown(String),
 }
@@ -89,6 +92,9 @@ impl Wire {
             Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
                 return Err(PublishError::Refused(error.to_string()));
             }
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                return Err(PublishError::Unheard(error.to_string()));
+            }
             Ok(Err(error)) => return Err(PublishError::Unknown(error.to_string())),
             Ok(Ok(answer)) => answer,
         };
@@ -114,6 +120,27 @@ impl Wire {
         let empty = state.messages == 0;
         let first = if empty { state.last_sequence + 1 } else { state.first_sequence };
         Ok(Extent { first, last: state.last_sequence })
+    }
+
+    /// Whether the servers have no stream of that name.
+    pub(super) async fn is_missing(&self, stream: &str) -> Result<bool, Unavailable> {
+        let asked = timeout(READ, self.jetstream.get_stream(stream)).await.map_err(|_| timed_out())?;
+        let Err(error) = asked else { return Ok(false) };
+        match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(true)
+            }
+            _ => Err(unavailable(error)),
+        }
+    }
+
+    /// Whether a message would be stored under `subject`, without storing one there. Servers that replicate look at limits
+    /// before what is expected, which is never so; one alone does it the other way round, and stores what is for `probe`.
+    pub(super) async fn has_room(&self, subject: &str, probe: &str) -> bool {
+        let never = Expected::Last(u64::MAX);
+        let asked = self.publish(subject, never, HeaderMap::new(), Bytes::new(), PROBE).await;
+        let nothing = || self.publish(probe, Expected::Nothing, HeaderMap::new(), Bytes::new(), PROBE);
+        asked == Err(PublishError::Unexpected) && nothing().await.is_ok()
     }
 
     /// Messages from `from` on in order, from any replica: perhaps fewer than the leader has. The first may be later
@@ -233,6 +260,8 @@ pub(super) const OPERATION: &str = "KV-Operation";
 const TIMED_OUT: &str = "NATS did not answer in time";
 /// A single answer. Elections take longer: callers try again.
 const READ: Duration = Duration::from_secs(2);
+/// A partition waits for it.
+const PROBE: Duration = Duration::from_millis(250);
 const PAGE: Duration = Duration::from_secs(5);
 const PAGE_MESSAGES: usize = 256;
 const PAGE_BYTES: usize = 4 << 20;

@@ -34,6 +34,31 @@ async fn nats_a_stream_that_vanished_is_another_epoch() -> Result<()> {
     Ok(())
 }
 
+/// Its owner is told, instead of trying for ever, and can go on in another epoch.
+#[tokio::test]
+async fn nats_a_stream_that_vanishes_under_its_owner_is_told_and_made_anew() -> Result<()> {
+    let server = NatsServer::start().await?;
+    let engine = connect(&server, 1).await?;
+    let mut claim = engine.claim(PARTITION, &NodeId::new("a")).await?;
+    engine.append(&mut claim, frame(1)).await?;
+    let jetstream = jetstream::new(async_nats::connect(server.url()).await?);
+    jetstream.delete_stream("tidegate-test-log-0").await?;
+
+    let refused = engine.append(&mut claim, frame(2)).await;
+    ensure!(
+        matches!(&refused, Err(AppendError::Refused(reason)) if reason.contains("deleted the stream tidegate-test-log-0")),
+        "{refused:?}"
+    );
+    ensure!(!engine.takes_frames(PARTITION).await);
+    let mut again = engine.claim(PARTITION, &NodeId::new("a")).await?;
+    ensure!(again.epoch() != claim.epoch() && again.first() == again.tail().next(), "{again:?}");
+    engine.append(&mut again, frame(7)).await?;
+    ensure!(read(&engine, again.first().0).await == vec![frame(7)]);
+    let made = jetstream.get_stream("tidegate-test-log-0").await?;
+    ensure!(made.cached_info().config.max_bytes == 64 << 20, "with all that it is to have");
+    Ok(())
+}
+
 /// A message that is not ours in the middle of a log: replay stops there, and the next claim begins behind it.
 #[tokio::test]
 async fn nats_a_broken_chain_is_told_and_ends_the_epoch() -> Result<()> {
@@ -118,6 +143,7 @@ async fn nats_without_room_takes_nothing_and_says_so() -> Result<()> {
         written += 1;
         ensure!(written < 100, "the server has no end");
     }
+    ensure!(!engine.takes_frames(PARTITION).await);
     for _ in 0..2 {
         let refused = engine.append(&mut claim, frame(3)).await;
         ensure!(
@@ -127,6 +153,10 @@ async fn nats_without_room_takes_nothing_and_says_so() -> Result<()> {
     }
     ensure!(read(&engine, 1).await == [frame(1), frame(2)]);
     other.purge().await?;
+    ensure!(
+        engine.takes_frames(PARTITION).await && read(&engine, 1).await.len() == 2,
+        "asking wrote something"
+    );
     append(&engine, &mut claim, frame(4)).await?;
     ensure!(read(&engine, 1).await == [frame(1), frame(2), frame(4)]);
     Ok(())

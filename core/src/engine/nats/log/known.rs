@@ -51,6 +51,8 @@ pub(super) struct Known {
     lags: VecDeque<(u64, u64)>,
     /// Where the last page ended that was read.
     pub(super) read: Option<Link>,
+    /// An attempt to store a frame as this sequence was not answered: it may still arrive, whatever is said of others.
+    pub(super) unanswered: Option<u64>,
     /// A frame that does not follow the one before.
     pub(super) diverged: Option<u64>,
 }
