@@ -217,6 +217,12 @@ impl Session {
         self.wake();
     }
 
+    /// The same, once what it asked the core is answered, and soon.
+    pub(crate) fn end_answered(&self, code: CloseCode, reason: &str) {
+        self.inner.borrow_mut().machine.leave(clock::now(), code, reason);
+        self.wake();
+    }
+
     fn recovered(
         &self,
         inner: &mut Inner,

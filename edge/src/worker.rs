@@ -404,7 +404,7 @@ impl Worker {
         }
         for chunk in sessions.chunks(32) {
             for session in chunk {
-                session.end(code, reason);
+                session.end_answered(code, reason);
             }
             tokio::task::yield_now().await;
         }

@@ -142,11 +142,13 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
 
     readiness.set(false);
     let end = async {
-        node.shutdown(settings.limits.shutdown).await;
-        drop(backend);
-        if let Some(api) = api {
-            api.shutdown().await;
-        }
+        let end_api = async {
+            drop(backend);
+            if let Some(api) = api {
+                api.shutdown().await;
+            }
+        };
+        node.shutdown(settings.limits.shutdown, end_api).await;
         stop.cancel();
         tasks.close();
         tasks.wait().await;

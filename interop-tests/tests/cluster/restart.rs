@@ -1,10 +1,17 @@
 //! An edge keeps sessions, and nothing of channels: what clients see of its end is a pause.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result, ensure};
+use futures_util::future::try_join_all;
+use http::StatusCode;
 use serde_json::json;
 use tidegate_interop_tests::clients::browser::Browser;
 use tidegate_interop_tests::clients::{Collector, Event, Payload, curl};
+use tidegate_interop_tests::cluster::{Cluster, ClusterSpec, HOME};
 use tidegate_interop_tests::gateway::Gateway;
+use tidegate_interop_tests::http::{get, post, send};
+use tokio::sync::Semaphore;
 
 use crate::support::everyone;
 
@@ -43,5 +50,40 @@ async fn after_an_edge_restarts_everyone_comes_back_and_has_missed_nothing() -> 
     let mut collector = Collector::begin(curl(&gateway, &wishes), &wishes).await?;
     collector.collect(2).await?;
     ensure!(collector.rebased.is_empty(), "curl was rebased");
+    Ok(())
+}
+
+/// Backends that publish through an edge while it ends: whatever was stored was acknowledged, and nothing was refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_ends_answers_every_backend_that_it_took_something_from() -> Result<()> {
+    let spec = ClusterSpec { cores: 1, edges: vec![HOME, HOME], ..ClusterSpec::default() };
+    let mut cluster = Cluster::start(spec).await?;
+    let api = cluster.edges[0].addresses.api;
+    let begun = Arc::new(Semaphore::new(0));
+    let backends = (0..8).map(|n| {
+        let begun = Arc::clone(&begun);
+        async move {
+            let body = json!({ "channel": format!("room:{n}"), "data": n }).to_string();
+            let mut acknowledged = 0_u64;
+            // Until nobody listens there.
+            while let Ok(answer) = send(api, None, post("/v1/publish", body.clone())).await {
+                ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+                acknowledged += 1;
+                begun.add_permits(1);
+            }
+            Ok(acknowledged)
+        }
+    });
+    let edge = &mut cluster.edges[0];
+    let end = async {
+        let _ = begun.acquire_many(100).await?;
+        edge.terminate().await
+    };
+    let (acknowledged, end) = tokio::join!(try_join_all(backends), end);
+    ensure!(end?.success(), "{}", cluster.edges[0].log());
+    for (n, acknowledged) in acknowledged?.into_iter().enumerate() {
+        let history = cluster.edges[1].api(get(&format!("/v1/channels/room:{n}/history"))).await?.json();
+        ensure!(history["position"]["offset"] == acknowledged, "{acknowledged}, and {history}");
+    }
     Ok(())
 }

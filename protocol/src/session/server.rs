@@ -5,6 +5,7 @@
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
 mod border;
+mod leaving;
 mod presence;
 mod resume;
 mod sizes;
@@ -24,6 +25,7 @@ use crate::link::{self, LinkError, Recovery};
 use crate::namespace::Namespace;
 use crate::{ChannelName, Epoch, Offset, Position, SessionId};
 
+use leaving::Leaving;
 use resume::Tickets;
 use subscriptions::{Origin, State as SubscriptionState, Subscriptions};
 
@@ -77,6 +79,7 @@ pub struct Session {
     /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
     /// what a client can pile up there is bounded, whatever it does.
     in_flight: usize,
+    leaving: Option<Leaving>,
     asks: u32,
     subscriptions: Subscriptions,
     transmits: VecDeque<ServerFrame>,
@@ -103,6 +106,7 @@ impl Session {
             heartbeats,
             repeats: false,
             in_flight: 0,
+            leaving: None,
             asks: 0,
             subscriptions: Subscriptions::default(),
             transmits: VecDeque::new(),
@@ -130,9 +134,10 @@ impl Session {
         matches!(self.state, State::Opening { .. })
     }
 
-    /// False while as many questions wait for the core as may: read nothing more from the client then.
+    /// False while as many questions wait for the core as may, or the last ones: read nothing more from the client then.
     pub fn wants_input(&self) -> bool {
         self.in_flight < self.settings.max_requests
+            && self.leaving.is_none()
             && match &self.state {
                 State::Checking { .. } | State::Ended => false,
                 // What comes behind a resume may take over what the token lists, once that has begun.
@@ -197,7 +202,7 @@ impl Session {
 
     /// The next instant at which [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.own_timeout().into_iter().chain(self.tickets_timeout()).min()
+        self.own_timeout().into_iter().chain(self.tickets_timeout()).chain(self.leaving_timeout()).min()
     }
 
     fn own_timeout(&self) -> Option<Instant> {
@@ -220,6 +225,7 @@ impl Session {
         let expired = |identity: &Identity| identity.expires.is_some_and(|at| at <= now);
         let reads = self.wants_input();
         self.tend_tickets(now);
+        self.end_if_left(Some(now));
         match &mut self.state {
             State::Awaiting { until, .. } if *until <= now => {
                 self.end(CloseCode::ConnectTimeout, "no connect frame in time");
@@ -251,6 +257,7 @@ impl Session {
         if matches!(self.state, State::Opening { .. }) {
             return None;
         }
+        self.end_if_left(None);
         let frame = self.transmits.pop_front();
         if self.transmits.is_empty() {
             self.transmits = VecDeque::new();
@@ -324,6 +331,7 @@ impl Session {
             return;
         }
         self.state = State::Ended;
+        self.leaving = None;
         self.transmits.push_back(ServerFrame::new(0, ServerBody::Close(code.frame(reason))));
         self.events.push_back(Event::End { code, reason: reason.to_owned() });
     }

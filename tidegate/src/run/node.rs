@@ -75,16 +75,23 @@ impl Node {
     }
 
     /// Sessions first, each told; then the links, then the core, which nobody here needs any more. Each within `grace`.
-    pub(super) async fn shutdown(self, grace: Duration) {
+    /// `end_api` ends what asks [`Self::backend`]: before the links over which its answers come, but behind a core, which
+    /// takes long and is looked at meanwhile.
+    pub(super) async fn shutdown(self, grace: Duration, end_api: impl Future<Output = ()>) {
         if let Some(edge) = self.edge {
             edge.shutdown(grace).await;
         }
         drop(self.backend);
-        if let Some(hub) = self.hub {
-            hub.shutdown().await;
-        }
-        if let Some(core) = self.core {
-            core.shutdown(grace).await;
+        match (self.hub, self.core) {
+            (Some(hub), _) => {
+                end_api.await;
+                hub.shutdown().await;
+            }
+            (None, Some(core)) => {
+                core.shutdown(grace).await;
+                end_api.await;
+            }
+            (None, None) => end_api.await,
         }
     }
 }

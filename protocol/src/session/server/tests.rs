@@ -655,6 +655,43 @@ fn on_a_conflated_channel_what_is_between_does_not_count() {
 }
 
 #[test]
+fn who_is_left_is_told_of_what_it_asked_before() {
+    let mut bench = Bench::open();
+    let channel = ChannelName::new("room:1").expect("valid");
+    bench.say(2, ClientBody::Publish(publish("room:1", b"x")));
+    bench.say(3, ClientBody::Publish(publish("room:1", b"y")));
+    bench.session.leave(bench.now, CloseCode::Shutdown, "the node ends");
+    bench.drain();
+    assert!(!bench.session.wants_input() && !bench.session.is_ended());
+    bench.session.published(2, &channel, Ok(Some(position(5))));
+    bench.drain();
+    assert!(!bench.session.is_ended(), "one is left");
+    bench.session.published(3, &channel, Ok(Some(position(6))));
+    bench.drain();
+    let sent: Vec<_> = bench.sent.iter().map(|frame| frame.id).collect();
+    assert_eq!(sent, [2, 3, 0], "answers, then the end");
+    assert_eq!(bench.close(), CloseCode::Shutdown.number());
+    assert_eq!(bench.session.poll_timeout(), None);
+}
+
+#[test]
+fn answers_that_do_not_come_are_waited_for_a_second() {
+    let mut bench = Bench::open();
+    bench.session.leave(bench.now, CloseCode::Shutdown, "the node ends");
+    bench.drain();
+    assert_eq!(bench.close(), CloseCode::Shutdown.number(), "nothing was asked");
+
+    let mut bench = Bench::open();
+    bench.say(2, ClientBody::Publish(publish("room:1", b"x")));
+    bench.session.leave(bench.now, CloseCode::Shutdown, "the node ends");
+    let until = bench.now + SECOND;
+    assert_eq!(bench.session.poll_timeout(), Some(until));
+    bench.session.handle_timeout(until);
+    bench.drain();
+    assert_eq!(bench.close(), CloseCode::Shutdown.number());
+}
+
+#[test]
 fn done_ends_in_order_and_nothing_is_heard_after() {
     let mut bench = Bench::open();
     bench.say(2, ClientBody::Done(Empty {}));
