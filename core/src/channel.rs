@@ -23,7 +23,7 @@ use sequencer::Sequencer;
 
 pub use record::LogFrameError;
 pub(crate) use snapshot::SnapshotCursor;
-pub(crate) use table::{ChannelTable, Limits, Stats, outcome_unknown};
+pub(crate) use table::{ChannelTable, Limits, Stats};
 
 /// For fuzz targets: reads `bytes` as a frame of the log; how many records are in it. What was read must be the same
 /// after it was written again.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use slab::Slab;
 use tidegate_protocol::NodeId;
-use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkName};
+use tidegate_protocol::link::{CoreFrame, EdgeFrame, LinkError, LinkName};
 use tidegate_transport::clock;
 use tidegate_transport::link::{LinkSender, TrySendError};
 use tokio::sync::{mpsc, oneshot};
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
 
-use crate::channel::{ChannelTable, LinkId, outcome_unknown};
+use crate::channel::{ChannelTable, LinkId};
 use crate::config::CoreConfig;
 use crate::engine::{AppendError, Claim, Engine};
 use crate::metrics::{CoreMetrics, PartitionGauges};
@@ -338,7 +338,7 @@ impl Driver {
             match self.append(frame).await {
                 Ok(()) => {}
                 Err(NotKept::Fenced) => {
-                    self.partition.table.fail(&outcome_unknown());
+                    self.partition.table.fail(&LinkError::outcome_unknown());
                     self.send_outputs().await;
                     return Err(Stop::Fenced);
                 }

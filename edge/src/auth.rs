@@ -19,8 +19,8 @@ use tidegate_protocol::frame::close::Fault;
 use tidegate_protocol::grants::Identity;
 
 use self::claims::ClaimRules;
-use self::jwks::JwksFile;
 use self::keys::Key;
+use crate::key_file::KeyFile;
 
 pub use self::keys::{KeyAlgorithm, KeyConfig, KeyError, KeySource, MIN_SECRET_BYTES, Secret};
 
@@ -62,8 +62,11 @@ impl Authenticator {
     pub fn new(config: AuthConfig) -> Result<Self, KeyError> {
         let configured =
             config.keys.iter().map(|key| Key::load(key).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-        let files =
-            config.jwks_files.iter().map(|path| JwksFile::load(path)).collect::<Result<Vec<_>, _>>()?;
+        let files = config
+            .jwks_files
+            .iter()
+            .map(|path| JwksFile::load(path, jwks::parse))
+            .collect::<Result<Vec<_>, _>>()?;
         let ring = ring(&configured, &files);
         Ok(Self {
             rules: ClaimRules {
@@ -231,6 +234,9 @@ struct Header {
 fn decode<T: serde::de::DeserializeOwned>(part: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(part).ok()?).ok()
 }
+
+/// A key set, of which each key is somebody's.
+type JwksFile = KeyFile<Key, KeyError>;
 
 fn ring(configured: &[Arc<Key>], files: &[JwksFile]) -> Arc<[Arc<Key>]> {
     configured.iter().chain(files.iter().flat_map(JwksFile::keys)).cloned().collect()

@@ -4,6 +4,7 @@
 mod channel_poll;
 mod connection;
 mod events;
+mod key_file;
 mod listener;
 mod metrics;
 mod node;

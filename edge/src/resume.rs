@@ -17,7 +17,8 @@ use rand::Rng;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::session::resume::{AttemptKey, Ticket};
 
-use self::keys::{ID_BYTES, Key, KeyFile};
+use self::keys::{ID_BYTES, Key};
+use crate::key_file::KeyFile;
 
 pub use self::keys::{KEY_BYTES, TicketKeyError};
 
@@ -26,7 +27,7 @@ pub struct TicketKeys {
     /// The first seals, all open.
     ring: RwLock<Arc<[Arc<Key>]>>,
     // Makes refreshes take turns; never locked by a session.
-    files: Mutex<Vec<KeyFile>>,
+    files: Mutex<Vec<TicketKeyFile>>,
 }
 
 impl TicketKeys {
@@ -35,7 +36,8 @@ impl TicketKeys {
     /// # Errors
     /// When a file cannot be read, or holds something else than keys: the first such problem.
     pub fn read(paths: &[PathBuf]) -> Result<Self, TicketKeyError> {
-        let files = paths.iter().map(|path| KeyFile::load(path)).collect::<Result<Vec<_>, _>>()?;
+        let files =
+            paths.iter().map(|path| TicketKeyFile::load(path, keys::parse)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { ring: RwLock::new(ring(&files)), files: Mutex::new(files) })
     }
 
@@ -167,7 +169,10 @@ fn head(key: &Key) -> [u8; HEAD_BYTES] {
     head
 }
 
-fn ring(files: &[KeyFile]) -> Arc<[Arc<Key>]> {
+/// A key on each line.
+type TicketKeyFile = KeyFile<Key, TicketKeyError>;
+
+fn ring(files: &[TicketKeyFile]) -> Arc<[Arc<Key>]> {
     files.iter().flat_map(KeyFile::keys).cloned().collect()
 }
 

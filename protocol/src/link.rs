@@ -237,3 +237,11 @@ pub struct LinkError {
     /// For people.
     pub message: String,
 }
+
+impl LinkError {
+    /// Perhaps handled, perhaps not.
+    pub fn outcome_unknown() -> Self {
+        let message = "the outcome is unknown: try again, with the same key".to_owned();
+        Self { code: ErrorCode::Unavailable, message }
+    }
+}

@@ -8,11 +8,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout_at;
 
 /// The other end is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +66,7 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
     fn publish(&self, publishes: Vec<Publish>)
     -> BackendFuture<'_, Vec<Result<Option<Position>, LinkError>>>;
 
-    /// What comes after `since`, at most the newest `limit` (0: all).
+    /// The newest of `range` that fit one answer.
     fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery>;
 
     /// Who is on a channel.
@@ -79,6 +81,25 @@ pub trait Backend: Send + Sync + std::fmt::Debug {
 
 /// What [`Backend`]'s methods return.
 pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, LinkError>> + Send + 'a>>;
+
+/// What became of publishes, in their order: of those whose answer is not there by `deadline`, or never will be, nobody knows.
+/// The inner error: it was not handed on.
+pub async fn published(
+    pending: Vec<Result<oneshot::Receiver<CoreFrame>, LinkError>>,
+    deadline: Instant,
+) -> Vec<Result<Option<Position>, LinkError>> {
+    let mut results = Vec::with_capacity(pending.len());
+    for answer in pending {
+        results.push(match answer {
+            Ok(answer) => match timeout_at(deadline.into(), answer).await {
+                Ok(Ok(CoreFrame::Published { result, .. })) => result,
+                _ => Err(LinkError::outcome_unknown()),
+            },
+            Err(error) => Err(error),
+        });
+    }
+    results
+}
 
 /// A link inside one process, with at most `bound` frames waiting in each direction.
 pub fn memory(bound: usize) -> (EdgeLink, CoreLink) {

@@ -509,11 +509,5 @@ fn fan_out(
     outputs.extend(links.iter().map(|link| (*link, frame(delivery.clone()))));
 }
 
-/// What a request is told whose log frame was neither stored nor refused for certain.
-pub(crate) fn outcome_unknown() -> LinkError {
-    let message = "the outcome is unknown: try again, with the same key".to_owned();
-    LinkError { code: ErrorCode::Unavailable, message }
-}
-
 #[cfg(test)]
 mod tests;

@@ -5,12 +5,11 @@ use tidegate_protocol::frame::ErrorCode;
 use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
 use tidegate_transport::clock;
-use tidegate_transport::link::{Backend, BackendFuture};
+use tidegate_transport::link::{Backend, BackendFuture, published};
 use tokio::sync::{TryAcquireError, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::CoreNode;
-use crate::channel::outcome_unknown;
 use crate::link::unavailable;
 use crate::partition::Command;
 use crate::placement::partition_of;
@@ -28,30 +27,20 @@ impl CoreNode {
         publishes: Vec<Publish>,
     ) -> Result<Vec<Result<Option<Position>, LinkError>>, LinkError> {
         let _permits = self.admit(publishes.len())?;
-        let mut results = Vec::with_capacity(publishes.len());
-        let deadline = tokio::time::Instant::from_std(clock::now() + self.inner.config.backend_wait);
+        let deadline = clock::now() + self.inner.config.backend_wait;
         let mut pending = Vec::with_capacity(publishes.len());
         for publish in publishes {
             let sent = match self.queue(&publish.channel) {
                 Ok(queue) => {
                     let frame = EdgeFrame::Publish { request: 0, publish };
-                    let sent = tokio::time::timeout_at(deadline, request(&queue, frame)).await;
+                    let sent = timeout_at(deadline.into(), request(&queue, frame)).await;
                     sent.unwrap_or_else(|_| Err(unavailable()))
                 }
                 Err(error) => Err(error),
             };
             pending.push(sent);
         }
-        for answer in pending {
-            results.push(match answer {
-                Ok(answer) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(Ok(CoreFrame::Published { result, .. })) => result,
-                    _ => Err(outcome_unknown()),
-                },
-                Err(error) => Err(error),
-            });
-        }
-        Ok(results)
+        Ok(published(pending, deadline).await)
     }
 
     /// Reads history for the backend: the newest of `range` that fit one answer.

@@ -1,7 +1,6 @@
 //! Key sets in files (RFC 7517), as identity providers publish them.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -9,55 +8,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use serde::Deserialize;
 
-use super::keys::{
-    ED25519_BYTES, Key, KeyAlgorithm, KeyError, MIN_SECRET_BYTES, P256_POINT_BYTES, read_bounded,
-};
-
-/// A file and the keys that its last usable content gave.
-pub(super) struct JwksFile {
-    path: PathBuf,
-    /// What was tried last, usable or not: one report for each mistake.
-    tried: Content,
-    keys: Vec<Arc<Key>>,
-}
-
-#[derive(PartialEq, Eq)]
-enum Content {
-    Bytes(Vec<u8>),
-    Unreadable(io::ErrorKind),
-}
-
-impl JwksFile {
-    pub(super) fn load(path: &Path) -> Result<Self, KeyError> {
-        let bytes = read_bounded(path)?;
-        let keys = parse(path, &bytes)?;
-        Ok(Self { path: path.to_owned(), tried: Content::Bytes(bytes), keys })
-    }
-
-    pub(super) fn keys(&self) -> &[Arc<Key>] {
-        &self.keys
-    }
-
-    /// True where other keys are in force now.
-    pub(super) fn refresh(&mut self) -> Result<bool, KeyError> {
-        let read = read_bounded(&self.path);
-        let content = match &read {
-            Ok(bytes) => Content::Bytes(bytes.clone()),
-            Err(KeyError::Unreadable { cause, .. }) => Content::Unreadable(cause.kind()),
-            Err(_) => Content::Unreadable(io::ErrorKind::Other),
-        };
-        if content == self.tried {
-            return Ok(false);
-        }
-        self.tried = content;
-        self.keys = parse(&self.path, &read?)?;
-        Ok(true)
-    }
-}
+use super::keys::{ED25519_BYTES, Key, KeyAlgorithm, KeyError, MIN_SECRET_BYTES, P256_POINT_BYTES};
 
 /// Keys for other purposes (encryption, other algorithms) are passed over: providers mix them in. A key that is ours
 /// and broken refuses the whole set.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Arc<Key>>, KeyError> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Arc<Key>>, KeyError> {
     let bad = |detail: String| KeyError::BadJwks { path: path.to_owned(), detail };
     let set: RawSet = serde_json::from_slice(bytes)
         .map_err(|error| bad(format!("{} at line {}", category(&error), error.line())))?;

@@ -1,6 +1,5 @@
 //! Ticket keys and the files that hold them.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,7 +8,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::auth::{KeyError, Secret};
+use crate::auth::KeyError;
 
 /// A key, and the name by which tickets say that it sealed them.
 pub(super) struct Key {
@@ -70,50 +69,8 @@ pub enum TicketKeyError {
     },
 }
 
-/// A file and the keys that its last usable content gave.
-pub(super) struct KeyFile {
-    path: PathBuf,
-    /// What was tried last, usable or not: one report for each mistake.
-    tried: Content,
-    keys: Vec<Arc<Key>>,
-}
-
-#[derive(PartialEq, Eq)]
-enum Content {
-    Bytes(Secret),
-    Unreadable(io::ErrorKind),
-}
-
-impl KeyFile {
-    pub(super) fn load(path: &Path) -> Result<Self, TicketKeyError> {
-        let content = Secret::read(path)?;
-        let keys = parse(path, content.expose())?;
-        Ok(Self { path: path.to_owned(), tried: Content::Bytes(content), keys })
-    }
-
-    pub(super) fn keys(&self) -> &[Arc<Key>] {
-        &self.keys
-    }
-
-    /// True where other keys are in force now.
-    pub(super) fn refresh(&mut self) -> Result<bool, TicketKeyError> {
-        let read = Secret::read(&self.path);
-        let content = match &read {
-            Ok(bytes) => Content::Bytes(bytes.clone()),
-            Err(KeyError::Unreadable { cause, .. }) => Content::Unreadable(cause.kind()),
-            Err(_) => Content::Unreadable(io::ErrorKind::Other),
-        };
-        if content == self.tried {
-            return Ok(false);
-        }
-        self.tried = content;
-        self.keys = parse(&self.path, read?.expose())?;
-        Ok(true)
-    }
-}
-
 /// One key a line; empty lines and those that begin with `#` are passed over.
-fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Arc<Key>>, TicketKeyError> {
+pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Arc<Key>>, TicketKeyError> {
     let mut keys = Vec::new();
     for (line, text) in (1..).zip(bytes.split(|byte| *byte == b'\n')) {
         let text = text.trim_ascii();

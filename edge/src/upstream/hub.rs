@@ -16,7 +16,7 @@ mod workers;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::Rng as _;
@@ -27,7 +27,7 @@ use tidegate_protocol::link::{
 };
 use tidegate_protocol::{ChannelName, NodeId, Position, Region};
 use tidegate_transport::clock;
-use tidegate_transport::link::{Backend, BackendFuture, EdgeLink, memory};
+use tidegate_transport::link::{Backend, BackendFuture, EdgeLink, memory, published};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +36,7 @@ use tracing::error;
 use driver::{Command, Runner};
 use machine::Machine;
 use partition::Bounds;
-use workers::{ClientSet, outcome_unknown, unavailable};
+use workers::{ClientSet, unavailable};
 
 pub use dialer::{Dialer, OpenedLink, Uplink, UplinkFuture};
 pub use home::HomeRules;
@@ -263,7 +263,7 @@ impl Hub {
     async fn answer(&self, frame: EdgeFrame) -> Result<CoreFrame, LinkError> {
         let _permit = self.admit(1)?;
         let answer = async { self.ask(frame).await?.await.map_err(|_| unavailable()) };
-        timeout_at(self.deadline(), answer).await.unwrap_or_else(|_| Err(unavailable()))
+        timeout_at(self.deadline().into(), answer).await.unwrap_or_else(|_| Err(unavailable()))
     }
 
     async fn publish_all(
@@ -279,23 +279,15 @@ impl Hub {
                 publish.key = Some(self.random_key());
             }
             let frame = EdgeFrame::Publish { request: 0, publish };
-            pending.push(timeout_at(deadline, self.ask(frame)).await.unwrap_or_else(|_| Err(unavailable())));
+            pending.push(
+                timeout_at(deadline.into(), self.ask(frame)).await.unwrap_or_else(|_| Err(unavailable())),
+            );
         }
-        let mut results = Vec::with_capacity(pending.len());
-        for answer in pending {
-            results.push(match answer {
-                Ok(answer) => match timeout_at(deadline, answer).await {
-                    Ok(Ok(CoreFrame::Published { result, .. })) => result,
-                    _ => Err(outcome_unknown()),
-                },
-                Err(error) => Err(error),
-            });
-        }
-        Ok(results)
+        Ok(published(pending, deadline).await)
     }
 
-    fn deadline(&self) -> tokio::time::Instant {
-        (clock::now() + self.inner.backend_wait).into()
+    fn deadline(&self) -> Instant {
+        clock::now() + self.inner.backend_wait
     }
 
     fn random_key(&self) -> String {
@@ -334,7 +326,7 @@ impl Backend for Hub {
         Box::pin(async move {
             let (answer, receiver) = oneshot::channel();
             self.inner.commands.send(Command::Status { answer }).await.map_err(|_| unavailable())?;
-            let status = timeout_at(self.deadline(), receiver).await;
+            let status = timeout_at(self.deadline().into(), receiver).await;
             status.ok().and_then(Result::ok).ok_or_else(unavailable)
         })
     }

@@ -417,7 +417,7 @@ fn a_failed_frame_answers_with_errors_and_delivers_nothing() {
     core.feed(LinkId::NODE, publish_frame("room:1", "x", None));
     core.feed(LINK, subscribe_frame("room:1", None));
     assert!(core.table.take_log_frame().is_some());
-    core.table.fail(&outcome_unknown());
+    core.table.fail(&LinkError::outcome_unknown());
     core.table.drain_outputs(&mut core.outputs);
     let [
         (LinkId::NODE, CoreFrame::Published { result: Err(publish), .. }),
@@ -439,7 +439,7 @@ fn who_is_refused_a_subscription_with_a_failed_frame_is_not_interested() {
     core.feed(LINK, subscribe_frame("room:2", None));
     assert_eq!(core.table.interest(), 2);
     assert!(core.table.take_log_frame().is_some());
-    core.table.fail(&outcome_unknown());
+    core.table.fail(&LinkError::outcome_unknown());
     core.table.drain_outputs(&mut core.outputs);
     assert_eq!(core.table.interest(), 1);
     let interested: Vec<_> = core.table.interested().map(|(channel, ..)| channel.clone()).collect();

@@ -28,8 +28,7 @@ use tidegate_protocol::{ChannelName, Epoch, Offset, Position};
 
 use super::presence::Announcements;
 use super::workers::{
-    Client, ClientSet, Outbox, edge_frame_bytes, failure, outcome_unknown, recovery_bytes, smallest,
-    unavailable,
+    Client, ClientSet, Outbox, edge_frame_bytes, failure, recovery_bytes, smallest, unavailable,
 };
 use questions::{Resend, delivery, is_long, renumber, request_of, resend};
 
@@ -291,7 +290,7 @@ impl Partition {
                     Resend::No => self.refuse(asked, unavailable(), outbox),
                     Resend::Unknown => {
                         self.stats.unknown += 1;
-                        self.refuse(asked, outcome_unknown(), outbox);
+                        self.refuse(asked, LinkError::outcome_unknown(), outbox);
                     }
                 },
                 Question::Resubscribe(_) => {}
@@ -381,7 +380,7 @@ impl Partition {
             } else {
                 self.stats.refused += 1;
             }
-            self.refuse(asked, if maybe { outcome_unknown() } else { unavailable() }, outbox);
+            self.refuse(asked, if maybe { LinkError::outcome_unknown() } else { unavailable() }, outbox);
         }
         if self.again_at.is_some_and(|at| at <= now) {
             self.again_at = None;

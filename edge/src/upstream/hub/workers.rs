@@ -222,12 +222,6 @@ pub(crate) fn unavailable() -> LinkError {
     LinkError { code: ErrorCode::Unavailable, message }
 }
 
-/// Perhaps handled.
-pub(crate) fn outcome_unknown() -> LinkError {
-    let message = "the outcome is unknown: try again, with the same key".to_owned();
-    LinkError { code: ErrorCode::Unavailable, message }
-}
-
 /// The channel name that none comes before.
 pub(crate) fn smallest() -> ChannelName {
     ChannelName::new("!").expect("one printable character")
