@@ -8,7 +8,7 @@ mod key_file;
 mod listener;
 mod metrics;
 mod node;
-mod policy;
+pub mod policy;
 mod presence;
 mod registry;
 mod upstream;

@@ -56,6 +56,11 @@ impl Backoff {
     pub fn next_delay(&mut self) -> Duration {
         let bound = self.base.saturating_mul(1 << self.failures.min(16)).min(self.cap);
         self.failures = self.failures.saturating_add(1);
+        self.spread(bound)
+    }
+
+    /// Something between nothing and `bound`. Counts nothing.
+    pub fn spread(&mut self, bound: Duration) -> Duration {
         bound.mul_f64(self.rng.random_range(0.0..1.0))
     }
 }

@@ -12,6 +12,8 @@ pub mod grants;
 pub mod link;
 pub mod namespace;
 pub mod placement;
+pub mod plan;
+pub mod reconnect;
 pub mod session;
 
 pub use ids::{ChannelName, ChannelNameError, ConnectionId, NodeId, Region, SessionId, SessionIdError};

@@ -1,0 +1,391 @@
+//! Drains by hand, then against targets that grant at random.
+
+#![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
+
+use super::super::admission::Issuer;
+use super::*;
+use proptest::prelude::*;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+
+struct Rig {
+    drainer: Drainer,
+    now: Instant,
+    /// Places granted per target and tick.
+    grant: u16,
+    next_lease: u32,
+    granted: usize,
+    used: usize,
+    moves: Vec<(Instant, ConnectionKey, NodeId, Duration)>,
+    closes: Vec<(Instant, ConnectionKey, bool, bool)>,
+    asks: Vec<(NodeId, LeaseAsk)>,
+    returned: usize,
+    behind: usize,
+    lame: Vec<bool>,
+    done: Option<Progress>,
+    /// From `goaway` to gone.
+    takes: Option<Duration>,
+}
+
+impl Rig {
+    fn new(connections: impl IntoIterator<Item = Candidate>, seconds: u64) -> Self {
+        let now = Instant::now();
+        let mut drainer =
+            Drainer::new(DrainConfig::default(), keys(), order_of(4, now, seconds, &["b", "c"]), (now, WALL));
+        connections.into_iter().for_each(|candidate| drainer.handle_connection(candidate));
+        Self {
+            drainer,
+            now,
+            grant: 10,
+            next_lease: 1,
+            granted: 0,
+            used: 0,
+            moves: Vec::new(),
+            closes: Vec::new(),
+            asks: Vec::new(),
+            returned: 0,
+            behind: 0,
+            lame: Vec::new(),
+            done: None,
+            takes: Some(Duration::from_millis(600)),
+        }
+    }
+
+    fn lease(&mut self, drain: DrainId, count: u16) -> Lease {
+        let number = self.next_lease;
+        self.next_lease += 1;
+        Lease {
+            drain,
+            issuer: Issuer::of(&node("b")),
+            number,
+            first_ms: self.unix_ms() + 500,
+            spacing_us: 250_000 / u32::from(count.max(1)),
+            count,
+        }
+    }
+
+    fn unix_ms(&self) -> u64 {
+        self.drainer.unix_ms(self.now)
+    }
+
+    fn react(&mut self) {
+        while let Some(event) = self.drainer.poll_event() {
+            assert!(self.done.is_none(), "nothing comes after the end");
+            match event {
+                Event::LameDuck(on) => self.lame.push(on),
+                Event::Ask { target, ask } => {
+                    self.asks.push((target.clone(), ask));
+                    let count = u32::from(self.grant).min(ask.want) as u16;
+                    if count > 0 {
+                        let lease = self.lease(ask.drain, count);
+                        self.granted += usize::from(count);
+                        self.drainer.handle_lease(self.now, &target, lease);
+                    }
+                }
+                Event::Return { .. } => self.returned += 1,
+                Event::Goaway { connection, target, after, deadline, ticket } => {
+                    let holder = Holder([connection.0 as u8; 16]);
+                    let claims = keys().open(&ticket, &holder).expect("for this client");
+                    assert!(deadline > after);
+                    self.used += 1;
+                    assert_eq!(claims.serial.lease().0 < self.next_lease, true);
+                    self.moves.push((self.now, connection, target, after));
+                }
+                Event::Close { connection, place, forced } => {
+                    self.used += usize::from(place.is_some());
+                    self.closes.push((self.now, connection, place.is_some(), forced));
+                }
+                Event::Progress(progress) => {
+                    let known = progress.moved + progress.closed + progress.forced + progress.left;
+                    assert_eq!(known + progress.remaining, progress.total);
+                }
+                Event::Behind { .. } => self.behind += 1,
+                Event::Done(progress) => self.done = Some(progress),
+            }
+        }
+    }
+
+    /// Lets time pass in steps of 50 ms; clients do what they are asked to.
+    fn run(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end && self.done.is_none() {
+            self.now += Duration::from_millis(50);
+            if self.drainer.poll_timeout().is_some_and(|at| at <= self.now) {
+                self.drainer.handle_timeout(self.now);
+            }
+            self.react();
+            if let Some(takes) = self.takes {
+                let arrived = |(at, ..): &&(Instant, ConnectionKey, NodeId, Duration)| *at + takes <= self.now;
+                let gone: Vec<_> = self.moves.iter().filter(arrived).map(|(_, key, ..)| *key).collect();
+                gone.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key));
+            }
+            let closed: Vec<_> = self.closes.iter().map(|(_, key, ..)| *key).collect();
+            closed.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key));
+            self.react();
+            assert!(self.used <= self.granted, "never more than was granted");
+        }
+    }
+}
+
+fn keys() -> Arc<SlotKeys> {
+    Arc::new(SlotKeys::new(&[7; 32], None))
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::new(name)
+}
+
+fn order_of(drain: u64, now: Instant, seconds: u64, targets: &[&str]) -> Order {
+    Order {
+        drain: DrainId(drain),
+        deadline: now + Duration::from_secs(seconds),
+        targets: targets.iter().map(|name| node(name)).collect(),
+    }
+}
+
+fn candidate(number: u64, class: Class) -> Candidate {
+    Candidate {
+        connection: ConnectionKey(number),
+        class,
+        rank: number as u32,
+        tenant: number % 20,
+        holder: Holder([number as u8; 16]),
+    }
+}
+
+fn many(count: u64, class: Class) -> impl Iterator<Item = Candidate> {
+    (0..count).map(move |number| candidate(number, class))
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn everybody_moves_at_the_pace_of_the_leases() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.run(Duration::from_millis(950));
+    assert_eq!((rig.moves.len(), rig.lame.as_slice()), (0, &[true][..]), "a lame duck first");
+    rig.run(seconds(60));
+    let done = rig.done.expect("it ends");
+    assert_eq!((done.moved, done.forced, done.remaining, done.aborted), (1_000, 0, 0, false));
+    assert_eq!((rig.moves.len(), rig.behind), (1_000, 0));
+    // Two targets of ten places every 250 ms: 12.5 s.
+    let took = rig.now - rig.drainer.began;
+    assert!((seconds(13)..seconds(16)).contains(&took), "{took:?}");
+    assert!(rig.moves.iter().any(|(_, _, target, _)| *target == node("c")));
+}
+
+#[test]
+fn idle_ones_go_first_and_by_rank() {
+    let all = many(50, Class::Idle)
+        .chain((50..100).map(|number| candidate(number, Class::Busy)))
+        .map(|one| Candidate { tenant: 1, ..one });
+    let mut rig = Rig::new(all, 300);
+    rig.run(seconds(30));
+    let firsts: Vec<u64> = rig.moves.iter().take(50).map(|(_, key, ..)| key.0).collect();
+    assert!(firsts.iter().all(|key| *key < 50), "{firsts:?}");
+    let orders: Vec<u32> = firsts.iter().map(|key| (*key as u32).wrapping_mul(0x9e37_79b9)).collect();
+    assert!(orders.windows(2).all(|pair| pair[0] < pair[1]), "spread over the ranks");
+}
+
+#[test]
+fn who_can_only_break_is_spread_over_the_whole_time() {
+    let mut rig = Rig::new(many(120, Class::BreakOnly), 140);
+    rig.run(seconds(140));
+    assert_eq!(rig.done.expect("it ends").closed, 120);
+    let begin = rig.drainer.began;
+    for quarter in 0..4 {
+        let from = begin + seconds(30 * quarter);
+        let closed = rig.closes.iter().filter(|(at, ..)| (from..from + seconds(30)).contains(at)).count();
+        assert!((27..=33).contains(&closed), "{closed} in quarter {quarter}");
+    }
+    assert!(rig.closes.iter().all(|(_, _, with_place, forced)| *with_place && !*forced));
+}
+
+#[test]
+fn long_polls_go_when_their_hold_ends() {
+    let mut rig = Rig::new(many(40, Class::LongPoll), 300);
+    rig.run(seconds(10));
+    assert!(rig.moves.is_empty());
+    for number in 0..20 {
+        rig.drainer.handle_poll_ended(ConnectionKey(number));
+    }
+    rig.run(seconds(1));
+    assert!(!rig.moves.is_empty() && rig.moves.iter().all(|(_, key, ..)| key.0 < 20));
+    for number in (0..40).cycle().take(4_000) {
+        rig.drainer.handle_poll_ended(ConnectionKey(number));
+        if number % 4 == 0 {
+            rig.run(Duration::from_millis(50));
+        }
+        if rig.done.is_some() {
+            break;
+        }
+    }
+    assert_eq!(rig.done.expect("all went").moved, 40);
+}
+
+#[test]
+fn too_many_on_their_way_stop_the_drain() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.takes = None;
+    rig.run(seconds(10));
+    let bound = 2.0 * 2.0 * f64::from(rig.grant) * 4.0;
+    assert!(rig.moves.len() as f64 <= bound * 1.3, "{}", rig.moves.len());
+    assert!(rig.moves.len() >= 64);
+}
+
+#[test]
+fn a_deadline_that_is_too_near_is_said_and_kept() {
+    let mut rig = Rig::new(many(2_000, Class::Busy), 60);
+    rig.grant = 1;
+    rig.run(seconds(62));
+    assert_eq!(rig.behind, 1);
+    assert!(rig.asks.last().expect("many").1.urgent);
+    let done = rig.done.expect("the deadline holds");
+    assert!(done.forced > 1_500 && done.remaining == 0, "{done:?}");
+    let forced_from = rig.drainer.began + seconds(40);
+    let (mut most, mut last) = (0, 0);
+    for second in 0..20 {
+        let from = forced_from + seconds(second);
+        last = rig.closes.iter().filter(|(at, ..)| (from..from + seconds(1)).contains(at)).count();
+        most = most.max(last);
+    }
+    assert!(most < 120 && last > 0, "evenly: at most {most} a second");
+}
+
+#[test]
+fn clients_that_ignore_goaway_are_closed_in_the_end() {
+    let mut rig = Rig::new(many(30, Class::Idle), 120);
+    rig.takes = None;
+    rig.run(seconds(125));
+    let done = rig.done.expect("it ends");
+    assert_eq!((done.moved, done.closed + done.forced), (0, 30));
+    assert_eq!(rig.moves.len(), 30, "asked once");
+}
+
+#[test]
+fn pause_resume_and_abort() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.run(seconds(4));
+    rig.drainer.pause(rig.now);
+    rig.react();
+    let (moved, deadline) = (rig.moves.len(), rig.drainer.deadline);
+    assert!(moved > 0 && rig.drainer.poll_timeout().is_none());
+    rig.run(seconds(30));
+    assert_eq!(rig.moves.len(), moved);
+    let late = rig.lease(DrainId(4), 5);
+    rig.granted += 5;
+    let returned = rig.returned;
+    rig.drainer.handle_lease(rig.now, &node("b"), late);
+    rig.react();
+    assert_eq!(rig.returned, returned + 1, "what comes meanwhile is given back");
+    rig.drainer.resume(rig.now);
+    assert_eq!(rig.drainer.deadline, deadline + seconds(30));
+    rig.run(seconds(2));
+    assert!(rig.moves.len() > moved);
+    let moved = rig.moves.len();
+    rig.drainer.abort(rig.now);
+    rig.react();
+    let done = rig.done.expect("called off");
+    assert!(done.aborted && done.remaining > 0);
+    assert_eq!(rig.lame, [true, false]);
+    assert_eq!((rig.moves.len(), rig.drainer.poll_timeout()), (moved, None));
+    rig.drainer.handle_gone(rig.now, ConnectionKey(999));
+    rig.drainer.abort(rig.now);
+    assert!(rig.drainer.poll_event().is_none());
+}
+
+#[test]
+fn a_target_that_dies_is_replaced_and_one_that_revokes_is_believed() {
+    let mut rig = Rig::new(many(200, Class::Idle), 300);
+    rig.takes = None;
+    rig.run(seconds(3));
+    let to_b: Vec<_> =
+        rig.moves.iter().filter(|(_, _, target, _)| *target == node("b")).map(|(_, key, ..)| *key).collect();
+    assert!(!to_b.is_empty());
+    let before = rig.moves.len();
+    rig.drainer.handle_target_gone(&node("b"));
+    rig.takes = Some(Duration::from_millis(600));
+    // Those who were on their way to it did not get there.
+    rig.moves.retain(|(_, _, target, _)| *target != node("b"));
+    rig.run(seconds(60));
+    assert_eq!(rig.done.expect("through c alone").moved, 200);
+    for key in to_b {
+        assert!(rig.moves.iter().any(|(_, other, target, _)| *other == key && *target == node("c")));
+    }
+    assert!(rig.moves.len() <= 200 && before > 0);
+
+    let mut rig = Rig::new(many(10, Class::Idle), 300);
+    rig.grant = 0;
+    rig.run(seconds(2));
+    rig.drainer.pause(rig.now);
+    rig.drainer.resume(rig.now);
+    let lease = rig.lease(DrainId(4), 5);
+    let number = lease.number;
+    rig.drainer.targets.add(rig.now, &node("b"), lease);
+    rig.drainer.handle_revoked(&node("b"), number);
+    rig.run(seconds(2));
+    assert!(rig.moves.is_empty());
+}
+
+#[test]
+fn the_newer_order_holds() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.run(seconds(3));
+    rig.drainer.handle_order(order_of(3, rig.now, 10, &["z"]));
+    assert_eq!(rig.drainer.drain, DrainId(4), "out of date");
+    rig.drainer.handle_order(order_of(9, rig.now, 30, &["d"]));
+    rig.asks.clear();
+    let old = rig.lease(DrainId(4), 5);
+    rig.granted += 5;
+    let returned = rig.returned;
+    rig.drainer.handle_lease(rig.now, &node("d"), old);
+    rig.run(seconds(2));
+    assert!(rig.returned > returned, "the lease of another drain");
+    assert!(rig.asks.iter().all(|(target, ask)| *target == node("d") && ask.drain == DrainId(9)));
+    rig.run(seconds(40));
+    assert!(rig.done.is_some(), "by the newer deadline");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(30))]
+
+    #[test]
+    fn everybody_leaves_in_time_and_no_place_is_used_twice(
+        seed: u64,
+        classes in prop::collection::vec(0_u8..4, 1..300),
+        deadline in 40_u64..200,
+    ) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let all = classes.iter().zip(0..).map(|(class, number)| {
+            let class = [Class::Idle, Class::Busy, Class::LongPoll, Class::BreakOnly][usize::from(*class)];
+            candidate(number, class)
+        });
+        let mut rig = Rig::new(all, deadline);
+        let mut asked = BTreeSet::new();
+        for _ in 0..deadline * 5 + 10 {
+            rig.grant = rng.random_range(0..8);
+            rig.takes = rng.random_bool(0.9).then(|| Duration::from_millis(rng.random_range(100..5_000)));
+            if rng.random_bool(0.3) {
+                let key = ConnectionKey(rng.random_range(0..classes.len() as u64));
+                if rng.random_bool(0.9) {
+                    rig.drainer.handle_poll_ended(key);
+                } else {
+                    rig.drainer.handle_gone(rig.now, key);
+                }
+            }
+            rig.run(Duration::from_millis(200));
+            for (_, key, ..) in rig.moves.drain(..) {
+                prop_assert!(asked.insert(key), "asked twice");
+                rig.drainer.handle_gone(rig.now, key);
+            }
+            rig.react();
+        }
+        let done = rig.done.expect("the deadline holds");
+        prop_assert_eq!(done.remaining, 0);
+        prop_assert_eq!(done.moved + done.closed + done.forced + done.left, classes.len());
+    }
+}
+
+const WALL: u64 = 1_790_000_000_000;
