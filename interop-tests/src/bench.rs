@@ -18,7 +18,7 @@ pub mod mobility;
 mod proc;
 mod publish;
 mod publisher;
-mod report;
+pub(crate) mod report;
 mod server;
 mod shape;
 

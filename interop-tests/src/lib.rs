@@ -15,5 +15,6 @@ mod process;
 pub mod programs;
 pub mod raw;
 pub mod slow_link;
+pub mod storm;
 pub mod topology;
 pub mod wait;

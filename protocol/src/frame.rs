@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::json::json_frame;
 
+pub use crate::plan::{Alternative, ReconnectPlan};
 pub use close::{CloseCode, ErrorCode, ReconnectPolicy};
 
 /// A frame from a client: an id that the reply echoes (0 where no reply is awaited), and one body.
@@ -204,6 +205,10 @@ pub struct Connected {
     #[prost(bool, tag = "9")]
     #[serde(skip_serializing_if = "is_false")]
     pub resumed: bool,
+    /// When and where to come back should this edge vanish; absent where the server makes none.
+    #[prost(message, optional, tag = "10")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<ReconnectPlan>,
 }
 
 /// Asks for a pong.
@@ -214,6 +219,10 @@ pub struct Ping {
     #[prost(string, optional, tag = "1")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resume: Option<String>,
+    /// A plan that takes the place of the one before.
+    #[prost(message, optional, tag = "2")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<ReconnectPlan>,
 }
 
 /// Joins a channel.

@@ -88,8 +88,8 @@ pub struct Reconnect {
 }
 
 impl Reconnect {
-    /// How long a dial inside a window may take before it counts as [`Cause::Unreachable`]: with the region gone, every
-    /// second here is one that nobody is served in.
+    /// How long the first dial of an outage may take before it counts as [`Cause::Unreachable`]: with the region gone,
+    /// every second here is one that nobody is served in. Later ones have their usual time.
     pub const PATIENCE: Duration = Duration::from_secs(3);
     /// The longest wait for a slot that a client believes in. A refusal may come unauthenticated.
     pub const MAX_SLOT: Duration = Duration::from_secs(120);

@@ -41,7 +41,7 @@ enum Command {
     Bench(bench::Args),
     /// Run a whole cluster on this machine: cores, edges and NATS servers as processes, until Ctrl-C
     Cluster(cluster::Args),
-    /// Run the simulated tests, with one seed or with the tests' own
+    /// Run the simulated tests, with one seed or with the tests' own; or show a storm or a drain
     Sim(sim::Args),
     /// Fuzz one parser or each in turn; needs a nightly compiler and cargo-fuzz
     Fuzz(fuzz::Args),
@@ -104,6 +104,13 @@ mod tests {
             let Command::Bench(args) = cli.command else { panic!("not the bench command") };
             assert_eq!(args.benchmark, [own, flags[2]]);
         }
+        let cli = Cli::try_parse_from(["xtask", "sim", "storm", "--clients", "5", "--help"]);
+        let Command::Sim(args) = cli.expect("valid arguments").command else { panic!("not the sim command") };
+        let Some(sim::Scenario::Storm(flags)) = args.scenario else { panic!("not the storm") };
+        assert_eq!(flags.flags, ["--clients", "5", "--help"]);
+        let cli = Cli::try_parse_from(["xtask", "sim", "--seed", "7", "--", "-E", "test(drain)"]);
+        let Command::Sim(args) = cli.expect("valid arguments").command else { panic!("not the sim command") };
+        assert!(args.scenario.is_none() && args.seed == Some(7) && args.nextest.len() == 2);
         for not_enough in [&["xtask", "bench"][..], &["xtask", "bench", "--help"]] {
             assert!(Cli::try_parse_from(not_enough).is_err(), "these print our own usage");
         }

@@ -375,16 +375,12 @@ impl Drainer {
             self.close(key, place.map(|place| (place.target, place.ticket)), false);
             budget -= 1;
         }
-        for class in [Class::Idle, Class::Busy, Class::LongPoll] {
-            let taken = match class {
-                Class::Idle => self.idle.take(budget),
-                Class::Busy => self.busy.take(budget),
-                _ => self.ended_polls.take(budget),
-            };
-            budget -= taken.len();
-            for key in taken {
-                self.send_away(now, unix_ms, key);
-            }
+        // A poll that is not told now is told when its next hold ends.
+        let polls = self.ended_polls.take(budget);
+        let idle = self.idle.take(budget - polls.len());
+        let busy = self.busy.take(budget - polls.len() - idle.len());
+        for key in polls.into_iter().chain(idle).chain(busy) {
+            self.send_away(now, unix_ms, key);
         }
     }
 

@@ -3,3 +3,4 @@
 mod lab;
 mod moving;
 mod session;
+mod storm;

@@ -170,7 +170,8 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
             time_ms
         })),
         text().prop_map(|channel| ServerBody::PresenceGap(PresenceGap { channel })),
-        option::of(text()).prop_map(|resume| ServerBody::Ping(Ping { resume })),
+        (option::of(text()), option::of(plan()))
+            .prop_map(|(resume, plan)| ServerBody::Ping(Ping { resume, plan })),
         Just(ServerBody::Pong(Empty {})),
         error().prop_map(ServerBody::Error),
         (any::<u32>(), text(), option::of(reconnect()))
@@ -182,13 +183,41 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
 fn connected() -> impl Strategy<Value = Connected> {
     (
         (text(), option::of(text()), option::of(text()), any::<u64>()),
-        (text(), text(), option::of(any::<u64>()), vec(subscribed(), 0..3), any::<bool>()),
+        (text(), text(), option::of(any::<u64>())),
+        (vec(subscribed(), 0..3), any::<bool>(), option::of(plan())),
     )
         .prop_map(
-            |((session, resume, user, ping_ms), (node, region, expires_ms, subscriptions, resumed))| {
-                Connected { session, resume, user, ping_ms, node, region, expires_ms, subscriptions, resumed }
+            |(
+                (session, resume, user, ping_ms),
+                (node, region, expires_ms),
+                (subscriptions, resumed, plan),
+            )| Connected {
+                session,
+                resume,
+                user,
+                ping_ms,
+                node,
+                region,
+                expires_ms,
+                subscriptions,
+                resumed,
+                plan,
             },
         )
+}
+
+fn plan() -> impl Strategy<Value = ReconnectPlan> {
+    let alternative = (text(), any::<u32>(), any::<bool>())
+        .prop_map(|(host, weight, elsewhere)| Alternative { host, weight, elsewhere });
+    (any::<u64>(), any::<u32>(), any::<u32>(), any::<u32>(), vec(alternative, 0..3)).prop_map(
+        |(epoch, node_ms, region_ms, rank, alternatives)| ReconnectPlan {
+            epoch,
+            node_ms,
+            region_ms,
+            rank,
+            alternatives,
+        },
+    )
 }
 
 fn subscribed() -> impl Strategy<Value = Subscribed> {

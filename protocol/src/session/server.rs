@@ -292,6 +292,7 @@ impl Session {
             expires_ms: expires_ms(now, &identity),
             subscriptions: Vec::new(),
             resumed,
+            plan: None,
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {

@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 use tidegate_protocol::frame::{
-    ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
+    Alternative, ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
     History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap, PresenceRequest,
-    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPolicy, Refresh, Refreshed, Rpc,
+    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPlan, ReconnectPolicy, Refresh, Refreshed, Rpc,
     ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
 };
 
@@ -124,6 +124,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
                     user: None,
                     expires_ms: None,
                     subscriptions: Vec::new(),
+                    plan: None,
                     ..full_connected()
                 }),
             ),
@@ -204,7 +205,7 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
         ),
         ("ephemeral_json", reply(0, ServerBody::Ephemeral(full_ephemeral(json(r#"{"typing":true}"#))))),
         ("ephemeral_binary", reply(0, ServerBody::Ephemeral(full_ephemeral(binary(&[7; 3]))))),
-        ("ping", reply(0, ServerBody::Ping(Ping { resume: Some("ticket".to_owned()) }))),
+        ("ping", reply(0, ServerBody::Ping(full_ping()))),
         ("ping_without_a_ticket", reply(0, ServerBody::Ping(Ping::default()))),
         ("pong", reply(13, ServerBody::Pong(Empty {}))),
         ("presence", reply(6, ServerBody::Presence(full_presence()))),
@@ -377,6 +378,24 @@ fn full_rpc((data, data_base64): PayloadFields) -> Rpc {
     Rpc { method: "cart.add".to_owned(), data, data_base64 }
 }
 
+fn full_ping() -> Ping {
+    Ping { resume: Some("ticket".to_owned()), plan: Some(full_plan()) }
+}
+
+fn full_plan() -> ReconnectPlan {
+    let alternative = |host: &str, elsewhere| Alternative { host: host.to_owned(), weight: 800, elsewhere };
+    ReconnectPlan {
+        epoch: 7,
+        node_ms: 1_500,
+        region_ms: 131_580,
+        rank: u32::MAX,
+        alternatives: vec![
+            alternative("edge-2.eu.example.com:4433", false),
+            alternative("us.example.com", true),
+        ],
+    }
+}
+
 fn full_connected() -> Connected {
     Connected {
         session: "00112233445566778899aabbccddee07".to_owned(),
@@ -397,6 +416,7 @@ fn full_connected() -> Connected {
             },
         ],
         resumed: true,
+        plan: Some(full_plan()),
     }
 }
 

@@ -88,6 +88,23 @@ const change = (name) =>
 
 const Reconnect = message("Reconnect", [field(1, "policy", "policy"), field(2, "after_ms", "uint64", OPTIONAL)]);
 
+const Alternative = message("Alternative", [
+  field(1, "host", "string"),
+  field(2, "weight", "uint32"),
+  field(3, "elsewhere", "bool", SPARSE),
+]);
+
+const ReconnectPlan = message("ReconnectPlan", [
+  field(1, "epoch", "uint64"),
+  field(2, "node_ms", "uint32"),
+  field(3, "region_ms", "uint32"),
+  field(4, "rank", "uint32"),
+  field(5, "alternatives", "message", { message: Alternative, repeated: true }),
+]);
+
+/** @param {number} tag */
+const plan = (tag) => field(tag, "plan", "message", { message: ReconnectPlan, optional: true });
+
 /** First message on each stream that the server opens. */
 export const StreamHeader = message("StreamHeader", [
   field(1, "channel", "string"),
@@ -177,6 +194,7 @@ export const ServerFrame = frame(false, [
       field(7, "expires_ms", "uint64", OPTIONAL),
       field(8, "subscriptions", "message", { message: Subscribed, repeated: true, sparse: true }),
       field(9, "resumed", "bool", SPARSE),
+      plan(10),
     ]),
   ],
   [3, "subscribed", Subscribed],
@@ -202,7 +220,7 @@ export const ServerFrame = frame(false, [
   [7, "refreshed", message("Refreshed", [field(1, "expires_ms", "uint64", OPTIONAL)])],
   [8, "publication", Publication],
   [9, "ephemeral", Ephemeral],
-  [10, "ping", message("Ping", [field(1, "resume", "string", OPTIONAL)])],
+  [10, "ping", message("Ping", [field(1, "resume", "string", OPTIONAL), plan(2)])],
   [11, "error", ErrorReply],
   [
     12,

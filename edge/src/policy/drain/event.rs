@@ -21,16 +21,16 @@ pub struct Candidate {
     pub holder: Holder,
 }
 
-/// How a connection can leave. They go in this order, but for [`Class::BreakOnly`], which go all the time.
+/// How a connection can leave. Idle ones go before busy ones; the other two have moments of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// Makes the next connection before it leaves, and nothing is under way on it.
     Idle,
     /// The same, with requests or deliveries under way.
     Busy,
-    /// A long poll: told with the answer that it is waiting for, when its hold ends.
+    /// A long poll: told with the answer that it is waiting for, when its hold ends, and then before all others.
     LongPoll,
-    /// Knows nothing of `goaway`: is closed, and comes back.
+    /// Knows nothing of `goaway`: is closed, and comes back. They are spread over the whole time.
     BreakOnly,
 }
 

@@ -5,7 +5,7 @@
 use super::super::admission::Issuer;
 use super::*;
 use proptest::prelude::*;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 struct Rig {
@@ -88,7 +88,7 @@ impl Rig {
                     let claims = keys().open(&ticket, &holder).expect("for this client");
                     assert!(deadline > after);
                     self.used += 1;
-                    assert_eq!(claims.serial.lease().0 < self.next_lease, true);
+                    assert!(claims.serial.lease().0 < self.next_lease);
                     self.moves.push((self.now, connection, target, after));
                 }
                 Event::Close { connection, place, forced } => {

@@ -271,7 +271,7 @@ impl Model {
         let wire = self.wires.get_mut(&id).expect("picked");
         if let (Some(generation), false) = (wire.generation, wire.over) {
             let resume = Some(format!("{generation}-{fresh}"));
-            wire.control.push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume })));
+            wire.control.push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume, plan: None })));
         }
     }
 

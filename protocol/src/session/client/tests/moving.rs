@@ -156,7 +156,7 @@ fn the_first_to_die_leaves_the_session_to_the_other() {
 fn an_unanswered_resume_is_repeated_and_a_refused_one_forgotten() {
     let mut rig = Rig::new();
     rig.open(with_ticket("t1"));
-    rig.feed(0, ServerBody::Ping(Ping { resume: Some("t2".to_owned()) }));
+    rig.feed(0, ServerBody::Ping(Ping { resume: Some("t2".to_owned()), plan: None }));
     let mut offers = Vec::new();
     for _ in 0..2 {
         rig.lose();

@@ -52,7 +52,7 @@ impl Bench {
     fn pings(&mut self) -> Vec<Option<String>> {
         let sent = std::mem::take(&mut self.sent);
         let pings = sent.into_iter().filter_map(|frame| match frame.body {
-            Some(ServerBody::Ping(Ping { resume })) => Some(resume),
+            Some(ServerBody::Ping(Ping { resume, .. })) => Some(resume),
             _ => None,
         });
         pings.collect()

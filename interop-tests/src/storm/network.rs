@@ -1,0 +1,33 @@
+//! The network between clients and nodes: delay by client, jitter and loss by packet.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+
+/// What every path has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Network {
+    /// Of packets that count: the first of a dial, the answer.
+    pub(super) loss: f64,
+}
+
+impl Network {
+    /// A client's round trip: 30 to 300 ms, more of the short ones.
+    pub(super) fn round_trip(self, rng: &mut ChaCha8Rng) -> Duration {
+        let share: f64 = rng.random_range(0.0..1.0);
+        Duration::from_secs_f64(0.030 + 0.270 * share * share)
+    }
+
+    /// How long until something that is sent is there: half a round trip, jitter, and the timers that pass where packets
+    /// are lost (1 s, then 2 s, ..: RFC 9002 before anything was measured).
+    pub(super) fn one_way(self, round_trip: Duration, rng: &mut ChaCha8Rng) -> Duration {
+        let mut delay = round_trip.mul_f64(0.5 + rng.random_range(0.0..0.1));
+        let mut timer = Duration::from_secs(1);
+        while timer < Duration::from_secs(30) && rng.random_range(0.0..1.0) < self.loss {
+            delay += timer;
+            timer *= 2;
+        }
+        delay
+    }
+}
