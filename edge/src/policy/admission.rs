@@ -303,7 +303,9 @@ impl Admission {
         if !self.spent.spend(now, claims.serial.number(), until) {
             return Standing::Newcomer;
         }
-        if late > LATE { Standing::Late } else { Standing::OnTime(now + early - late) }
+        // A slot of before this process began is one that its calendar does not know.
+        let slot = (now + early).checked_sub(late).unwrap_or(now);
+        if late > LATE { Standing::Late } else { Standing::OnTime(slot) }
     }
 
     fn admit_newcomer(&mut self, now: Instant, attempt: &Attempt<'_>, kind: Kind) -> Decision {

@@ -95,8 +95,9 @@ pub struct Drainer {
     idle: Queue,
     busy: Queue,
     polls: Queue,
-    /// Polls whose hold ended since the last tick.
+    /// Polls whose hold ended a moment ago, and until when they wait.
     ended_polls: Queue,
+    ended_until: VecDeque<(Instant, ConnectionKey)>,
     /// Those that are closed when their time comes.
     breaking: Queue,
     /// Asked to move: until when.
@@ -123,10 +124,15 @@ enum State {
     /// In the queue of its class.
     Waiting,
     /// Asked to move, to be gone until then.
-    Moving { target: NodeId, until: Instant },
+    Moving {
+        target: NodeId,
+        until: Instant,
+    },
     /// Did not move: among those that are closed.
     Stubborn,
-    Closing { forced: bool },
+    Closing {
+        forced: bool,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -143,7 +149,12 @@ struct Counts {
 
 impl Drainer {
     /// Begins a drain. `wall_ms` is Unix time at `now`. Then tell it every connection.
-    pub fn new(config: DrainConfig, keys: Arc<SlotKeys>, order: Order, (now, wall_ms): (Instant, u64)) -> Self {
+    pub fn new(
+        config: DrainConfig,
+        keys: Arc<SlotKeys>,
+        order: Order,
+        (now, wall_ms): (Instant, u64),
+    ) -> Self {
         let mut drainer = Self {
             keys,
             wall: (now, wall_ms),
@@ -157,6 +168,7 @@ impl Drainer {
             busy: Queue::default(),
             polls: Queue::default(),
             ended_polls: Queue::default(),
+            ended_until: VecDeque::new(),
             breaking: Queue::default(),
             moving: BTreeSet::new(),
             targets: Targets::default(),
@@ -204,12 +216,14 @@ impl Drainer {
         }
     }
 
-    /// The hold of a long poll is over: the driver answers it after the next tick, with a `goaway` if one came.
-    pub fn handle_poll_ended(&mut self, connection: ConnectionKey) {
+    /// The hold of a long poll is over: the driver waits for [`POLL_PATIENCE`] more and then answers it, with a `goaway` if one
+    /// came meanwhile. Each poll ends so once, however many there are.
+    pub fn handle_poll_ended(&mut self, now: Instant, connection: ConnectionKey) {
         if let Some(Connection { candidate, state: State::Waiting }) = self.connections.get(&connection)
             && candidate.class == Class::LongPoll
         {
             self.ended_polls.insert(candidate.tenant, order(candidate), connection);
+            self.ended_until.push_back((now + POLL_PATIENCE, connection));
         }
     }
 
@@ -323,8 +337,8 @@ impl Drainer {
             return;
         }
         self.expire_moves(now);
+        self.expire_polls(now);
         self.dispatch(now);
-        self.ended_polls = Queue::default();
         self.judge_pace(now);
         self.ask(now);
         self.force(now);
@@ -377,15 +391,26 @@ impl Drainer {
         }
         // A poll that is not told now is told when its next hold ends.
         let polls = self.ended_polls.take(budget);
+        for key in &polls {
+            self.leave_polls(*key);
+        }
         let idle = self.idle.take(budget - polls.len());
         let busy = self.busy.take(budget - polls.len() - idle.len());
-        for key in polls.into_iter().chain(idle).chain(busy) {
+        // With nobody else left, polls are not waited for.
+        let rest = if self.idle.len() + self.busy.len() == 0 {
+            self.polls.take(budget - polls.len() - idle.len() - busy.len())
+        } else {
+            Vec::new()
+        };
+        for key in polls.into_iter().chain(idle).chain(busy).chain(rest) {
             self.send_away(now, unix_ms, key);
         }
     }
 
     fn send_away(&mut self, now: Instant, unix_ms: u64, key: ConnectionKey) {
-        let Some(candidate) = self.connections.get(&key).map(|connection| connection.candidate) else { return };
+        let Some(candidate) = self.connections.get(&key).map(|connection| connection.candidate) else {
+            return;
+        };
         let Some(place) = self.targets.take(&self.keys, unix_ms, &candidate.holder) else {
             // Not as long as no more are sent away than there are places.
             self.enqueue(candidate);
@@ -395,7 +420,7 @@ impl Drainer {
         let Some(connection) = self.connections.get_mut(&key) else { return };
         connection.state = State::Moving { target: place.target.clone(), until };
         if candidate.class == Class::LongPoll {
-            self.polls.remove(candidate.tenant, order(&candidate), key);
+            self.leave_polls(key);
         }
         self.moving.insert((until, key));
         self.events.push_back(Event::Goaway {
@@ -405,6 +430,15 @@ impl Drainer {
             after: place.after,
             deadline: place.after + self.config.patience,
         });
+    }
+
+    /// It is no poll any more that waits, with its hold over or not.
+    fn leave_polls(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connections.get(&key) {
+            let candidate = connection.candidate;
+            self.polls.remove(candidate.tenant, order(&candidate), key);
+            self.ended_polls.remove(candidate.tenant, order(&candidate), key);
+        }
     }
 
     fn place(&mut self, unix_ms: u64, key: ConnectionKey) -> Option<PlaceAt> {
@@ -428,8 +462,14 @@ impl Drainer {
     fn ask(&mut self, now: Instant) {
         let unix_ms = self.unix_ms(now);
         let breaking = self.due_to_break(now + ASK_AHEAD);
-        let polls = (self.polls.len() as f64 * TICK.as_secs_f64() / POLL_HOLD.as_secs_f64()).ceil();
-        let waiting = self.idle.len() + self.busy.len() + breaking + polls as usize;
+        let others = self.idle.len() + self.busy.len();
+        let polls = if others > 0 {
+            let soon = self.polls.len() as f64 * ASK_AHEAD.as_secs_f64() / POLL_HOLD.as_secs_f64();
+            self.ended_polls.len() + soon.ceil() as usize
+        } else {
+            self.polls.len()
+        };
+        let waiting = others + breaking + polls;
         let wanted = waiting.saturating_sub(self.targets.available(unix_ms));
         // A target that has not granted anything yet does not count as slow.
         let room = if self.granted > 0.0 { self.room(now) } else { wanted };
@@ -469,6 +509,18 @@ impl Drainer {
         }
     }
 
+    /// Polls that were answered without a `goaway`: their next hold has begun.
+    fn expire_polls(&mut self, now: Instant) {
+        while let Some(&(until, key)) = self.ended_until.front()
+            && until <= now
+        {
+            self.ended_until.pop_front();
+            let Some(connection) = self.connections.get(&key) else { continue };
+            let candidate = connection.candidate;
+            self.ended_polls.remove(candidate.tenant, order(&candidate), key);
+        }
+    }
+
     fn judge_pace(&mut self, now: Instant) {
         let left = self.forced_from().saturating_duration_since(now).max(TICK).as_secs_f64();
         let waiting = self.idle.len() + self.busy.len() + self.polls.len();
@@ -501,6 +553,7 @@ impl Drainer {
             };
             budget -= taken.len();
             for key in taken {
+                self.leave_polls(key);
                 let place = self.place(unix_ms, key);
                 self.close(key, place.map(|place| (place.target, place.ticket)), true);
             }
@@ -554,7 +607,9 @@ impl Drainer {
 
     fn dequeue(&mut self, candidate: Candidate) {
         let place = order(&candidate);
-        for queue in [&mut self.idle, &mut self.busy, &mut self.polls, &mut self.ended_polls, &mut self.breaking] {
+        for queue in
+            [&mut self.idle, &mut self.busy, &mut self.polls, &mut self.ended_polls, &mut self.breaking]
+        {
             queue.remove(candidate.tenant, place, candidate.connection);
         }
     }
@@ -585,6 +640,8 @@ const PROGRESS: Duration = Duration::from_secs(1);
 const IN_FLIGHT: Duration = Duration::from_secs(2);
 /// From asking for a place to having it, more or less.
 const ASK_AHEAD: Duration = Duration::from_millis(750);
+/// How long a poll whose hold is over waits for a place: as long as it takes to ask for one, and to get it.
+pub const POLL_PATIENCE: Duration = Duration::from_secs(1);
 /// Of long polls.
 const POLL_HOLD: Duration = Duration::from_secs(25);
 /// Before the pace is judged.

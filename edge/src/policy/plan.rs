@@ -70,8 +70,7 @@ impl Planner {
         let node = self.node.add(now, window(view.node));
         let region = self.region.add(now, window(view.region));
         let known = &self.published;
-        let settled =
-            self.published_at.is_some_and(|at| now.saturating_duration_since(at) < BETWEEN);
+        let settled = self.published_at.is_some_and(|at| now.saturating_duration_since(at) < BETWEEN);
         let worth = if settled { A_FIFTH } else { NEARLY_NOTHING };
         if is_off(known.node_window(), node, worth)
             || is_off(known.region_window(), region, worth)

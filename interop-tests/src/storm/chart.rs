@@ -71,7 +71,8 @@ fn draw_panel(panel: &Panel, seconds: f64, y: f64) -> String {
             at = up(value),
         ));
     }
-    let step = [1.0, 5.0, 10.0, 30.0, 60.0, 120.0].into_iter().find(|step| seconds / step <= 12.0).unwrap_or(300.0);
+    let step =
+        [1.0, 5.0, 10.0, 30.0, 60.0, 120.0].into_iter().find(|step| seconds / step <= 12.0).unwrap_or(300.0);
     let mut second = 0.0;
     while second <= seconds {
         put(format!(

@@ -180,7 +180,10 @@ fn storm_chart(rows: &[(String, StormConfig, Vec<StormOutcome>)]) -> String {
             .filter_map(|(name, config, outcomes)| Some((name, config, outcomes.first()?)))
             .map(|(name, config, outcome)| Line {
                 name: name.clone(),
-                points: (0..seconds as usize).map(|second| second as f64 + 1.0).zip(of(config, outcome)).collect(),
+                points: (0..seconds as usize)
+                    .map(|second| second as f64 + 1.0)
+                    .zip(of(config, outcome))
+                    .collect(),
             })
             .collect::<Vec<_>>()
     };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tidegate_edge::policy::admission::{
-    Admission, AdmissionConfig, AddressLimits, Attempt, Decision, DrainId, Holder, Lease, LeaseAsk, SlotKeys,
+    AddressLimits, Admission, AdmissionConfig, Attempt, Decision, DrainId, Holder, Lease, LeaseAsk, SlotKeys,
     SlotTicket,
 };
 use tidegate_edge::policy::drain::{
@@ -155,15 +155,36 @@ struct Simulation<'a> {
 #[derive(Debug, Clone)]
 enum Event {
     Tick,
-    Ask { target: u16, ask: LeaseAsk },
-    Lease { target: u16, lease: Lease },
+    Ask {
+        target: u16,
+        ask: LeaseAsk,
+    },
+    Lease {
+        target: u16,
+        lease: Lease,
+    },
     /// Somebody who has nothing to do with the drain.
-    Other { target: u16 },
-    PollEnds { client: u32 },
-    Dial { client: u32, target: u16 },
-    Arrive { client: u32, target: u16 },
-    Done { client: u32, target: u16 },
-    Gone { client: u32 },
+    Other {
+        target: u16,
+    },
+    PollEnds {
+        client: u32,
+    },
+    Dial {
+        client: u32,
+        target: u16,
+    },
+    Arrive {
+        client: u32,
+        target: u16,
+    },
+    Done {
+        client: u32,
+        target: u16,
+    },
+    Gone {
+        client: u32,
+    },
 }
 
 impl<'a> Simulation<'a> {
@@ -261,7 +282,7 @@ impl<'a> Simulation<'a> {
             Event::Other { target } => self.other(target),
             Event::PollEnds { client } => {
                 if self.poll_due[client as usize] {
-                    self.drainer.handle_poll_ended(ConnectionKey(client.into()));
+                    self.drainer.handle_poll_ended(now, ConnectionKey(client.into()));
                     let again = HOLD.mul_f64(self.rng.random_range(0.9..1.1));
                     self.agenda.after(again, Event::PollEnds { client });
                 }
@@ -379,9 +400,18 @@ impl<'a> Simulation<'a> {
     fn second(&mut self) -> &mut Second {
         let second = (self.agenda.micros() / 1_000_000) as usize;
         while self.seconds.len() <= second {
-            let last = self.seconds.last().copied().unwrap_or(Second { left: self.config.clients, ..Second::default() });
+            let last = self
+                .seconds
+                .last()
+                .copied()
+                .unwrap_or(Second { left: self.config.clients, ..Second::default() });
             let slack = self.config.slack_at(self.seconds.len() as f64);
-            self.seconds.push(Second { slack, in_flight: last.in_flight, left: last.left, ..Second::default() });
+            self.seconds.push(Second {
+                slack,
+                in_flight: last.in_flight,
+                left: last.left,
+                ..Second::default()
+            });
         }
         &mut self.seconds[second]
     }

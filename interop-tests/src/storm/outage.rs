@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tidegate_edge::policy::admission::{
-    Admission, AdmissionConfig, Attempt, Holder, SlotKeys, SlotTicket,
-};
+use tidegate_edge::policy::admission::{Admission, AdmissionConfig, Attempt, Holder, SlotKeys, SlotTicket};
 use tidegate_edge::policy::plan::{Domain, FleetView, Planner};
 use tidegate_protocol::NodeId;
 use tidegate_protocol::plan::{Alternative, ReconnectPlan};
@@ -169,16 +167,44 @@ struct Node {
 #[derive(Debug, Clone, Copy)]
 enum Event {
     /// The client notices that its connection is gone.
-    Lost { client: u32 },
-    Dial { client: u32, dial: u32, dead: bool },
-    Arrive { client: u32, dial: u32, node: u16 },
+    Lost {
+        client: u32,
+    },
+    Dial {
+        client: u32,
+        dial: u32,
+        dead: bool,
+    },
+    Arrive {
+        client: u32,
+        dial: u32,
+        node: u16,
+    },
     /// Its turn.
-    Begin { client: u32, dial: u32, node: u16 },
-    Served { client: u32, dial: u32, node: u16 },
-    Connected { client: u32, dial: u32 },
-    Told { client: u32, dial: u32, what: What },
+    Begin {
+        client: u32,
+        dial: u32,
+        node: u16,
+    },
+    Served {
+        client: u32,
+        dial: u32,
+        node: u16,
+    },
+    Connected {
+        client: u32,
+        dial: u32,
+    },
+    Told {
+        client: u32,
+        dial: u32,
+        what: What,
+    },
     /// The client does not wait any longer.
-    GiveUp { client: u32, dial: u32 },
+    GiveUp {
+        client: u32,
+        dial: u32,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -469,8 +495,10 @@ impl Plans {
             (0..DEAD_NODES).map(|_| Planner::new(ChaCha8Rng::from_rng(&mut *rng))).collect();
         let weight = (1_000_000.0 / f64::from(config.nodes)) as u32;
         let mut alternatives = vec![Alternative { host: DEAD.to_owned(), weight: 1, elsewhere: false }];
-        alternatives.extend((0..config.nodes.into()).map(|node| {
-            Alternative { host: live(node), weight, elsewhere: true }
+        alternatives.extend((0..config.nodes.into()).map(|node| Alternative {
+            host: live(node),
+            weight,
+            elsewhere: true,
         }));
         // Clients become more or fewer, and nobody knows exactly what can be spared.
         let drift: f64 = rng.random_range(-DRIFT..DRIFT);

@@ -12,10 +12,10 @@ const ROWS: usize = 30;
 
 /// A storm as it went.
 pub(super) fn storm_timeline(config: &StormConfig, outcome: &StormOutcome) -> String {
-    let last = outcome.seconds.iter().rposition(|second| second.dials > 0 || second.back > 0).unwrap_or(0) + 1;
+    let last =
+        outcome.seconds.iter().rposition(|second| second.dials > 0 || second.back > 0).unwrap_or(0) + 1;
     let step = last.div_ceil(ROWS).max(1);
-    let mut table =
-        Table::new(&["t, s", "dials/s", "let in/s", "refused/s", "dropped/s", "CPU", "back", ""]);
+    let mut table = Table::new(&["t, s", "dials/s", "let in/s", "refused/s", "dropped/s", "CPU", "back", ""]);
     let mut back = 0_u32;
     for (index, chunk) in outcome.seconds[..last].chunks(step).enumerate() {
         let sum = |of: fn(&Second) -> u32| chunk.iter().map(of).sum::<u32>();
@@ -76,9 +76,19 @@ pub(super) fn storm_summary(rows: &[(String, StormConfig, Vec<StormOutcome>)]) -
 /// A drain as it went.
 pub(super) fn drain_timeline(outcome: &DrainOutcome) -> String {
     let step = outcome.seconds.len().div_ceil(ROWS).max(1);
-    let mut table = Table::new(&["t, s", "slack/s", "granted/s", "moved/s", "on their way", "others deferred", "left", ""]);
+    let mut table = Table::new(&[
+        "t, s",
+        "slack/s",
+        "granted/s",
+        "moved/s",
+        "on their way",
+        "others deferred",
+        "left",
+        "",
+    ]);
     for (index, chunk) in outcome.seconds.chunks(step).enumerate() {
-        let mean = |of: fn(&super::drain::Second) -> f64| chunk.iter().map(of).sum::<f64>() / chunk.len() as f64;
+        let mean =
+            |of: fn(&super::drain::Second) -> f64| chunk.iter().map(of).sum::<f64>() / chunk.len() as f64;
         let Some(end) = chunk.last() else { continue };
         let left = f64::from(end.left) / f64::from(outcome.clients.max(1));
         table.row(vec![
@@ -97,7 +107,16 @@ pub(super) fn drain_timeline(outcome: &DrainOutcome) -> String {
 
 /// Drains, all seeds in one row.
 pub(super) fn drain_summary(config: &DrainConfig, outcomes: &[DrainOutcome]) -> String {
-    let mut table = Table::new(&["drain of", "ideal, s", "took, s", "took / ideal", "migrating clients refused", "held, ms, at most", "moved", "forced"]);
+    let mut table = Table::new(&[
+        "drain of",
+        "ideal, s",
+        "took, s",
+        "took / ideal",
+        "migrating clients refused",
+        "held, ms, at most",
+        "moved",
+        "forced",
+    ]);
     let of = |figure: &dyn Fn(&DrainOutcome) -> f64| spread(outcomes.iter().map(figure));
     table.row(vec![
         config.clients.to_string(),

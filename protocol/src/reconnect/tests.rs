@@ -5,8 +5,7 @@ use crate::plan::Alternative;
 use rand::SeedableRng;
 
 fn plan(rank: u32) -> Arc<ReconnectPlan> {
-    let alternative =
-        |host: &str, elsewhere| Alternative { host: host.to_owned(), weight: 1, elsewhere };
+    let alternative = |host: &str, elsewhere| Alternative { host: host.to_owned(), weight: 1, elsewhere };
     Arc::new(ReconnectPlan {
         epoch: 3,
         node_ms: 2_000,

@@ -212,6 +212,7 @@ fn always_spelt(field: &FieldDescriptor) -> bool {
         "ServerFrame.id",
         "Connect.repeats",
         "Connected.resumed",
+        "Alternative.elsewhere",
         "Connected.subscriptions",
         "HistoryRequest.limit",
         "Publish.ephemeral",
@@ -313,6 +314,8 @@ fn try_through_rust(message: &MessageDescriptor, bytes: &[u8]) -> Result<Vec<u8>
         "ErrorReply" => through::<rust::ErrorReply>(bytes),
         "Close" => through::<rust::Close>(bytes),
         "Reconnect" => through::<rust::Reconnect>(bytes),
+        "ReconnectPlan" => through::<rust::ReconnectPlan>(bytes),
+        "Alternative" => through::<rust::Alternative>(bytes),
         other => panic!("Rust lacks {other}"),
     }
 }

@@ -3,10 +3,10 @@
 
 use bytes::Bytes;
 use tidegate_protocol::frame::{
-    Alternative, ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode, ErrorReply,
-    History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap, PresenceRequest,
-    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPlan, ReconnectPolicy, Refresh, Refreshed, Rpc,
-    ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
+    Alternative, ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode,
+    ErrorReply, History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap, PresenceRequest,
+    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPlan, ReconnectPolicy, Refresh,
+    Refreshed, Rpc, ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
 };
 
 /// The largest integer that every JSON implementation keeps exact: 2^53 - 1.

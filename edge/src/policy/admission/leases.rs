@@ -156,7 +156,11 @@ impl Leases {
     /// Places from `from` on are not needed: those that nobody used.
     pub(super) fn give_back(&mut self, number: u32, from: u16) -> Vec<Instant> {
         let Some(held) = self.held.get_mut(&number) else { return Vec::new() };
-        let free: Vec<u16> = (from..).zip(held.used.iter().skip(from.into())).filter(|(_, used)| !**used).map(|(index, _)| index).collect();
+        let free: Vec<u16> = (from..)
+            .zip(held.used.iter().skip(from.into()))
+            .filter(|(_, used)| !**used)
+            .map(|(index, _)| index)
+            .collect();
         for index in &free {
             held.used[usize::from(*index)] = true;
         }

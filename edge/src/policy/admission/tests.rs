@@ -276,7 +276,9 @@ fn a_network_knocks_as_often_as_it_may() {
     assert!(!is_admitted(rig.knock_as(1, None, |attempt| attempt.address = v6(99))), "one /56");
     // The table is full: the others share.
     for network in 0..500_u64 {
-        rig.knock_as(1, None, |attempt| attempt.address = [172, (network >> 8) as u8, network as u8, 1].into());
+        rig.knock_as(1, None, |attempt| {
+            attempt.address = [172, (network >> 8) as u8, network as u8, 1].into()
+        });
         assert!(rig.admission.addresses.len() <= 2);
     }
     rig.pass(Duration::from_secs(60));
@@ -417,7 +419,8 @@ fn the_lower_drain_goes_first() {
         // The first one wants less than there is.
         let want = [100, 1_000][which];
         let ask = LeaseAsk { drain: DrainId(5 + which as u64), want, urgent: false };
-        totals[which] += rig.admission.handle_lease_ask(rig.now, ask).map_or(0, |lease| u32::from(lease.count));
+        totals[which] +=
+            rig.admission.handle_lease_ask(rig.now, ask).map_or(0, |lease| u32::from(lease.count));
     }
     assert_eq!(totals[0], 4_000, "it gets all that it wants");
     let both = totals[0] + totals[1];

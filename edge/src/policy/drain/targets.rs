@@ -39,9 +39,7 @@ impl Targets {
         let gone: Vec<NodeId> = self.nodes.keys().filter(|node| !nodes.contains(node)).cloned().collect();
         let unused = gone.iter().flat_map(|node| self.remove(node)).collect();
         for node in nodes {
-            self.nodes
-                .entry(node.clone())
-                .or_insert_with(|| Target { leases: VecDeque::new(), last: None });
+            self.nodes.entry(node.clone()).or_insert_with(|| Target { leases: VecDeque::new(), last: None });
         }
         unused
     }

@@ -115,7 +115,8 @@ impl Rig {
             }
             self.react();
             if let Some(takes) = self.takes {
-                let arrived = |(at, ..): &&(Instant, ConnectionKey, NodeId, Duration)| *at + takes <= self.now;
+                let arrived =
+                    |(at, ..): &&(Instant, ConnectionKey, NodeId, Duration)| *at + takes <= self.now;
                 let gone: Vec<_> = self.moves.iter().filter(arrived).map(|(_, key, ..)| *key).collect();
                 gone.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key));
             }
@@ -204,25 +205,27 @@ fn who_can_only_break_is_spread_over_the_whole_time() {
 }
 
 #[test]
-fn long_polls_go_when_their_hold_ends() {
-    let mut rig = Rig::new(many(40, Class::LongPoll), 300);
-    rig.run(seconds(10));
-    assert!(rig.moves.is_empty());
-    for number in 0..20 {
-        rig.drainer.handle_poll_ended(ConnectionKey(number));
+fn long_polls_go_when_their_hold_ends_or_when_nobody_else_is_left() {
+    let all = many(40, Class::LongPoll).chain((40..400).map(|number| candidate(number, Class::Idle)));
+    let mut rig = Rig::new(all, 300);
+    rig.run(seconds(2));
+    assert!(rig.moves.iter().all(|(_, key, ..)| key.0 >= 40));
+    for number in 0..10 {
+        rig.drainer.handle_poll_ended(rig.now, ConnectionKey(number));
     }
+    rig.run(POLL_PATIENCE);
+    let polls = |rig: &Rig| rig.moves.iter().filter(|(_, key, ..)| key.0 < 40).count();
+    assert_eq!(polls(&rig), 10, "before all others");
+    rig.grant = 0;
     rig.run(seconds(1));
-    assert!(!rig.moves.is_empty() && rig.moves.iter().all(|(_, key, ..)| key.0 < 20));
-    for number in (0..40).cycle().take(4_000) {
-        rig.drainer.handle_poll_ended(ConnectionKey(number));
-        if number % 4 == 0 {
-            rig.run(Duration::from_millis(50));
-        }
-        if rig.done.is_some() {
-            break;
-        }
-    }
-    assert_eq!(rig.done.expect("all went").moved, 40);
+    rig.drainer.handle_poll_ended(rig.now, ConnectionKey(20));
+    rig.run(POLL_PATIENCE + TICK);
+    rig.grant = 5;
+    rig.run(seconds(2));
+    assert_eq!(polls(&rig), 10, "answered meanwhile: it waits for the next end");
+    rig.run(seconds(60));
+    assert_eq!(rig.done.expect("the polls last, of themselves").moved, 400);
+    assert!(rig.now - rig.drainer.began < seconds(20));
 }
 
 #[test]
@@ -370,7 +373,7 @@ proptest! {
             if rng.random_bool(0.3) {
                 let key = ConnectionKey(rng.random_range(0..classes.len() as u64));
                 if rng.random_bool(0.9) {
-                    rig.drainer.handle_poll_ended(key);
+                    rig.drainer.handle_poll_ended(rig.now, key);
                 } else {
                     rig.drainer.handle_gone(rig.now, key);
                 }

@@ -98,7 +98,8 @@ impl Session {
                 if let Heartbeat::PingAt(_) = heartbeat {
                     *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
                 }
-                self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume: ticket, plan: None })));
+                self.transmits
+                    .push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume: ticket, plan: None })));
             }
             _ => {}
         }
