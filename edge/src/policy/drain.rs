@@ -162,7 +162,8 @@ impl Drainer {
             began: now,
             deadline: order.deadline,
             phase: Phase::LameDuck { until: now + config.lame_duck },
-            next_tick: now + config.lame_duck,
+            // The first places are asked for so early that they are there in time.
+            next_tick: now + config.lame_duck.saturating_sub(ASK_AHEAD),
             connections: HashMap::new(),
             idle: Queue::default(),
             busy: Queue::default(),
@@ -323,8 +324,13 @@ impl Drainer {
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Phase::LameDuck { until } = self.phase
-            && until <= now
+            && self.next_tick <= now
         {
+            if now < until {
+                self.next_tick = (now + TICK).min(until);
+                self.ask(now);
+                return;
+            }
             self.phase = Phase::Moving;
         }
         if self.phase != Phase::Moving || now < self.next_tick {

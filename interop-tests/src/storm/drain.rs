@@ -89,6 +89,8 @@ pub struct DrainOutcome {
     pub ideal: f64,
     /// Until the last was gone, seconds; the time as a lame duck included.
     pub took: f64,
+    /// Until 99.9 % were.
+    pub took_999: f64,
     /// Migrating clients that were not let in.
     pub refused: u32,
     /// The longest that one of them was held at the door.
@@ -147,6 +149,8 @@ struct Simulation<'a> {
     admitted: Vec<Vec<u64>>,
     seconds: Vec<Second>,
     others: u64,
+    gone: u32,
+    took_999: Option<f64>,
     refused: u32,
     longest_hold: Duration,
     took: Option<f64>,
@@ -241,6 +245,8 @@ impl<'a> Simulation<'a> {
             admitted: vec![Vec::new(); config.targets.into()],
             seconds: Vec::new(),
             others: 0,
+            gone: 0,
+            took_999: None,
             refused: 0,
             longest_hold: Duration::ZERO,
             took: None,
@@ -295,11 +301,15 @@ impl<'a> Simulation<'a> {
             Event::Done { client, target } => {
                 self.targets[usize::from(target)].1.handle_finished();
                 // The answer to the client, its `done` to the old node.
-                let delay = self.one_way(client) + self.one_way(client);
+                let delay = self.one_way(client) + self.one_way_settled(client);
                 self.agenda.after(delay, Event::Gone { client });
             }
             Event::Gone { client } => {
                 self.second().moved += 1;
+                self.gone += 1;
+                if f64::from(self.gone) >= f64::from(self.config.clients) * 0.999 {
+                    self.took_999.get_or_insert_with(|| self.agenda.seconds());
+                }
                 self.drainer.handle_gone(now, ConnectionKey(client.into()));
                 self.react();
             }
@@ -322,7 +332,7 @@ impl<'a> Simulation<'a> {
                     self.poll_due[client as usize] = false;
                     self.tickets[client as usize] = Some(ticket);
                     let target = self.target(&target);
-                    let delay = self.one_way(client) + after;
+                    let delay = self.one_way_settled(client) + after;
                     self.agenda.after(delay, Event::Dial { client, target });
                 }
                 Act::Close { connection, .. } => {
@@ -397,6 +407,10 @@ impl<'a> Simulation<'a> {
         self.network.one_way(self.round_trips[client as usize], &mut self.rng)
     }
 
+    fn one_way_settled(&mut self, client: u32) -> Duration {
+        self.network.one_way_settled(self.round_trips[client as usize], &mut self.rng)
+    }
+
     fn second(&mut self) -> &mut Second {
         let second = (self.agenda.micros() / 1_000_000) as usize;
         while self.seconds.len() <= second {
@@ -404,7 +418,7 @@ impl<'a> Simulation<'a> {
                 .seconds
                 .last()
                 .copied()
-                .unwrap_or(Second { left: self.config.clients, ..Second::default() });
+                .unwrap_or_else(|| Second { left: self.config.clients, ..Second::default() });
             let slack = self.config.slack_at(self.seconds.len() as f64);
             self.seconds.push(Second {
                 slack,
@@ -426,6 +440,7 @@ impl<'a> Simulation<'a> {
             clients: self.config.clients,
             ideal: self.config.ideal(),
             took: self.took.unwrap_or(f64::INFINITY),
+            took_999: self.took_999.unwrap_or(f64::INFINITY),
             refused: self.refused,
             longest_hold: self.longest_hold,
             moved: progress.moved,

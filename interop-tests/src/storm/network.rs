@@ -19,11 +19,19 @@ impl Network {
         Duration::from_secs_f64(0.030 + 0.270 * share * share)
     }
 
-    /// How long until something that is sent is there: half a round trip, jitter, and the timers that pass where packets
+    /// How long until something of a handshake is there: half a round trip, jitter, and the timers that pass where packets
     /// are lost (1 s, then 2 s, ..: RFC 9002 before anything was measured).
     pub(super) fn one_way(self, round_trip: Duration, rng: &mut ChaCha8Rng) -> Duration {
+        self.travel(round_trip, Duration::from_secs(1), rng)
+    }
+
+    /// The same on a connection that knows its round trip: the timer is three of them at first.
+    pub(super) fn one_way_settled(self, round_trip: Duration, rng: &mut ChaCha8Rng) -> Duration {
+        self.travel(round_trip, round_trip * 3, rng)
+    }
+
+    fn travel(self, round_trip: Duration, mut timer: Duration, rng: &mut ChaCha8Rng) -> Duration {
         let mut delay = round_trip.mul_f64(0.5 + rng.random_range(0.0..0.1));
-        let mut timer = Duration::from_secs(1);
         while timer < Duration::from_secs(30) && rng.random_range(0.0..1.0) < self.loss {
             delay += timer;
             timer *= 2;

@@ -110,6 +110,7 @@ pub(super) fn drain_summary(config: &DrainConfig, outcomes: &[DrainOutcome]) -> 
     let mut table = Table::new(&[
         "drain of",
         "ideal, s",
+        "99.9 % after, s",
         "took, s",
         "took / ideal",
         "migrating clients refused",
@@ -121,6 +122,7 @@ pub(super) fn drain_summary(config: &DrainConfig, outcomes: &[DrainOutcome]) -> 
     table.row(vec![
         config.clients.to_string(),
         of(&|outcome| outcome.ideal),
+        of(&|outcome| outcome.took_999),
         of(&|outcome| outcome.took),
         of(&|outcome| outcome.took / outcome.ideal),
         of(&|outcome| f64::from(outcome.refused)),
