@@ -26,7 +26,7 @@ use tidegate_protocol::{ChannelName, SessionId};
 pub use http::{
     channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader,
 };
-pub use links::link_decoder;
+pub use links::{lease_frame, link_decoder};
 pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 
@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_text", client_text),
     ("event_id", event_id),
     ("history_query", history_query),
+    ("lease_frame", lease_frame),
     ("link_decoder", link_decoder),
     ("log_frame", log_frame),
     ("origin", origin),

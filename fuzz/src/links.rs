@@ -2,10 +2,17 @@
 
 use std::fmt::Debug;
 
+use tidegate_protocol::link::lease::LeaseFrame;
 use tidegate_protocol::link::wire::{Batch, LinkDecoder, LinkFrame};
 use tidegate_protocol::link::{CoreFrame, EdgeFrame};
 
 use crate::LIMIT;
+
+/// What one edge sends another one about a drain.
+pub fn lease_frame(input: &[u8]) {
+    let Ok(frame) = LeaseFrame::decode(input) else { return };
+    assert_eq!(LeaseFrame::decode(&frame.encode()).expect("what was encoded decodes"), frame);
+}
 
 /// One direction of a stream. The first byte says which: frames of an edge, frames of a core, or what is said beside
 /// frames; the second how long the pieces are that it comes in.

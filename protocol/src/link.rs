@@ -5,6 +5,8 @@
 //! reply to a `Subscribe` comes before the first publication that is not in it.
 
 mod control;
+pub mod fleet;
+pub mod lease;
 pub mod wire;
 
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use crate::frame::{ErrorCode, Payload, Publication};
 use crate::session::resume::{Outcome, Spending, Told};
 use crate::{ChannelName, NodeId, Offset, Position, SessionId};
 
-pub use control::{Directory, DirectoryNode, DirectoryPartition, Hello, LINK_VERSIONS, Welcome};
+pub use control::{
+    Directory, DirectoryNode, DirectoryPartition, FLEET_VERSION, Hello, LINK_VERSIONS, Welcome,
+};
 
 /// Whose link it is: tickets name it, so that whoever held a session can be told where it went.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -5,8 +5,12 @@ use std::sync::Arc;
 
 use crate::{NodeId, Region};
 
-/// Versions of the link's wire that this program speaks. A field that may be absent needs no new one.
-pub const LINK_VERSIONS: RangeInclusive<u16> = 1..=1;
+/// Versions of the link's wire that this program speaks. A field that may be absent needs no new one; a message that the
+/// other end must know does, and is sent only where the version agreed on has it.
+pub const LINK_VERSIONS: RangeInclusive<u16> = 1..=2;
+
+/// From this version on edges announce themselves, and are told of each other.
+pub const FLEET_VERSION: u16 = 2;
 
 /// What whoever dials says first.
 #[derive(Debug, Clone, PartialEq, Eq)]

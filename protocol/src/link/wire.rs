@@ -8,6 +8,7 @@
 mod control;
 mod core;
 mod edge;
+mod fleet;
 mod schema;
 
 use bytes::{BufMut, Bytes, BytesMut};

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::schema::{self, Beside, BesideBody};
-use super::{MAX_NODE_BYTES, WireError};
+use super::{MAX_NODE_BYTES, WireError, fleet};
+use crate::link::fleet::{EdgeState, FleetEntry, MAX_RELAY_BYTES, Relayed};
 use crate::link::{Directory, DirectoryNode, DirectoryPartition, Hello, Welcome};
 use crate::{NodeId, Region};
 
@@ -47,6 +48,22 @@ pub enum Control {
         /// Identity of the partition's log.
         epoch: u64,
     },
+    /// The edge says how it is.
+    Announce(EdgeState),
+    /// All edges that the core knows, by name, those that left included.
+    Fleet(Arc<Vec<FleetEntry>>),
+    /// The edge has something for another one. Answered by an `Answer`: empty, if it is passed on; `busy`; or none, where
+    /// there is no such edge.
+    Relay {
+        /// Echoed.
+        id: u64,
+        /// For whom.
+        to: NodeId,
+        /// What: at most [`MAX_RELAY_BYTES`].
+        payload: Bytes,
+    },
+    /// What came from another edge.
+    Relayed(Relayed),
 }
 
 impl Control {
@@ -73,6 +90,17 @@ impl Control {
             }
             Self::Open { partition } => BesideBody::Open(u32::from(*partition)),
             Self::Opened { term, epoch } => BesideBody::Opened(schema::Opened { term: *term, epoch: *epoch }),
+            Self::Announce(state) => BesideBody::Announce(fleet::to_state(state)),
+            Self::Fleet(edges) => BesideBody::Fleet(fleet::to_list(edges)),
+            Self::Relay { id, to, payload } => BesideBody::Relay(schema::Relay {
+                id: *id,
+                to: to.as_str().to_owned(),
+                payload: payload.clone(),
+            }),
+            Self::Relayed(Relayed { from, payload }) => BesideBody::Relayed(schema::Relayed {
+                from: from.as_str().to_owned(),
+                payload: payload.clone(),
+            }),
         };
         Beside { body: Some(body) }
     }
@@ -102,6 +130,14 @@ impl Control {
             BesideBody::Answer(wire) => Self::Answer { id: wire.id, answer: wire.answer },
             BesideBody::Open(partition) => Self::Open { partition: small(partition)? },
             BesideBody::Opened(wire) => Self::Opened { term: wire.term, epoch: wire.epoch },
+            BesideBody::Announce(wire) => Self::Announce(fleet::from_state(wire)?),
+            BesideBody::Fleet(wire) => Self::Fleet(Arc::new(fleet::from_list(wire)?)),
+            BesideBody::Relay(wire) => {
+                Self::Relay { id: wire.id, to: super::node(&wire.to)?, payload: payload(wire.payload)? }
+            }
+            BesideBody::Relayed(wire) => {
+                Self::Relayed(Relayed { from: super::node(&wire.from)?, payload: payload(wire.payload)? })
+            }
         })
     }
 }
@@ -155,7 +191,7 @@ fn from_table(wire: schema::Directory) -> Result<Directory, WireError> {
     Ok(Directory { nodes, partitions })
 }
 
-fn region(name: &str) -> Result<Region, WireError> {
+pub(super) fn region(name: &str) -> Result<Region, WireError> {
     if name.len() > MAX_NODE_BYTES || name.chars().any(char::is_control) {
         return Err(WireError::Field("the name of a region"));
     }
@@ -168,6 +204,13 @@ fn text(text: String) -> Result<String, WireError> {
         return Err(WireError::Field("a text"));
     }
     Ok(text)
+}
+
+fn payload(payload: Bytes) -> Result<Bytes, WireError> {
+    if payload.len() > MAX_RELAY_BYTES {
+        return Err(WireError::Field("the payload for an edge"));
+    }
+    Ok(payload)
 }
 
 fn small(number: u32) -> Result<u16, WireError> {

@@ -264,7 +264,7 @@ pub(super) struct SessionMoved {
 /// Beside frames, in both directions.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Beside {
-    #[prost(oneof = "BesideBody", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "BesideBody", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(super) body: Option<BesideBody>,
 }
 
@@ -286,6 +286,14 @@ pub(super) enum BesideBody {
     Open(u32),
     #[prost(message, tag = "8")]
     Opened(Opened),
+    #[prost(message, tag = "9")]
+    Announce(EdgeState),
+    #[prost(message, tag = "10")]
+    Fleet(Fleet),
+    #[prost(message, tag = "11")]
+    Relay(Relay),
+    #[prost(message, tag = "12")]
+    Relayed(Relayed),
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -352,4 +360,57 @@ pub(super) struct Opened {
     pub(super) term: u64,
     #[prost(uint64, tag = "2")]
     pub(super) epoch: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EdgeState {
+    #[prost(string, tag = "1")]
+    pub(super) node: String,
+    #[prost(string, tag = "2")]
+    pub(super) region: String,
+    #[prost(string, repeated, tag = "3")]
+    pub(super) endpoints: Vec<String>,
+    #[prost(uint64, tag = "4")]
+    pub(super) sessions: u64,
+    #[prost(uint32, tag = "5")]
+    pub(super) rate: u32,
+    #[prost(uint32, tag = "6")]
+    pub(super) slack: u32,
+    /// 0: serves; 1: lame duck; 2: drains; 3: leaves.
+    #[prost(uint32, tag = "7")]
+    pub(super) condition: u32,
+    /// Where it drains.
+    #[prost(uint64, tag = "8")]
+    pub(super) drain: u64,
+    #[prost(uint64, tag = "9")]
+    pub(super) started_unix_ms: u64,
+    #[prost(uint64, tag = "10")]
+    pub(super) sequence: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Fleet {
+    #[prost(message, repeated, tag = "1")]
+    pub(super) edges: Vec<EdgeState>,
+    /// Of the same edges, one each.
+    #[prost(uint32, repeated, tag = "2")]
+    pub(super) ages_ms: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Relay {
+    #[prost(uint64, tag = "1")]
+    pub(super) id: u64,
+    #[prost(string, tag = "2")]
+    pub(super) to: String,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub(super) payload: Bytes,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Relayed {
+    #[prost(string, tag = "1")]
+    pub(super) from: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) payload: Bytes,
 }

@@ -12,6 +12,7 @@ use super::schema::{Beside, BesideBody, Core, CoreBody, Edge, EdgeBody};
 use super::*;
 use crate::frame::shared::{Framing, SharedFrame};
 use crate::frame::{Ephemeral, Join, Leave, Publication, ServerBody, ServerFrame};
+use crate::link::fleet::{EdgeCondition, EdgeState, FleetEntry, MAX_ENDPOINTS, MAX_RELAY_BYTES, Relayed};
 use crate::link::{
     CoreFrame, Delivery, Directory, DirectoryNode, DirectoryPartition, EdgeFrame, Hello, HistoryRange,
     LinkName, Members, Publish, Recovery, Welcome,
@@ -275,6 +276,50 @@ fn lists_hold_to_their_bounds() {
 }
 
 #[test]
+fn what_edges_say_of_themselves_is_checked() {
+    let good = schema::EdgeState {
+        node: "edge-1".to_owned(),
+        region: "eu".to_owned(),
+        endpoints: vec!["quic://edge-1:4433".to_owned()],
+        ..schema::EdgeState::default()
+    };
+    let urls = |urls: &[&str]| schema::EdgeState {
+        endpoints: urls.iter().map(|url| (*url).to_owned()).collect(),
+        ..good.clone()
+    };
+    let states = [
+        (good.clone(), true),
+        (schema::EdgeState { node: String::new(), ..good.clone() }, false),
+        (schema::EdgeState { region: "e\nu".to_owned(), ..good.clone() }, false),
+        (urls(&[""]), false),
+        (urls(&["quic://edge 1"]), false),
+        (urls(&["quic://edge-1\r\nx"]), false),
+        (urls(&[&"x".repeat(257)]), false),
+        (urls(&["quic://edge-1"; MAX_ENDPOINTS + 1]), false),
+    ];
+    let parse = |body| Control::from_wire(Beside { body: Some(body) });
+    for (state, is_good) in states {
+        let list = schema::Fleet { edges: vec![good.clone(), state.clone()], ages_ms: vec![0, 1] };
+        assert_eq!(parse(BesideBody::Fleet(list)).is_ok(), is_good, "{state:?}");
+        assert_eq!(parse(BesideBody::Announce(state.clone())).is_ok(), is_good, "{state:?}");
+    }
+    let list = |edges, ages| {
+        parse(BesideBody::Fleet(schema::Fleet { edges: vec![good.clone(); edges], ages_ms: vec![0; ages] }))
+    };
+    assert!(list(4096, 4096).is_ok() && list(4097, 4097).is_err() && list(2, 1).is_err());
+    // What a later program means by it is not known: nobody is to be sent there.
+    let later = schema::EdgeState { condition: 9, ..good.clone() };
+    let Ok(Control::Announce(state)) = parse(BesideBody::Announce(later)) else { panic!("a state") };
+    assert_eq!(state.condition, EdgeCondition::LameDuck);
+    for (bytes, is_good) in [(MAX_RELAY_BYTES, true), (MAX_RELAY_BYTES + 1, false)] {
+        let (to, payload) = ("edge-1".to_owned(), Bytes::from(vec![1; bytes]));
+        let relay = schema::Relay { id: 1, to: to.clone(), payload: payload.clone() };
+        assert_eq!(parse(BesideBody::Relay(relay)).is_ok(), is_good);
+        assert_eq!(parse(BesideBody::Relayed(schema::Relayed { from: to, payload })).is_ok(), is_good);
+    }
+}
+
+#[test]
 fn a_directory_is_checked() {
     let table = |names: &[&str], addresses: &[&str], owners: &[u32], terms: &[u64]| {
         let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
@@ -308,10 +353,11 @@ fn versions_meet_at_the_highest_that_both_speak() {
         ..Hello::new(NodeId::new("edge-1"), Region::new("eu"), "0.1.0")
     };
     assert_eq!(speaks(1, 1).agree(), Ok(1));
-    assert_eq!(speaks(0, 9).agree(), Ok(1));
+    assert_eq!(speaks(0, 9).agree(), Ok(2));
     assert_eq!(
-        speaks(2, 3).agree(),
-        Err("no common version of the link: edge-1 speaks versions 2 to 3, this node version 1".to_owned())
+        speaks(3, 4).agree(),
+        Err("no common version of the link: edge-1 speaks versions 3 to 4, this node versions 1 to 2"
+            .to_owned())
     );
     assert!(speaks(0, 0).agree().is_err());
     assert!(speaks(1, 0).agree().is_err(), "an empty range");
@@ -549,7 +595,40 @@ fn control() -> impl Strategy<Value = Control> {
         (any::<u64>(), option::of(bytes())).prop_map(|(id, answer)| Control::Answer { id, answer }),
         any::<u16>().prop_map(|partition| Control::Open { partition }),
         (any::<u64>(), any::<u64>()).prop_map(|(term, epoch)| Control::Opened { term, epoch }),
+        edge_state().prop_map(Control::Announce),
+        vec((edge_state(), any::<u32>()), 0..6).prop_map(|edges| {
+            let entry = |(state, age)| FleetEntry { state, age: Duration::from_millis(u64::from(age)) };
+            Control::Fleet(Arc::new(edges.into_iter().map(entry).collect()))
+        }),
+        (any::<u64>(), node_id(), bytes()).prop_map(|(id, to, payload)| Control::Relay { id, to, payload }),
+        (node_id(), bytes()).prop_map(|(from, payload)| Control::Relayed(Relayed { from, payload })),
     ]
+}
+
+fn edge_state() -> impl Strategy<Value = EdgeState> {
+    let condition = prop_oneof![
+        Just(EdgeCondition::Serve),
+        Just(EdgeCondition::LameDuck),
+        any::<u64>().prop_map(|drain| EdgeCondition::Drain { drain }),
+        Just(EdgeCondition::Leave),
+    ];
+    let endpoints = vec("[a-z]{2,5}://[a-z.]{1,9}:[1-9]{1,4}", 0..=MAX_ENDPOINTS);
+    let numbers = (any::<u64>(), any::<u32>(), any::<u32>(), any::<u64>(), any::<u64>());
+    (node_id(), "[a-z]{0,8}", endpoints, numbers, condition).prop_map(
+        |(node, region, endpoints, (sessions, rate, slack, started_unix_ms, sequence), condition)| {
+            EdgeState {
+                node,
+                region: Region::new(&region),
+                endpoints,
+                sessions,
+                rate,
+                slack,
+                condition,
+                started_unix_ms,
+                sequence,
+            }
+        },
+    )
 }
 
 fn answer<T: std::fmt::Debug>(good: impl Strategy<Value = T>) -> impl Strategy<Value = Result<T, LinkError>> {
