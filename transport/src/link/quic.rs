@@ -1,6 +1,6 @@
 //! Links between nodes over QUIC, with certificates on both sides.
 //!
-//! One connection for each pair of nodes. Its first bidirectional stream is for control (hello, directory, questions), each
+//! One connection for each pair of nodes. Its first bidirectional stream is for control (hello, directory, fleet, questions), each
 //! further one is the link of one partition: what one of them holds up, or ends, does not touch the others.
 //!
 //! Core: [`LinkListener::accept`] → [`IncomingLink::greet`] → [`CoreEnd`], whose [`CoreEnd::accept`] gives the partitions
@@ -25,9 +25,9 @@ use tidegate_protocol::NodeId;
 
 use crate::quic::CongestionControl;
 
-pub use core_end::{CoreEnd, PartitionRequest, Question};
+pub use core_end::{CoreEnd, EdgeWord, PartitionRequest, Question, RelayRequest};
 pub use dialer::{DialError, LinkDialer};
-pub use edge_end::{AskError, DirectoryWatch, EdgeEnd, OpenError, Opened};
+pub use edge_end::{AskError, DirectoryWatch, EdgeEnd, FleetWatch, OpenError, Opened};
 pub use listener::{GreetError, Greeting, IncomingLink, LinkListener};
 
 /// ALPN of links.
@@ -174,6 +174,9 @@ const INITIAL_WINDOW: u32 = 32 * 1200;
 
 /// What waits of one kind beside frames: questions, requests for partitions.
 const MAX_WAITING: usize = 64;
+
+/// Answers a payload for another edge that there was no room for.
+const BUSY: &[u8] = b"busy";
 
 /// The longest question.
 pub const MAX_QUESTION_BYTES: usize = 64 * 1024;

@@ -1,18 +1,20 @@
-//! The core's end of a connection: partitions that the edge asks for, the directory, questions.
+//! The core's end of a connection: partitions that the edge asks for, the directory, the fleet, questions.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
+use tidegate_protocol::link::fleet::{EdgeState, FleetEntry, Relayed};
 use tidegate_protocol::link::wire::{Batch, Control, LinkDecoder};
-use tidegate_protocol::link::{Directory, Hello};
+use tidegate_protocol::link::{Directory, FLEET_VERSION, Hello};
+use tidegate_protocol::{NodeId, Region};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::super::CoreLink;
 use super::control::{self, ControlError, ControlReader};
-use super::{Condition, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
+use super::{BUSY, Condition, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
 
 /// The core's end of a connection. All methods take `&self`, so that one task can `select!` over them. Dropping it closes
 /// the connection at once, with the links of its partitions.
@@ -20,9 +22,13 @@ use super::{Condition, MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, MAX_WAITING, Shared
 pub struct CoreEnd {
     connection: quinn::Connection,
     hello: Hello,
+    version: u16,
     requests: Mutex<mpsc::Receiver<PartitionRequest>>,
+    words: Mutex<mpsc::Receiver<EdgeWord>>,
     questions: Mutex<mpsc::Receiver<Question>>,
     directory: watch::Sender<Option<Arc<Directory>>>,
+    fleet: watch::Sender<Option<Arc<Vec<FleetEntry>>>>,
+    relayed: mpsc::Sender<Control>,
     shared: Shared,
 }
 
@@ -31,21 +37,33 @@ impl CoreEnd {
         shared: Shared,
         connection: quinn::Connection,
         hello: Hello,
-        partitions: u16,
+        (version, partitions): (u16, u16),
         send: SendStream,
         reader: ControlReader,
     ) -> Self {
         let (requests_in, requests) = mpsc::channel(MAX_WAITING);
         let (questions_in, questions) = mpsc::channel(MAX_WAITING);
-        // As many as an edge asks at once, so that no answer finds it full.
-        let (answers_in, answers) = mpsc::channel(2 * MAX_WAITING);
+        let (words_in, words) = mpsc::channel(MAX_WAITING);
+        // As many as an edge asks and relays at once, so that no answer finds it full.
+        let (answers_in, answers) = mpsc::channel(4 * MAX_WAITING);
+        let (relayed, relayed_out) = mpsc::channel(MAX_RELAYED);
         let (directory, directories) = watch::channel(None);
+        let (fleet, fleets) = watch::channel(None);
         let pace = shared.config.directory_pace;
-        shared.tasks.spawn(tell(send, directories, answers, pace));
-        shared.tasks.spawn(listen(connection.clone(), reader, questions_in, answers_in));
+        let news = News { directories, fleets, relayed: relayed_out, answers };
+        shared.tasks.spawn(tell(send, news, pace));
+        let ears = Ears {
+            node: hello.node.clone(),
+            region: hello.region.clone(),
+            version,
+            words: words_in,
+            questions: questions_in,
+            answers: answers_in,
+        };
+        shared.tasks.spawn(listen(connection.clone(), reader, ears));
         shared.tasks.spawn(accept(connection.clone(), partitions, requests_in, shared.clone()));
-        let (requests, questions) = (Mutex::new(requests), Mutex::new(questions));
-        Self { connection, hello, requests, questions, directory, shared }
+        let (requests, words, questions) = (Mutex::new(requests), Mutex::new(words), Mutex::new(questions));
+        Self { connection, hello, version, requests, words, questions, directory, fleet, relayed, shared }
     }
 
     /// Who is there.
@@ -72,6 +90,29 @@ impl CoreEnd {
     /// [`super::LinkConfig::directory_pace`].
     pub fn send_directory(&self, directory: Arc<Directory>) {
         self.directory.send_replace(Some(directory));
+    }
+
+    /// Whether it is told of other edges. The release before does not know of them.
+    pub fn takes_fleet(&self) -> bool {
+        self.version >= FLEET_VERSION
+    }
+
+    /// Tells the edge of all others. Does not wait: the latest wins where the edge is slow.
+    pub fn send_fleet(&self, fleet: Arc<Vec<FleetEntry>>) {
+        if self.takes_fleet() {
+            self.fleet.send_replace(Some(fleet));
+        }
+    }
+
+    /// Passes on what came from another edge. False where too much waits already: it is gone.
+    pub fn try_relay(&self, relayed: Relayed) -> bool {
+        self.takes_fleet() && self.relayed.try_send(Control::Relayed(relayed)).is_ok()
+    }
+
+    /// What the edge says of itself, or has for others; `None` once the connection is over. Taken before
+    /// [`CoreEnd::next_question`], it is in the order in which the edge spoke. Cancel-safe.
+    pub async fn next_word(&self) -> Option<EdgeWord> {
+        self.words.lock().await.recv().await
     }
 
     /// The next question of the edge; `None` once the connection is over. Cancel-safe.
@@ -158,13 +199,50 @@ impl Drop for PartitionRequest {
     }
 }
 
+/// What an edge says without asking.
+#[derive(Debug)]
+pub enum EdgeWord {
+    /// How it is. Name and region are those of its hello: others end the connection.
+    Announce(EdgeState),
+    /// It has something for another edge.
+    Relay(RelayRequest),
+}
+
+/// Something that an edge has for another one. Dropping it says that there is no such edge.
+#[derive(Debug)]
+pub struct RelayRequest {
+    to: NodeId,
+    payload: Bytes,
+    reply: Reply,
+}
+
+impl RelayRequest {
+    /// For whom.
+    pub fn to(&self) -> &NodeId {
+        &self.to
+    }
+
+    /// What.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// It is on its way there.
+    pub fn passed(mut self) {
+        self.reply.answer = Some(Bytes::new());
+    }
+
+    /// There was no room for it.
+    pub fn busy(mut self) {
+        self.reply.answer = Some(Bytes::from_static(BUSY));
+    }
+}
+
 /// Something that an edge wants to know. Dropping it leaves it unanswered, which the asker is told.
 #[derive(Debug)]
 pub struct Question {
-    id: u64,
     what: Bytes,
-    answer: Option<Bytes>,
-    answers: mpsc::Sender<Control>,
+    reply: Reply,
 }
 
 impl Question {
@@ -175,11 +253,19 @@ impl Question {
 
     /// Answers, with at most [`MAX_ANSWER_BYTES`]; more counts as no answer.
     pub fn answer(mut self, answer: Bytes) {
-        self.answer = Some(answer).filter(|answer| answer.len() <= MAX_ANSWER_BYTES);
+        self.reply.answer = Some(answer).filter(|answer| answer.len() <= MAX_ANSWER_BYTES);
     }
 }
 
-impl Drop for Question {
+/// Sent when it is dropped.
+#[derive(Debug)]
+struct Reply {
+    id: u64,
+    answer: Option<Bytes>,
+    answers: mpsc::Sender<Control>,
+}
+
+impl Drop for Reply {
     fn drop(&mut self) {
         let answer = Control::Answer { id: self.id, answer: self.answer.take() };
         // Full only where an edge asks more at once than it may: the rest of its questions stays open.
@@ -187,15 +273,20 @@ impl Drop for Question {
     }
 }
 
-/// Writes directories, not too often, and answers.
-async fn tell(
-    mut send: SendStream,
-    mut directories: watch::Receiver<Option<Arc<Directory>>>,
-    mut answers: mpsc::Receiver<Control>,
-    pace: std::time::Duration,
-) {
+/// What is said to the edge.
+struct News {
+    directories: watch::Receiver<Option<Arc<Directory>>>,
+    fleets: watch::Receiver<Option<Arc<Vec<FleetEntry>>>>,
+    relayed: mpsc::Receiver<Control>,
+    answers: mpsc::Receiver<Control>,
+}
+
+/// Writes directories, not too often, answers, and what there is of other edges.
+async fn tell(mut send: SendStream, news: News, pace: std::time::Duration) {
+    let News { mut directories, mut fleets, mut relayed, mut answers } = news;
     let mut rest = std::pin::pin!(tokio::time::sleep(std::time::Duration::ZERO));
     loop {
+        // Not biased: each has its turn.
         let control = tokio::select! {
             // The end is the `CoreEnd`'s.
             changed = directories.changed(), if rest.is_elapsed() => {
@@ -208,6 +299,14 @@ async fn tell(
                 Control::Directory(directory)
             }
             () = &mut rest, if !rest.is_elapsed() => continue,
+            changed = fleets.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let Some(fleet) = fleets.borrow_and_update().clone() else { continue };
+                Control::Fleet(fleet)
+            }
+            Some(relayed) = relayed.recv() => relayed,
             Some(answer) = answers.recv() => answer,
             else => return,
         };
@@ -217,24 +316,41 @@ async fn tell(
     }
 }
 
-/// Reads questions.
-async fn listen(
-    connection: quinn::Connection,
-    mut reader: ControlReader,
+/// Who is at the other end, and where what it says goes.
+struct Ears {
+    node: NodeId,
+    region: Region,
+    version: u16,
+    words: mpsc::Sender<EdgeWord>,
     questions: mpsc::Sender<Question>,
     answers: mpsc::Sender<Control>,
-) {
+}
+
+/// Reads questions, and what the edge says of itself.
+async fn listen(connection: quinn::Connection, mut reader: ControlReader, ears: Ears) {
+    let reply = |id| Reply { id, answer: None, answers: ears.answers.clone() };
     loop {
-        match reader.next().await {
+        let is_taken = match reader.next().await {
             Ok(Control::Ask { id, what }) if what.len() <= MAX_QUESTION_BYTES => {
-                let question = Question { id, what, answer: None, answers: answers.clone() };
-                if questions.send(question).await.is_err() {
-                    return;
-                }
+                ears.questions.send(Question { what, reply: reply(id) }).await.is_ok()
+            }
+            // Its certificate is for its name alone.
+            Ok(Control::Announce(state)) if (&state.node, &state.region) != (&ears.node, &ears.region) => {
+                return connection.close(code::PROTOCOL, b"an announcement of another node");
+            }
+            Ok(Control::Announce(state)) if ears.version >= FLEET_VERSION => {
+                ears.words.send(EdgeWord::Announce(state)).await.is_ok()
+            }
+            Ok(Control::Relay { id, to, payload }) if ears.version >= FLEET_VERSION => {
+                let request = RelayRequest { to, payload, reply: reply(id) };
+                ears.words.send(EdgeWord::Relay(request)).await.is_ok()
             }
             Err(ControlError::Lost(_)) => return,
             // Without control there is no connection.
             _ => return connection.close(code::PROTOCOL, b"not allowed on the control stream"),
+        };
+        if !is_taken {
+            return;
         }
     }
 }
@@ -286,3 +402,6 @@ async fn read_request(
         }
     }
 }
+
+/// What other edges sent, on its way to this one.
+const MAX_RELAYED: usize = 256;

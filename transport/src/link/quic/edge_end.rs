@@ -1,4 +1,4 @@
-//! The edge's end of a connection: opens partitions, follows the directory, asks.
+//! The edge's end of a connection: opens partitions, follows the directory and the fleet, asks.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use quinn::SendStream;
+use tidegate_protocol::NodeId;
+use tidegate_protocol::link::fleet::{EdgeState, FleetEntry, MAX_RELAY_BYTES, RelayError, Relayed};
 use tidegate_protocol::link::wire::{Batch, Control};
-use tidegate_protocol::link::{Directory, Welcome};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tidegate_protocol::link::{Directory, FLEET_VERSION, Welcome};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot, watch};
 
 use super::super::EdgeLink;
 use super::control::{self, ControlError, ControlReader};
-use super::{Condition, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
+use super::{BUSY, Condition, MAX_QUESTION_BYTES, MAX_WAITING, Shared, code, stream, why};
 
 /// The edge's end of a connection. Clones are the same end; dropping the last one closes the connection at once, with the
 /// links of its partitions.
@@ -27,11 +29,16 @@ struct Inner {
     connection: quinn::Connection,
     welcome: Welcome,
     directory: watch::Receiver<Arc<Directory>>,
-    questions: mpsc::Sender<Control>,
+    fleet: watch::Receiver<Arc<Vec<FleetEntry>>>,
+    relayed: AsyncMutex<mpsc::Receiver<Relayed>>,
+    /// What is said to the core.
+    words: mpsc::Sender<Control>,
     answers: Arc<Answers>,
     next_question: AtomicU64,
     /// Questions that may be under way.
     turns: Semaphore,
+    /// Payloads for other edges that may be.
+    relays: Semaphore,
     shared: Shared,
 }
 
@@ -46,19 +53,30 @@ impl EdgeEnd {
         send: SendStream,
         reader: ControlReader,
     ) -> Self {
-        let (questions, questions_out) = mpsc::channel(MAX_WAITING);
+        let (words, words_out) = mpsc::channel(MAX_WAITING);
         let (directory_in, directory) = watch::channel(Arc::default());
+        let (fleet_in, fleet) = watch::channel(Arc::default());
+        let (relayed_in, relayed) = mpsc::channel(MAX_RELAYED);
         let answers = Arc::new(Mutex::new(Some(BTreeMap::new())));
-        shared.tasks.spawn(ask(send, questions_out));
-        shared.tasks.spawn(listen(connection.clone(), reader, directory_in, Arc::clone(&answers)));
+        shared.tasks.spawn(say(send, words_out));
+        let ears = Ears {
+            directory: directory_in,
+            fleet: fleet_in,
+            relayed: relayed_in,
+            answers: Arc::clone(&answers),
+        };
+        shared.tasks.spawn(listen(connection.clone(), reader, ears));
         let inner = Inner {
             connection,
             welcome,
             directory,
-            questions,
+            fleet,
+            relayed: AsyncMutex::new(relayed),
+            words,
             answers,
             next_question: AtomicU64::new(1),
             turns: Semaphore::new(MAX_WAITING),
+            relays: Semaphore::new(MAX_WAITING),
             shared,
         };
         Self { inner: Arc::new(inner) }
@@ -121,17 +139,47 @@ impl EdgeEnd {
         if what.len() > MAX_QUESTION_BYTES {
             return Err(AskError::Unanswered);
         }
-        let inner = &self.inner;
-        let _turn = inner.turns.acquire().await.map_err(|_| AskError::Closed)?;
-        let id = inner.next_question.fetch_add(1, Ordering::Relaxed);
-        let (answer_in, answer) = oneshot::channel();
-        match &mut *inner.answers.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(answers) => answers.insert(id, answer_in),
-            None => return Err(AskError::Closed),
-        };
-        let _waiting = Waiting { answers: &inner.answers, id };
-        inner.questions.send(Control::Ask { id, what }).await.map_err(|_| AskError::Closed)?;
-        answer.await.map_err(|_| AskError::Closed)?.ok_or(AskError::Unanswered)
+        let _turn = self.inner.turns.acquire().await.map_err(|_| AskError::Closed)?;
+        self.answer_to(|id| Control::Ask { id, what }).await?.ok_or(AskError::Unanswered)
+    }
+
+    /// Tells the core how this edge is: its own name alone. A core of the release before is told nothing.
+    pub async fn announce(&self, state: EdgeState) {
+        if self.takes_fleet() {
+            // An error: the connection is over.
+            let _over = self.inner.words.send(Control::Announce(state)).await;
+        }
+    }
+
+    /// What this core knows of all edges: what it said so far, and what it will say.
+    pub fn fleet(&self) -> FleetWatch {
+        FleetWatch { fleet: self.inner.fleet.clone() }
+    }
+
+    /// Has the core pass `payload` on to another edge, which gets it once at most. The caller bounds the time.
+    ///
+    /// # Errors
+    /// [`RelayError`] says whether it may have arrived all the same.
+    pub async fn relay(&self, to: NodeId, payload: Bytes) -> Result<(), RelayError> {
+        if payload.len() > MAX_RELAY_BYTES {
+            return Err(RelayError::TooLong);
+        }
+        if !self.takes_fleet() {
+            return Err(RelayError::NoSuchEdge);
+        }
+        let _turn = self.inner.relays.try_acquire().map_err(|_| RelayError::Busy)?;
+        match self.answer_to(|id| Control::Relay { id, to, payload }).await {
+            Ok(Some(answer)) if answer == BUSY => Err(RelayError::Busy),
+            Ok(Some(_)) => Ok(()),
+            Ok(None) => Err(RelayError::NoSuchEdge),
+            Err(_) => Err(RelayError::Unknown),
+        }
+    }
+
+    /// What another edge sent here over this core; `None` once the connection is over. Of what nobody takes, the newest is
+    /// dropped. Cancel-safe.
+    pub async fn next_relayed(&self) -> Option<Relayed> {
+        self.inner.relayed.lock().await.recv().await
     }
 
     /// Waits for the end of the connection; why, for people.
@@ -148,6 +196,25 @@ impl EdgeEnd {
     /// Ends the connection and its links at once. The other end sees it at once.
     pub fn close(&self, reason: &str) {
         self.inner.connection.close(code::CLOSED, reason.as_bytes());
+    }
+}
+
+impl EdgeEnd {
+    fn takes_fleet(&self) -> bool {
+        self.inner.welcome.version >= FLEET_VERSION
+    }
+
+    async fn answer_to(&self, question: impl FnOnce(u64) -> Control) -> Result<Option<Bytes>, AskError> {
+        let inner = &self.inner;
+        let id = inner.next_question.fetch_add(1, Ordering::Relaxed);
+        let (answer_in, answer) = oneshot::channel();
+        match &mut *inner.answers.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(answers) => answers.insert(id, answer_in),
+            None => return Err(AskError::Closed),
+        };
+        let _waiting = Waiting { answers: &inner.answers, id };
+        inner.words.send(question(id)).await.map_err(|_| AskError::Closed)?;
+        answer.await.map_err(|_| AskError::Closed)
     }
 }
 
@@ -185,6 +252,20 @@ impl DirectoryWatch {
     pub async fn changed(&mut self) -> Option<Arc<Directory>> {
         self.directory.changed().await.ok()?;
         Some(Arc::clone(&self.directory.borrow_and_update()))
+    }
+}
+
+/// Follows what a core knows of all edges.
+#[derive(Debug, Clone)]
+pub struct FleetWatch {
+    fleet: watch::Receiver<Arc<Vec<FleetEntry>>>,
+}
+
+impl FleetWatch {
+    /// Waits for a list that this has not returned yet; `None` once the connection is over. Cancel-safe.
+    pub async fn changed(&mut self) -> Option<Arc<Vec<FleetEntry>>> {
+        self.fleet.changed().await.ok()?;
+        Some(Arc::clone(&self.fleet.borrow_and_update()))
     }
 }
 
@@ -229,29 +310,39 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Writes questions.
-async fn ask(mut send: SendStream, mut questions: mpsc::Receiver<Control>) {
-    while let Some(question) = questions.recv().await {
-        if control::write(&mut send, &question).await.is_err() {
+/// Writes what is said to the core.
+async fn say(mut send: SendStream, mut words: mpsc::Receiver<Control>) {
+    while let Some(word) = words.recv().await {
+        if control::write(&mut send, &word).await.is_err() {
             return;
         }
     }
 }
 
-/// Reads directories and answers.
-async fn listen(
-    connection: quinn::Connection,
-    mut reader: ControlReader,
+/// Where what the core says goes.
+struct Ears {
     directory: watch::Sender<Arc<Directory>>,
+    fleet: watch::Sender<Arc<Vec<FleetEntry>>>,
+    relayed: mpsc::Sender<Relayed>,
     answers: Arc<Answers>,
-) {
+}
+
+/// Reads directories, answers, and what there is of other edges.
+async fn listen(connection: quinn::Connection, mut reader: ControlReader, ears: Ears) {
     loop {
         match reader.next().await {
             Ok(Control::Directory(news)) => {
-                directory.send_replace(news);
+                ears.directory.send_replace(news);
+            }
+            Ok(Control::Fleet(news)) => {
+                ears.fleet.send_replace(news);
+            }
+            Ok(Control::Relayed(relayed)) => {
+                // Full: nobody takes what came before. It is sent once at most, and whoever needs it asks again.
+                let _lost = ears.relayed.try_send(relayed);
             }
             Ok(Control::Answer { id, answer }) => {
-                let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut answers = ears.answers.lock().unwrap_or_else(PoisonError::into_inner);
                 // Nobody: the asker has gone.
                 if let Some(asker) = answers.as_mut().and_then(|answers| answers.remove(&id)) {
                     let _gone = asker.send(answer);
@@ -265,5 +356,8 @@ async fn listen(
             }
         }
     }
-    *answers.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *ears.answers.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
+
+/// Payloads of other edges that nobody took yet.
+const MAX_RELAYED: usize = 256;

@@ -188,9 +188,9 @@ async fn greet(
         }
     };
     let lost = |error: quinn::WriteError| GreetError::Lost(error.to_string());
-    let partitions = welcome.partitions;
+    let (partitions, version) = (welcome.partitions, welcome.version);
     control::write(&mut send, &Control::Welcome(welcome)).await.map_err(lost)?;
-    Ok(CoreEnd::new(Shared::new(config), connection, hello, partitions, send, reader))
+    Ok(CoreEnd::new(Shared::new(config), connection, hello, (version, partitions), send, reader))
 }
 
 /// Says why, and closes when that has arrived (or the caller's time is over).

@@ -1,5 +1,6 @@
 //! Real sockets on the loopback device, and real certificates.
 
+mod fleet;
 mod frames;
 mod life;
 mod trust;

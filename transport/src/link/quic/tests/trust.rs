@@ -8,7 +8,7 @@ async fn both_ends_learn_who_is_there() {
     assert_eq!(pair.core.hello(), &hello("edge-1"));
     let welcome = pair.edge.welcome();
     assert_eq!((welcome.node.as_str(), welcome.region.as_str()), ("core-1", "eu"));
-    assert_eq!((welcome.version, welcome.partitions), (1, PARTITIONS));
+    assert_eq!((welcome.version, welcome.partitions), (2, PARTITIONS));
     assert_eq!(pair.core.remote_address().ip(), pair.edge.remote_address().ip());
 }
 
@@ -118,7 +118,7 @@ async fn versions_must_meet() {
     let error = refused(ours, |_| unreachable!("it is not asked")).await;
     assert_eq!(
         error,
-        "the core refused: no common version of the link: edge-1 speaks versions 7 to 9, this node version 1"
+        "the core refused: no common version of the link: edge-1 speaks versions 7 to 9, this node versions 1 to 2"
     );
 }
 
