@@ -5,6 +5,7 @@
 
 mod channel;
 mod config;
+mod fleet;
 mod link;
 mod metrics;
 mod partition;

@@ -1,5 +1,6 @@
 //! What a core node counts.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use tidegate_protocol::link::fleet::{EdgeCondition, FleetEntry};
 
 use crate::channel::{ChannelTable, Stats};
 use crate::presence::PresenceTable;
@@ -46,6 +48,8 @@ pub struct CoreMetrics {
     history_bytes: Gauge,
     resumed: Gauge,
     presence: Gauge,
+    edges: Gauge,
+    oldest_edge: Gauge<f64, AtomicU64>,
 }
 
 impl CoreMetrics {
@@ -83,6 +87,8 @@ impl CoreMetrics {
             history_bytes: Gauge::default(),
             resumed: Gauge::default(),
             presence: Gauge::default(),
+            edges: Gauge::default(),
+            oldest_edge: Gauge::default(),
         }
     }
 
@@ -140,6 +146,16 @@ impl CoreMetrics {
             "tidegate_core_presence_entries",
             "Users of an edge on a channel that are counted, and channels that an edge watches",
             self.presence.clone(),
+        );
+        registry.register(
+            "tidegate_core_edges",
+            "Edges of the fleet that said how they are",
+            self.edges.clone(),
+        );
+        registry.register(
+            "tidegate_core_edges_oldest_seconds",
+            "Since the last word of that edge which said nothing for longest",
+            self.oldest_edge.clone(),
         );
     }
 
@@ -246,6 +262,13 @@ impl CoreMetrics {
 
     pub(crate) fn set_declined(&self, partitions: usize) {
         self.partitions_declined.set(i64::try_from(partitions).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn set_edges(&self, edges: &[FleetEntry]) {
+        let there = || edges.iter().filter(|edge| edge.state.condition != EdgeCondition::Leave);
+        self.edges.set(i64::try_from(there().count()).unwrap_or(i64::MAX));
+        let oldest = there().map(|edge| edge.age).max().unwrap_or_default();
+        self.oldest_edge.set(oldest.as_secs_f64());
     }
 
     pub(crate) fn count_claim(&self) {

@@ -4,6 +4,7 @@ pub(crate) mod cluster;
 #[cfg(any(test, feature = "conformance"))]
 #[doc(hidden)]
 pub mod conformance;
+mod fleet;
 pub(crate) mod lease;
 mod listen;
 mod requests;
@@ -36,6 +37,7 @@ use crate::placement::ownership::{Bounds, Ownership};
 use crate::presence::PresenceTable;
 use crate::session::Sessions;
 use cluster::Control;
+use fleet::Fleet;
 use lease::Lease;
 use restore::{RestoreError, Restorer};
 use slot::{Served, Slots, View};
@@ -268,6 +270,8 @@ struct Inner {
     next_link: AtomicU32,
     connections: Mutex<BTreeMap<u64, status::Connected>>,
     next_connection: AtomicU64,
+    /// What edges say of themselves.
+    fleet: Fleet,
 }
 
 impl Inner {
@@ -315,6 +319,7 @@ impl Inner {
             next_link: AtomicU32::new(LinkId::NODE.0 + 1),
             connections: Mutex::default(),
             next_connection: AtomicU64::new(0),
+            fleet: Fleet::new(),
             config: Arc::new(config),
         })
     }

@@ -1,10 +1,12 @@
-//! Links of edges over the network: greeted, told who owns what, and given the partitions that this node serves.
+//! Links of edges over the network: greeted, told who owns what and of each other, and given the partitions that this node
+//! serves.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tidegate_protocol::link::Directory;
+use tidegate_protocol::link::fleet::FleetEntry;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::link::quic::{
     CoreEnd, Greeting, IncomingLink, LinkListener, PartitionRequest, Question,
@@ -22,7 +24,13 @@ impl CoreNode {
     /// are to hear last is sent before their connections end.
     pub fn serve_links(&self, listener: LinkListener, region: Region) {
         // A second listener stands in the same place.
-        let _ = self.inner.region.set(region.clone());
+        if self.inner.region.set(region.clone()).is_ok() {
+            let inner = Arc::clone(&self.inner);
+            self.inner.spawn(async move {
+                let drain = inner.lifecycle.drain.clone();
+                drain.run_until_cancelled(inner.fleet.run(&inner.metrics)).await;
+            });
+        }
         let inner = Arc::clone(&self.inner);
         self.inner.spawn(async move {
             let drain = inner.lifecycle.drain.clone();
@@ -88,11 +96,20 @@ async fn serve_requests(node: &Arc<Inner>, end: &CoreEnd, links: &CancellationTo
             end.send_directory(known);
         }
     }
+    let edge = &end.hello().node;
+    let mut fleet = node.fleet.lists();
+    end.send_fleet(node.fleet.all());
     loop {
-        // Biased: the directory changes rarely, and tells where to ask; questions are small and few.
+        // Biased: the directory changes rarely, and tells where to ask; what edges say, and lists of them, is paced;
+        // questions are small and few.
         tokio::select! {
             biased;
             changed = next_directory(&mut directory) => end.send_directory(changed),
+            word = end.next_word() => match word {
+                Some(word) => node.hear(edge, word),
+                None => return,
+            },
+            list = next_list(&mut fleet) => end.send_fleet(list),
             question = end.next_question() => match question {
                 Some(question) => answer(node, question),
                 None => return,
@@ -116,6 +133,14 @@ async fn next_directory(directory: &mut Option<watch::Receiver<Arc<Directory>>>)
             Err(_) => std::future::pending().await,
         },
         None => std::future::pending().await,
+    }
+}
+
+async fn next_list(fleet: &mut watch::Receiver<Arc<Vec<FleetEntry>>>) -> Arc<Vec<FleetEntry>> {
+    match fleet.changed().await {
+        Ok(()) => fleet.borrow_and_update().clone(),
+        // Its sender is the node's.
+        Err(_) => std::future::pending().await,
     }
 }
 

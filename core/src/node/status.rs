@@ -6,6 +6,7 @@ use std::sync::Weak;
 use bytes::Bytes;
 use serde::Serialize;
 use tidegate_protocol::NodeId;
+use tidegate_protocol::link::fleet::FleetEntry;
 use tidegate_transport::clock;
 use tidegate_transport::link::quic::CoreEnd;
 
@@ -42,6 +43,8 @@ struct Status<'a> {
     /// What it reads ahead, to have it next.
     ahead: Vec<AheadOf>,
     links: Vec<LinkOf>,
+    /// Edges that said how they are.
+    edges: Vec<FleetEntry>,
 }
 
 #[derive(Debug, Serialize)]
@@ -188,6 +191,7 @@ pub(super) fn of(node: &Inner) -> Bytes {
         declines: table.declines.clone(),
         ahead: ahead.collect(),
         links: links.collect(),
+        edges: node.fleet.there(),
     };
     serde_json::to_vec(&status).map(Bytes::from).unwrap_or_default()
 }
