@@ -4,6 +4,7 @@
 mod channel_poll;
 mod connection;
 mod events;
+mod fleet;
 mod key_file;
 mod listener;
 mod metrics;
@@ -18,6 +19,7 @@ pub mod auth;
 pub mod config;
 pub mod resume;
 
+pub use fleet::{About, Fleet, FleetView, FleetWatch};
 pub use listener::ListenError;
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};

@@ -271,6 +271,17 @@ impl Metrics {
         );
     }
 
+    /// Live ones.
+    pub(crate) fn sessions(&self) -> u64 {
+        let live: i64 = self.connections.iter().map(Gauge::get).sum();
+        u64::try_from(live).unwrap_or_default()
+    }
+
+    /// All that were ever opened.
+    pub(crate) fn sessions_opened(&self) -> u64 {
+        self.connects.iter().map(Counter::get).sum()
+    }
+
     pub(crate) fn count_resume(&self, result: ResumeResult) {
         self.resumes.get_or_create_owned(&ResumeLabel { result: result.name() }).inc();
     }

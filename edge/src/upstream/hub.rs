@@ -33,6 +33,7 @@ use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
+use crate::fleet::Fleet;
 use driver::{Command, Runner};
 use machine::Machine;
 use partition::Bounds;
@@ -138,6 +139,7 @@ pub struct Hub {
 #[derive(Debug)]
 struct Inner {
     commands: mpsc::Sender<Command>,
+    fleet: Fleet,
     /// What the backend API may have in flight.
     backend: Semaphore,
     backend_wait: Duration,
@@ -223,9 +225,11 @@ impl Hub {
         let ready = Arc::new(AtomicBool::new(false));
         let end = CancellationToken::new();
         let (ended, watch_end) = watch::channel(false);
+        let fleet = Fleet::new(config.node.clone());
         let hello = Hello::new(config.node, config.region, &config.program);
         let inner = Inner {
             commands: sender,
+            fleet: fleet.clone(),
             backend: Semaphore::new(config.backend_in_flight.min(Semaphore::MAX_PERMITS)),
             backend_wait: config.backend_wait,
             ready: Arc::clone(&ready),
@@ -233,12 +237,19 @@ impl Hub {
             ended: watch_end,
             rng: Mutex::new(rng),
         };
-        let runner = Runner { machine, dialer, hello, workers, commands, metrics, ready, end };
+        let runner = Runner { machine, dialer, hello, fleet, workers, commands, metrics, ready, end };
         Ok((Self { inner: Arc::new(inner) }, links, runner, ended))
     }
 
-    /// Ends it: the workers' links close, and the connections to cores. Call once the workers are gone.
+    /// What its cores say of all edges, and what this one says of itself.
+    pub fn fleet(&self) -> &Fleet {
+        &self.inner.fleet
+    }
+
+    /// Ends it: other edges are told that this one leaves, the workers' links close, and the connections to cores. Call once
+    /// the workers are gone.
     pub async fn shutdown(&self) {
+        self.inner.fleet.leave().await;
         self.inner.end.cancel();
         // An error: the thread is gone, too.
         let _ = self.inner.ended.clone().wait_for(|ended| *ended).await;

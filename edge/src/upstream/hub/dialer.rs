@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_protocol::NodeId;
+use tidegate_protocol::link::fleet::{EdgeState, FleetEntry, RelayError, Relayed};
 use tidegate_protocol::link::{Directory, Hello, Welcome};
 use tidegate_transport::link::EdgeLink;
 use tidegate_transport::link::quic::Condition;
@@ -34,6 +36,18 @@ pub trait Uplink: Send + Sync + Debug {
 
     /// Asks the core something; `None` where it does not answer.
     fn ask(&self, what: Bytes) -> UplinkFuture<'_, Option<Bytes>>;
+
+    /// Tells the core how this edge is. What is asked after it is answered after it was heard.
+    fn announce(&self, state: EdgeState) -> UplinkFuture<'_, ()>;
+
+    /// The next list of all edges that this has not returned yet; `None` once the connection is over. Cancel-safe.
+    fn next_fleet(&self) -> UplinkFuture<'_, Option<Arc<Vec<FleetEntry>>>>;
+
+    /// Has the core pass something on to another edge.
+    fn relay(&self, to: NodeId, payload: Bytes) -> UplinkFuture<'_, Result<(), RelayError>>;
+
+    /// What another edge sent; `None` once the connection is over. Cancel-safe.
+    fn next_relayed(&self) -> UplinkFuture<'_, Option<Relayed>>;
 
     /// How the connection does; `None` where nobody measures.
     fn condition(&self) -> Option<Condition> {

@@ -27,6 +27,7 @@ use super::metrics::HubMetrics;
 use super::region::OpenFailure;
 use super::status;
 use super::workers::Client;
+use crate::fleet::{Fleet, Way};
 
 /// What the handle asks.
 #[derive(Debug)]
@@ -51,6 +52,7 @@ pub(crate) struct Runner {
     pub(crate) machine: Machine,
     pub(crate) dialer: Arc<dyn Dialer>,
     pub(crate) hello: Hello,
+    pub(crate) fleet: Fleet,
     pub(crate) workers: Vec<CoreLink>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) metrics: Arc<HubMetrics>,
@@ -61,12 +63,13 @@ pub(crate) struct Runner {
 impl Runner {
     /// Runs until `end` is cancelled, on a `LocalSet`.
     pub(crate) async fn run(self) {
-        let Self { machine, dialer, hello, workers, commands, metrics, ready, end } = self;
+        let Self { machine, dialer, hello, fleet, workers, commands, metrics, ready, end } = self;
         let clients = workers.iter().map(|_| ClientEntry::default()).collect();
         let driver = Rc::new(Driver {
             machine: RefCell::new(machine),
             dialer,
             hello,
+            fleet,
             clients,
             connections: RefCell::default(),
             links: RefCell::default(),
@@ -108,6 +111,7 @@ pub(crate) struct Driver {
     pub(super) machine: RefCell<Machine>,
     dialer: Arc<dyn Dialer>,
     hello: Hello,
+    fleet: Fleet,
     clients: Vec<ClientEntry>,
     connections: RefCell<BTreeMap<ConnectionId, ConnectionEntry>>,
     links: RefCell<BTreeMap<LinkId, LinkEntry>>,
@@ -338,9 +342,10 @@ async fn serve_connection(driver: Rc<Driver>, region: usize, address: Arc<str>, 
     driver.go_on();
     driver.measure();
     let closed = uplink.closed();
-    tokio::pin!(closed);
+    let follow = driver.fleet.follow(Way(id.0), Arc::clone(&uplink));
+    tokio::pin!(closed, follow);
     let reason = loop {
-        // Biased: the end comes once, so directories do not starve.
+        // Biased: the end comes once, and directories are paced.
         tokio::select! {
             biased;
             reason = &mut closed => break reason,
@@ -352,6 +357,7 @@ async fn serve_connection(driver: Rc<Driver>, region: usize, address: Arc<str>, 
                 }
                 None => break closed.await,
             },
+            () = &mut follow => {}
         }
     };
     // What came before the end counts: answers, and who has a partition next.

@@ -6,12 +6,14 @@ use std::future::poll_fn;
 use serde_json::Value;
 use tidegate_protocol::frame::shared::SharedFrame;
 use tidegate_protocol::frame::{Payload, Publication, ServerBody};
+use tidegate_protocol::link::fleet::{EdgeCondition, EdgeState, FleetEntry, RelayError, Relayed};
 use tidegate_protocol::link::{Delivery, Directory, DirectoryNode, DirectoryPartition, Welcome};
 use tidegate_protocol::{Epoch, Offset};
 use tidegate_transport::link::{CoreLink, LinkSender};
 use tokio::task::LocalSet;
 
 use super::*;
+use crate::{About, FleetWatch};
 
 /// A cluster whose cores share one log.
 #[derive(Debug, Clone)]
@@ -25,6 +27,11 @@ struct State {
     links: Vec<CoreEnd>,
     /// Cut: connections to each core.
     alive: BTreeMap<NodeId, CancellationToken>,
+    /// What the edge said of itself, over all connections.
+    heard: Vec<EdgeState>,
+    fleet: watch::Sender<Arc<Vec<FleetEntry>>>,
+    relay: mpsc::Sender<Relayed>,
+    relayed: Arc<tokio::sync::Mutex<mpsc::Receiver<Relayed>>>,
 }
 
 #[derive(Debug)]
@@ -41,12 +48,17 @@ impl Cluster {
         let nodes = ["core-1", "core-2"].map(NodeId::new);
         let alive = nodes.map(|node| (node, CancellationToken::new())).into();
         let (directory, _) = watch::channel(Arc::new(owned_by(owner, 1)));
+        let (relay, relayed) = mpsc::channel(8);
         Self(Arc::new(Mutex::new(State {
             directory,
             channels: BTreeMap::new(),
             keys: Vec::new(),
             links: Vec::new(),
             alive,
+            heard: Vec::new(),
+            fleet: watch::Sender::default(),
+            relay,
+            relayed: Arc::new(tokio::sync::Mutex::new(relayed)),
         })))
     }
 
@@ -145,6 +157,8 @@ struct Connected {
     cluster: Cluster,
     welcome: Welcome,
     directories: tokio::sync::Mutex<watch::Receiver<Arc<Directory>>>,
+    fleet: tokio::sync::Mutex<watch::Receiver<Arc<Vec<FleetEntry>>>>,
+    relayed: Arc<tokio::sync::Mutex<mpsc::Receiver<Relayed>>>,
     over: CancellationToken,
 }
 
@@ -153,15 +167,19 @@ impl Dialer for Cluster {
         Box::pin(async move {
             assert_eq!(hello.node, NodeId::new("edge-1"));
             let node = NodeId::new(address.split(':').next().expect("host:port"));
-            let (over, mut directories) = self.with(|state| {
+            let (over, mut directories, mut fleet, relayed) = self.with(|state| {
                 let alive = state.alive.get(&node).filter(|alive| !alive.is_cancelled()).cloned();
-                (alive, state.directory.subscribe())
+                let (directory, fleet) = (state.directory.subscribe(), state.fleet.subscribe());
+                (alive, directory, fleet, Arc::clone(&state.relayed))
             });
             let over = over.ok_or("nobody is there")?;
             directories.mark_changed();
+            fleet.mark_changed();
             let welcome = Welcome { version: 1, node, region: Region::new("eu"), partitions: PARTITIONS };
-            let directories = tokio::sync::Mutex::new(directories);
-            Ok(Arc::new(Connected { cluster: self.clone(), welcome, directories, over }) as Arc<dyn Uplink>)
+            let (directories, fleet) = (tokio::sync::Mutex::new(directories), tokio::sync::Mutex::new(fleet));
+            let cluster = self.clone();
+            let connected = Connected { cluster, welcome, directories, fleet, relayed, over };
+            Ok(Arc::new(connected) as Arc<dyn Uplink>)
         })
     }
 }
@@ -195,8 +213,33 @@ impl Uplink for Connected {
     }
 
     fn ask(&self, what: Bytes) -> UplinkFuture<'_, Option<Bytes>> {
-        assert_eq!(what.as_ref(), b"status");
-        Box::pin(async { Some(Bytes::from_static(br#"{"version":"9"}"#)) })
+        let is_status = what.as_ref() == b"status";
+        assert!(is_status || what.is_empty(), "{what:?}");
+        Box::pin(async move { is_status.then(|| Bytes::from_static(br#"{"version":"9"}"#)) })
+    }
+
+    fn announce(&self, state: EdgeState) -> UplinkFuture<'_, ()> {
+        self.cluster.with(|cluster| cluster.heard.push(state));
+        Box::pin(async {})
+    }
+
+    fn next_fleet(&self) -> UplinkFuture<'_, Option<Arc<Vec<FleetEntry>>>> {
+        Box::pin(async {
+            let mut fleet = self.fleet.lock().await;
+            fleet.changed().await.ok()?;
+            Some(Arc::clone(&fleet.borrow_and_update()))
+        })
+    }
+
+    /// The other edge sends everything back.
+    fn relay(&self, to: NodeId, payload: Bytes) -> UplinkFuture<'_, Result<(), RelayError>> {
+        let relayed = Relayed { from: to, payload };
+        let sent = self.cluster.with(|cluster| cluster.relay.try_send(relayed));
+        Box::pin(async move { sent.map_err(|_| RelayError::Busy) })
+    }
+
+    fn next_relayed(&self) -> UplinkFuture<'_, Option<Relayed>> {
+        Box::pin(async { self.relayed.lock().await.recv().await })
     }
 
     fn closed(&self) -> UplinkFuture<'_, String> {
@@ -468,6 +511,83 @@ fn the_status_names_regions_cores_and_partitions() {
             assert_eq!(eu["partitions"][1]["owner"], "core-1");
             let cut = bench.cluster.with(|state| state.links.iter().all(|link| !link.cut.is_cancelled()));
             assert!(cut);
+        },
+    );
+}
+
+#[test]
+fn the_hub_tells_cores_of_this_edge_and_this_edge_of_others() {
+    simulate(
+        |_| {},
+        async |bench| {
+            let fleet = bench.hub.fleet().clone();
+            let about = About {
+                node: NodeId::new("edge-1"),
+                region: Region::new("eu"),
+                endpoints: Vec::new(),
+                rate: 100,
+            };
+            let end = CancellationToken::new();
+            let running = {
+                let (fleet, end) = (fleet.clone(), end.clone());
+                async move { fleet.run(about, Arc::default(), end).await }
+            };
+            let running = tokio::task::spawn_local(running);
+            let mut watch = fleet.watch();
+            let until = async |watch: &mut FleetWatch, names: &[&str]| loop {
+                let view = watch.current();
+                if view.edges().iter().map(|edge| edge.state.node.as_str()).eq(names.iter().copied()) {
+                    return view;
+                }
+                watch.changed().await.expect("it is there");
+            };
+            until(&mut watch, &["edge-1"]).await;
+            let (to, nothing) = (NodeId::new("edge-2"), Bytes::from_static(b"x"));
+            assert_eq!(fleet.relay(&to, nothing.clone()).await, Err(RelayError::NoSuchEdge));
+            let other = EdgeState {
+                node: to.clone(),
+                region: Region::new("us"),
+                endpoints: Vec::new(),
+                sessions: 7,
+                rate: 50,
+                slack: 20,
+                condition: EdgeCondition::Serve,
+                started_unix_ms: 1,
+                sequence: 9,
+            };
+            let entry = FleetEntry { state: other, age: Duration::from_millis(500) };
+            bench.cluster.with(|state| state.fleet.send_replace(Arc::new(vec![entry.clone()])));
+            let view = until(&mut watch, &["edge-1", "edge-2"]).await;
+            let known = view.get(&to).expect("known");
+            assert_eq!((known.state.sessions, known.state.slack), (7, 20));
+            assert_eq!(view.entries(clock::now())[1], entry);
+            assert_eq!(fleet.relay(&to, nothing.clone()).await, Ok(()));
+            assert_eq!(fleet.next_relayed().await, Relayed { from: to.clone(), payload: nothing.clone() });
+
+            // Every core that comes is told at once, and all of them when something changes.
+            let before = clock::now();
+            bench.cluster.fail_over("core-1", "core-2", 2);
+            fleet.set_condition(EdgeCondition::Drain { drain: 3 });
+            let drains = |state: &EdgeState| state.condition == EdgeCondition::Drain { drain: 3 };
+            while !bench.cluster.with(|state| state.heard.iter().any(drains)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert!(clock::now() - before < Duration::from_secs(1));
+            // Whom nobody speaks of any more is forgotten.
+            until(&mut watch, &["edge-1"]).await;
+            let waited = clock::now() - before;
+            assert!((4_000..6_000).contains(&waited.as_millis()), "{waited:?}");
+
+            end.cancel();
+            running.await.expect("it ends");
+            bench.hub.shutdown().await;
+            let (last, sequences) = bench.cluster.with(|state| {
+                let sequences: Vec<u64> = state.heard.iter().map(|state| state.sequence).collect();
+                (state.heard.last().cloned().expect("said"), sequences)
+            });
+            assert_eq!((last.condition, last.slack), (EdgeCondition::Leave, 0));
+            assert!(sequences.iter().all(|said| *said <= last.sequence), "{sequences:?}");
+            assert!(fleet.view().edges().is_empty());
         },
     );
 }
