@@ -205,7 +205,8 @@ impl Fleet {
 
     /// The last word: this edge is gone. Returns when every core that answers has heard it. Announce nothing after it.
     pub async fn leave(&self) {
-        let Some(last) = self.inner.own.borrow().clone() else { return };
+        let last = self.inner.own.borrow().clone();
+        let Some(last) = last.filter(|last| last.condition != EdgeCondition::Leave) else { return };
         let state =
             EdgeState { condition: EdgeCondition::Leave, sequence: last.sequence + 1, slack: 0, ..last };
         self.announce(state.clone());

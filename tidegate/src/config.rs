@@ -84,6 +84,7 @@ pub(crate) struct Settings {
     pub(crate) auth: Auth,
     pub(crate) resume: Resume,
     pub(crate) api: Api,
+    pub(crate) admission: Admission,
     pub(crate) namespaces: Namespaces,
     pub(crate) limits: Limits,
     /// `[core]`
@@ -103,6 +104,8 @@ pub(crate) struct Node {
     pub(crate) workers: usize,
     /// Of a core; 0: one for every two processors.
     pub(crate) threads: usize,
+    /// Where clients find it; none: where it listens.
+    pub(crate) endpoints: Vec<String>,
 }
 
 /// `[listen]`; `None` is off.
@@ -180,6 +183,13 @@ pub(crate) struct Api {
     pub(crate) body_timeout: Duration,
     pub(crate) batch: usize,
     pub(crate) connections: usize,
+}
+
+/// `[admission]`
+#[derive(Debug, Clone)]
+pub(crate) struct Admission {
+    /// Clients per second; 0: by the number of workers.
+    pub(crate) rate: u32,
 }
 
 /// `namespaces_unknown` and `[namespaces.*]`
@@ -333,7 +343,13 @@ impl Settings {
     /// What holds where nothing is set.
     pub(crate) fn defaults(mode: Mode) -> Self {
         let serve = Self {
-            node: Node { name: String::new(), region: "local".to_owned(), workers: 0, threads: 0 },
+            node: Node {
+                name: String::new(),
+                region: "local".to_owned(),
+                workers: 0,
+                threads: 0,
+                endpoints: Vec::new(),
+            },
             listen: Listen {
                 quic: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
                 tls: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
@@ -360,6 +376,7 @@ impl Settings {
                 batch: 1000,
                 connections: 1024,
             },
+            admission: Admission { rate: 0 },
             namespaces: Namespaces {
                 refuse_unknown: false,
                 default: NamespaceSettings::default(),

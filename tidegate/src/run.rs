@@ -7,6 +7,7 @@ mod certificates;
 mod core;
 mod edge;
 mod engine;
+mod fleet;
 mod links;
 mod logging;
 mod node;
@@ -91,7 +92,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         }
     };
     let backend: Arc<dyn Backend> =
-        Arc::new(NodeBackend::new(node.backend(), Facts::new(&settings, mode), mode.has_edge()));
+        Arc::new(NodeBackend::new(node.backend(), Facts::new(&settings, mode), node.fleet().cloned()));
     let api_address = api.as_ref().map(Api::address);
     let api = match api {
         Some(api) => {

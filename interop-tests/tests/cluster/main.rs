@@ -11,6 +11,7 @@
 
 mod everywhere;
 mod faults;
+mod fleet;
 mod ownership;
 mod presence;
 mod restart;

@@ -1,5 +1,5 @@
 //! The hub of an edge and the core nodes of a region, over QUIC on the loopback device: nodes come, hand over, leave and
-//! crash, and what the workers see of it is nothing.
+//! crash, and what the workers see of it is nothing. And two edges, that see each other.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -13,9 +13,10 @@ use serde_json::Value;
 use tidegate_certs::{CertStore, ClusterAuthority, link_client_config, link_server_config};
 use tidegate_core::engine::{Engine, MemoryEngine, NodeRecord};
 use tidegate_core::{CoreConfig, CoreMetrics, CoreNode, Lifecycle};
-use tidegate_edge::{HomeRules, Hub, HubConfig, HubMetrics};
+use tidegate_edge::{About, HomeRules, Hub, HubConfig, HubMetrics};
 use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tidegate_protocol::frame::Payload;
+use tidegate_protocol::link::fleet::{RelayError, Relayed};
 use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, Publish};
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
 use tidegate_protocol::{ChannelName, NodeId, Position, Region};
@@ -90,6 +91,72 @@ async fn a_cluster_that_starts_after_its_edges_is_found() -> Result<()> {
     let position = hub.publish(vec![publish(&channel(1))]).await?.remove(0)?.context("durable")?;
     ensure!(hub.history(channel(1), HistoryRange::default()).await?.position == position);
     hub.shutdown().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edges_know_of_each_other_and_reach_each_other_within_their_allowance() -> Result<()> {
+    let mut cluster = Cluster::new()?;
+    cluster.join("core-1").await?;
+    cluster.join("core-2").await?;
+    let names = ["edge-1", "edge-2"].map(NodeId::new);
+    let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let mut hubs = Vec::new();
+    for name in &names {
+        let (hub, links) = cluster.hub_of(name.as_str(), 1)?;
+        let about = About {
+            node: name.clone(),
+            region: Region::new("eu"),
+            endpoints: vec![format!("quic://{}:4433", name.as_str())],
+            rate: 700,
+        };
+        let (fleet, end) = (hub.fleet().clone(), end.clone());
+        tasks.spawn(async move { fleet.run(about, Arc::default(), end).await });
+        hubs.push((hub, links));
+    }
+    let [one, two] = [hubs[0].0.fleet(), hubs[1].0.fleet()];
+    until("both know both", || async {
+        for fleet in [one, two] {
+            let view = fleet.view();
+            let known: Vec<&NodeId> = view.edges().iter().map(|edge| &edge.state.node).collect();
+            ensure!(known.into_iter().eq(&names), "{view:?}");
+        }
+        Ok(())
+    })
+    .await?;
+    let view = one.view();
+    let other = view.get(&names[1]).context("it is there")?;
+    ensure!(other.state.endpoints == ["quic://edge-2:4433"] && other.state.slack == 700, "{other:?}");
+
+    let payload = Bytes::from_static(b"lease");
+    one.relay(&names[1], payload.clone()).await?;
+    let relayed = within(PATIENCE, "it arrives", two.next_relayed()).await?;
+    ensure!(relayed == Relayed { from: names[0].clone(), payload: payload.clone() }, "{relayed:?}");
+    two.relay(&names[0], payload.clone()).await?;
+    ensure!(within(PATIENCE, "its answer does", one.next_relayed()).await?.from == names[1]);
+    let nobody = one.relay(&NodeId::new("edge-3"), payload.clone()).await;
+    ensure!(nobody == Err(RelayError::NoSuchEdge), "{nobody:?}");
+    let mut sent = 0;
+    let refused = loop {
+        match one.relay(&names[1], payload.clone()).await {
+            Ok(()) => sent += 1,
+            Err(error) => break error,
+        }
+        ensure!(sent < 50_000, "nothing holds it back");
+    };
+    ensure!(refused == RelayError::Busy, "{refused:?} after {sent}");
+    two.relay(&names[0], payload).await?;
+
+    end.cancel();
+    tasks.close();
+    tasks.wait().await;
+    let left = clock::now();
+    within(PATIENCE, "edge-2 leaves", hubs[1].0.shutdown()).await?;
+    until("it is gone", || async { one.view().get(&names[1]).is_none().then_some(()).context("there") })
+        .await?;
+    let took = clock::now() - left;
+    ensure!(took < Duration::from_secs(2), "{took:?}");
+    hubs[0].0.shutdown().await;
     Ok(())
 }
 
@@ -249,13 +316,18 @@ impl Cluster {
         Ok(())
     }
 
-    /// An edge's hub that knows the first node's address alone.
+    /// The hub of `edge-1`.
     fn hub(&self, workers: usize) -> Result<(Hub, Vec<EdgeLink>)> {
-        let tls = link_client_config(self.store("edge-1")?, self.authority.roots()?, &[ALPN_LINK])?;
+        self.hub_of("edge-1", workers)
+    }
+
+    /// An edge's hub that knows the first node's address alone.
+    fn hub_of(&self, name: &str, workers: usize) -> Result<(Hub, Vec<EdgeLink>)> {
+        let tls = link_client_config(self.store(name)?, self.authority.roots()?, &[ALPN_LINK])?;
         let dialer = LinkDialer::new(Arc::new(tls), LinkConfig::default())?;
         let eu = Region::new("eu");
         let regions = BTreeMap::from([(eu.clone(), self.addresses[..1].to_vec())]);
-        let config = HubConfig::new(NodeId::new("edge-1"), eu.clone(), HomeRules::new(eu), regions, workers);
+        let config = HubConfig::new(NodeId::new(name), eu.clone(), HomeRules::new(eu), regions, workers);
         Ok(Hub::start(config, Arc::new(dialer), Arc::new(HubMetrics::default()))?)
     }
 }

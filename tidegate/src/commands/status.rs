@@ -1,4 +1,4 @@
-//! `tidegate status`: nodes, partitions and links of a cluster, as any node of it sees them.
+//! `tidegate status`: edges, nodes, partitions and links of a cluster, as any node of it sees them.
 
 mod table;
 
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::api::{Api, ApiArguments};
 use super::print;
 
-/// Show nodes, regions, partitions with their owners, and links
+/// Show edges, nodes, regions, partitions with their owners, and links
 ///
 /// Asks the API listener of any node. An edge knows all regions that it has links to, a core its own.
 #[derive(Debug, Args)]

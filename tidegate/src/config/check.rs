@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use tidegate_certs::load_certificate;
 use tidegate_edge::auth::{AuthConfig, Authenticator};
 use tidegate_fallback::http::OriginPolicy;
+use tidegate_protocol::link::fleet::{MAX_ENDPOINT_BYTES, MAX_ENDPOINTS};
 
 use super::convert::MAX_WORKERS;
 use super::keys;
@@ -83,11 +84,27 @@ impl Check<'_> {
             }
             seen.push((path, address));
         }
+        self.endpoints();
         let node = &self.loaded.settings.node;
         for (path, count) in [("node.workers", node.workers), ("core.threads", node.threads)] {
             if count > MAX_WORKERS.get() {
                 self.report(path, format!("`{path}` can be at most {MAX_WORKERS}"));
             }
+        }
+    }
+
+    fn endpoints(&mut self) {
+        let endpoints = &self.loaded.settings.node.endpoints;
+        if endpoints.len() > MAX_ENDPOINTS {
+            return self
+                .report("node.endpoints", format!("`node.endpoints` can name {MAX_ENDPOINTS} at most"));
+        }
+        for url in endpoints.iter().filter(|url| !is_endpoint(url)) {
+            let text = format!(
+                "`node.endpoints`: {url:?} is no URL of a node: such as \"quic://edge-1.example:4433\" (or wss, ws, https, \
+                 http), of at most {MAX_ENDPOINT_BYTES} characters"
+            );
+            self.report("node.endpoints", text);
         }
     }
 
@@ -259,6 +276,14 @@ fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     same_ip && one.port() == other.port()
 }
 
+/// As the SDKs take them: a scheme, a host, perhaps a port.
+fn is_endpoint(url: &str) -> bool {
+    let Ok(uri) = url.parse::<http::Uri>() else { return false };
+    let scheme = uri.scheme_str().is_some_and(|scheme| ENDPOINT_SCHEMES.contains(&scheme));
+    let host = uri.authority().is_some_and(|authority| !authority.host().is_empty() && !url.contains('@'));
+    scheme && host && url.len() <= MAX_ENDPOINT_BYTES && url.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 fn no_keys() -> AuthConfig {
     AuthConfig {
         keys: Vec::new(),
@@ -276,6 +301,7 @@ const FRAME_OVERHEAD: usize = 1 << 10;
 const TICKET_LIFETIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 const MAX_GRACE: Duration = Duration::from_secs(60 * 60);
+const ENDPOINT_SCHEMES: [&str; 5] = ["quic", "wss", "ws", "https", "http"];
 const MIN_API_KEY_BYTES: usize = 16;
 /// At zero, shutdown does not wait, and neither does a log frame; and there are as many threads as fit the machine.
 const MAY_BE_ZERO: [&str; 3] = ["limits.shutdown", "core.linger", "core.threads"];

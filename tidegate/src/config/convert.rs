@@ -5,10 +5,10 @@ use std::num::NonZeroUsize;
 
 use tidegate_certs::CertificateFiles;
 use tidegate_core::CoreConfig;
-use tidegate_edge::HomeRules;
 use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
 use tidegate_edge::config::Config as EdgeConfig;
 use tidegate_edge::resume::{TicketKeyError, TicketKeys};
+use tidegate_edge::{About, Addresses, HomeRules};
 use tidegate_protocol::grants::ChannelPattern;
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
@@ -31,6 +31,43 @@ impl Settings {
             anonymous: self.auth.anonymous,
             resume: self.resume.enabled.then_some(self.resume.times),
             limits: self.limits.edge.clone(),
+        }
+    }
+
+    /// What other nodes are told of this one, which listens at `bound`.
+    pub(crate) fn about(&self, bound: &Addresses) -> About {
+        About {
+            node: NodeId::new(&self.node_name()),
+            region: Region::new(&self.node.region),
+            endpoints: self.endpoints(bound),
+            rate: self.admission_rate(),
+        }
+    }
+
+    /// As set, else where it listens: but for "every address", which is none that a client could go to.
+    fn endpoints(&self, bound: &Addresses) -> Vec<String> {
+        if !self.node.endpoints.is_empty() {
+            return self.node.endpoints.clone();
+        }
+        let schemes = [
+            ("quic", bound.quic),
+            ("wss", bound.tls),
+            ("https", bound.tls),
+            ("ws", bound.plain),
+            ("http", bound.plain),
+        ];
+        let concrete = schemes.into_iter().filter_map(|(scheme, address)| {
+            let address = address.filter(|address| !address.ip().is_unspecified())?;
+            Some(format!("{scheme}://{address}"))
+        });
+        concrete.collect()
+    }
+
+    /// Clients per second: as set, else by the number of workers.
+    fn admission_rate(&self) -> u32 {
+        match self.admission.rate {
+            0 => u32::try_from(self.workers().get()).unwrap_or(u32::MAX).saturating_mul(RATE_OF_WORKER),
+            rate => rate,
         }
     }
 
@@ -148,3 +185,6 @@ impl AuthKey {
 /// As many as can share a UDP port.
 pub(super) const MAX_WORKERS: NonZeroUsize =
     NonZeroUsize::new(tidegate_transport::quic::MAX_WORKERS).expect("not zero");
+
+/// A processor does about 2,000 full QUIC handshakes per second; sessions that are there need most of it.
+const RATE_OF_WORKER: u32 = 500;

@@ -68,6 +68,7 @@ pub(super) fn settings() -> Vec<Key<Settings>> {
     let mut keys = top();
     keys.extend(node());
     keys.extend(access());
+    keys.extend(admission());
     keys.extend(limits());
     keys.extend(quic());
     keys.extend(core());
@@ -96,6 +97,8 @@ fn node() -> Vec<Key<Settings>> {
             "Where the node stands; told to clients."),
         Key::new("node.workers", &COUNT, |s| &mut s.node.workers, "",
             "Single-threaded workers, at most 64. 0: one per processor."),
+        Key::new("node.endpoints", &TEXTS, |s| &mut s.node.endpoints, "",
+            "Where clients find this node, such as [\"quic://edge-1.example:4433\", \"wss://edge-1.example:4433\"]: clients of other nodes\nare sent there when those are drained. None: its listeners, where their addresses are not \"every\" one."),
         Key::new("listen.quic", &LISTENER, |s| &mut s.listen.quic, "",
             "UDP: native QUIC and WebTransport. false switches a listener off."),
         Key::new("listen.tls", &LISTENER, |s| &mut s.listen.tls, "",
@@ -147,6 +150,16 @@ that are good in this process alone."),
         Key::new("api.connections", &COUNT, |s| &mut s.api.connections, "",
             "Connections at once; further ones wait to be accepted."),
     ]
+}
+
+fn admission() -> Vec<Key<Settings>> {
+    vec![Key::new(
+        "admission.rate",
+        &COUNT_U32,
+        |s| &mut s.admission.rate,
+        "",
+        "New sessions per second that this node takes on: other nodes are told of it, and send no more here. 0: 500 for each\nworker, about a quarter of what a processor does in full QUIC handshakes.",
+    )]
 }
 
 #[rustfmt::skip]

@@ -416,13 +416,14 @@ pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) 
 }
 
 /// Sections with fixed keys, in the order of the default file.
-pub(super) const SECTIONS: [&str; 14] = [
+pub(super) const SECTIONS: [&str; 15] = [
     "node",
     "listen",
     "tls",
     "auth",
     "resume",
     "api",
+    "admission",
     "limits",
     "quic",
     "core",

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
+use tidegate_edge::Addresses;
 use tidegate_transport::quic::CongestionControl;
 
 use super::*;
@@ -474,6 +475,34 @@ fn with_certificates(text: &str) -> Given {
 
 fn environment_name(key: &str) -> String {
     format!("TIDEGATE_{}", key.replace('.', "__").to_uppercase())
+}
+
+#[test]
+fn other_nodes_are_told_where_this_one_is_and_what_it_takes() {
+    let load = |text: &str| Given::file(&format!("{PLAIN}{text}")).load().settings;
+    let bound = Addresses {
+        quic: Some("10.0.0.1:4433".parse().unwrap()),
+        tls: Some("0.0.0.0:4433".parse().unwrap()),
+        plain: Some("[::1]:8080".parse().unwrap()),
+        http3: None,
+    };
+    let about = load("[node]\nname = 'edge-1'\nregion = 'us'\nworkers = 3\n").about(&bound);
+    assert_eq!((about.node.as_str(), about.region.as_str(), about.rate), ("edge-1", "us", 1500));
+    assert_eq!(about.endpoints, ["quic://10.0.0.1:4433", "ws://[::1]:8080", "http://[::1]:8080"]);
+    let told =
+        "[node]\nendpoints = ['quic://edge-1.example', 'wss://edge-1.example:443']\n[admission]\nrate = 70\n";
+    let about = load(told).about(&bound);
+    assert_eq!((about.endpoints.len(), about.rate), (2, 70));
+
+    let check =
+        |urls: &str| Given::file(&format!("{PLAIN}[node]\nendpoints = [{urls}]\n")).check(Mode::Serve);
+    assert_eq!(check("'quic://edge-1.example', 'https://[::1]:4433/v1/poll'"), "");
+    for bad in ["''", "'edge-1:4433'", "'ftp://edge-1'", "'quic://'", "'quic://a b'", "'wss://ann@edge-1'"] {
+        assert!(check(bad).contains("is no URL of a node"), "{bad}: {}", check(bad));
+    }
+    let long = format!("'quic://{}'", "x".repeat(256));
+    assert!(check(&long).contains("of at most 256 characters"));
+    assert!(check(&["'quic://a'"; 9].join(", ")).contains("can name 8 at most"));
 }
 
 #[test]

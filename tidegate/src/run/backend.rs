@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde_json::Value;
+use tidegate_edge::Fleet;
 use tidegate_protocol::frame::ErrorCode;
 use tidegate_protocol::link::{HistoryRange, LinkError, Members, Publish, Recovery};
 use tidegate_protocol::{ChannelName, Position};
+use tidegate_transport::clock;
 use tidegate_transport::link::{Backend, BackendFuture};
 
 use super::status::{self, Facts};
@@ -17,13 +19,13 @@ use super::status::{self, Facts};
 pub(super) struct NodeBackend {
     inner: Arc<dyn Backend>,
     facts: Facts,
-    /// False for a core alone: it owns some of the channels only.
-    takes_requests: bool,
+    /// `None` for a core alone: it owns some of the channels only, and clients do not connect to it.
+    fleet: Option<Fleet>,
 }
 
 impl NodeBackend {
-    pub(super) fn new(inner: Arc<dyn Backend>, facts: Facts, takes_requests: bool) -> Self {
-        Self { inner, facts, takes_requests }
+    pub(super) fn new(inner: Arc<dyn Backend>, facts: Facts, fleet: Option<Fleet>) -> Self {
+        Self { inner, facts, fleet }
     }
 
     async fn refusal(&self) -> LinkError {
@@ -45,21 +47,21 @@ impl Backend for NodeBackend {
         &self,
         publishes: Vec<Publish>,
     ) -> BackendFuture<'_, Vec<Result<Option<Position>, LinkError>>> {
-        if self.takes_requests {
+        if self.fleet.is_some() {
             return self.inner.publish(publishes);
         }
         Box::pin(async { Err(self.refusal().await) })
     }
 
     fn history(&self, channel: ChannelName, range: HistoryRange) -> BackendFuture<'_, Recovery> {
-        if self.takes_requests {
+        if self.fleet.is_some() {
             return self.inner.history(channel, range);
         }
         Box::pin(async { Err(self.refusal().await) })
     }
 
     fn members(&self, channel: ChannelName) -> BackendFuture<'_, Members> {
-        if self.takes_requests {
+        if self.fleet.is_some() {
             return self.inner.members(channel);
         }
         Box::pin(async { Err(self.refusal().await) })
@@ -69,7 +71,11 @@ impl Backend for NodeBackend {
         Box::pin(async {
             let said = self.inner.status().await?;
             let said: Value = serde_json::from_slice(&said).unwrap_or_default();
-            Ok(Bytes::from(status::describe(&self.facts, &said, self.inner.is_ready()).to_string()))
+            let edges = match &self.fleet {
+                Some(fleet) => serde_json::to_value(fleet.view().entries(clock::now())).unwrap_or_default(),
+                None => said["edges"].clone(),
+            };
+            Ok(Bytes::from(status::describe(&self.facts, &said, edges, self.inner.is_ready()).to_string()))
         })
     }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
-use tidegate_edge::{Addresses, EdgeNode, Hub};
+use tidegate_edge::{Addresses, EdgeNode, Fleet, Hub};
 use tidegate_transport::link::Backend;
 
 use super::core::Core;
 use super::edge::{self, Parts};
+use super::fleet::Announced;
 use super::links::Identity;
 use crate::config::{Mode, Settings};
 
@@ -18,6 +19,8 @@ pub(super) struct Node {
     edge: Option<EdgeNode>,
     /// Towards cores elsewhere, unless there is one here.
     hub: Option<Hub>,
+    /// Of the part that clients connect to.
+    announced: Option<Announced>,
     core: Option<Core>,
     addresses: Addresses,
     backend: Arc<dyn Backend>,
@@ -44,6 +47,7 @@ impl Node {
             return Ok(Self {
                 edge: None,
                 hub: None,
+                announced: None,
                 core: Some(core),
                 addresses: Addresses::default(),
                 backend,
@@ -59,9 +63,18 @@ impl Node {
                 (Some(hub), links, backend)
             }
         };
+        // Alone it is a fleet of one.
+        let fleet = hub.as_ref().map_or_else(|| Fleet::new(config.node.clone()), |hub| hub.fleet().clone());
         let edge = edge::start(config, parts, links, registry)?;
         let addresses = edge.addresses().clone();
-        Ok(Self { edge: Some(edge), hub, core, addresses, backend })
+        let about = settings.about(&addresses);
+        let announced = Announced::start(fleet, about, Arc::clone(edge.metrics()), registry);
+        Ok(Self { edge: Some(edge), hub, announced: Some(announced), core, addresses, backend })
+    }
+
+    /// The nodes that clients connect to, unless this is none of them.
+    pub(super) fn fleet(&self) -> Option<&Fleet> {
+        self.announced.as_ref().map(Announced::fleet)
     }
 
     /// Where clients connect.
@@ -74,12 +87,19 @@ impl Node {
         Arc::clone(&self.backend)
     }
 
-    /// Sessions first, each told; then the links, then the core, which nobody here needs any more. Each within `grace`.
+    /// Other nodes first, which are to send nobody here; sessions, each told; then other nodes hear that this one is gone; then
+    /// the links, then the core, which nobody here needs any more. Each within `grace`.
     /// `end_api` ends what asks [`Self::backend`]: before the links over which its answers come, but behind a core, which
     /// takes long and is looked at meanwhile.
     pub(super) async fn shutdown(self, grace: Duration, end_api: impl Future<Output = ()>) {
+        if let Some(announced) = &self.announced {
+            announced.lame_duck();
+        }
         if let Some(edge) = self.edge {
             edge.shutdown(grace).await;
+        }
+        if let Some(announced) = self.announced {
+            announced.end().await;
         }
         drop(self.backend);
         match (self.hub, self.core) {

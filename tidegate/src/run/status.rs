@@ -24,8 +24,9 @@ impl Facts {
     }
 }
 
-/// The whole answer. `said` is the core's own word, or the hub's with those of the cores that it reaches.
-pub(super) fn describe(facts: &Facts, said: &Value, ready: bool) -> Value {
+/// The whole answer. `said` is the core's own word, or the hub's with those of the cores that it reaches; `edges` are those of
+/// the fleet, as this node knows them.
+pub(super) fn describe(facts: &Facts, said: &Value, edges: Value, ready: bool) -> Value {
     let regions = match said["regions"].as_object() {
         Some(regions) => regions.iter().map(|(name, region)| by_hub(facts, name, region)).collect(),
         None => vec![by_core(facts, said)],
@@ -36,6 +37,7 @@ pub(super) fn describe(facts: &Facts, said: &Value, ready: bool) -> Value {
         "region": facts.region,
         "version": env!("CARGO_PKG_VERSION"),
         "ready": ready,
+        "edges": edges,
         "regions": regions,
     })
 }
@@ -267,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_core_tells_of_its_own_partitions_and_who_has_the_others() {
-        let status = describe(&facts("core-1", "core"), &core_says(), true);
+        let status = describe(&facts("core-1", "core"), &core_says(), json!([]), true);
         let region = &status["regions"][0];
         assert_eq!((&status["role"], &region["engine"]), (&json!("core"), &json!("nats")));
         let own = &region["partitions"][1];
@@ -318,7 +320,7 @@ mod tests {
             ],
             "cores": {"core-1": core_says()},
         }}});
-        let status = describe(&facts("edge-1", "edge"), &said, false);
+        let status = describe(&facts("edge-1", "edge"), &said, json!([]), false);
         let region = &status["regions"][0];
         assert_eq!((&status["ready"], &region["region"]), (&json!(false), &json!("eu")));
         assert_eq!(
@@ -349,7 +351,7 @@ mod tests {
         let said = json!({"ready": false, "regions": {"ap": {
             "ready": false, "partitions": [], "links": links, "cores": {},
         }}});
-        let status = describe(&facts("edge-1", "edge"), &said, false);
+        let status = describe(&facts("edge-1", "edge"), &said, json!([]), false);
         let region = &status["regions"][0];
         assert_eq!((&region["region"], &region["ready"]), (&json!("ap"), &json!(false)));
         assert_eq!((&region["engine"], &region["capabilities"]), (&Value::Null, &Value::Null));
@@ -362,7 +364,7 @@ mod tests {
     #[test]
     fn a_node_alone_is_its_own_region() {
         let said = json!({"partitions": [{"partition": 0, "term": 1, "epoch": 2, "tail": 0, "queued": 0}]});
-        let status = describe(&facts("here", "serve"), &said, true);
+        let status = describe(&facts("here", "serve"), &said, json!([]), true);
         let region = &status["regions"][0];
         assert_eq!(
             (&region["nodes"][0]["id"], &region["partitions"][0]["owner"]),

@@ -16,6 +16,7 @@ pub(super) fn render(status: &Value, width: usize) -> String {
         text(&status["version"])
     );
     line(&mut out, &head, width);
+    table(&mut out, EDGES, &sorted(&status["edges"], &["region", "node"]), width);
     for region in sorted(&status["regions"], &["region"]) {
         let engine = match &region["engine"] {
             Value::String(engine) => format!(", engine {}", engine_of(engine, region)),
@@ -60,6 +61,17 @@ enum Form {
     /// True or false.
     UpDown,
 }
+
+const EDGES: &[Column] = &[
+    ("EDGE", "node", Form::Text),
+    ("REGION", "region", Form::Text),
+    ("SESSIONS", "sessions", Form::Number),
+    ("RATE", "rate", Form::Number),
+    ("SLACK", "slack", Form::Number),
+    ("STATE", "state", Form::Text),
+    ("DRAIN", "drain", Form::Number),
+    ("AGE ms", "age_ms", Form::Number),
+];
 
 const NODES: &[Column] = &[
     ("NODE", "id", Form::Text),
@@ -181,6 +193,12 @@ mod tests {
 
     const SAMPLE: &str = r#"{
         "node": "edge-us-1", "role": "edge", "region": "us", "version": "0.1.0", "ready": true,
+        "edges": [
+            {"node": "edge-us-1", "region": "us", "sessions": 120, "rate": 1000, "slack": 960, "state": "serving",
+             "drain": null, "age_ms": 12, "endpoints": ["quic://e:1"]},
+            {"node": "edge-eu-1", "region": "eu", "sessions": 7, "rate": 500, "slack": 0, "state": "draining",
+             "drain": 3, "age_ms": 1250, "endpoints": []}
+        ],
         "regions": [{
             "region": "eu", "engine": "nats",
             "nodes": [
@@ -204,6 +222,10 @@ mod tests {
         let status = serde_json::from_str(SAMPLE).expect("valid");
         let expected = "\
 edge-us-1: edge in region us, version 0.1.0, ready
+
+  EDGE       REGION  SESSIONS  RATE  SLACK  STATE     DRAIN  AGE ms
+  edge-eu-1  eu             7   500      0  draining      3    1250
+  edge-us-1  us           120  1000    960  serving       -      12
 
 Region eu, engine nats: 2 of 3 partitions have an owner
 

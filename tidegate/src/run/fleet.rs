@@ -1,0 +1,45 @@
+//! This node among those of its fleet: announced for as long as it runs.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use tidegate_edge::{About, Fleet, Metrics};
+use tidegate_protocol::link::fleet::EdgeCondition;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A node that others are told of.
+pub(super) struct Announced {
+    fleet: Fleet,
+    end: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Announced {
+    /// Tells others of this node from now on.
+    pub(super) fn start(fleet: Fleet, about: About, metrics: Arc<Metrics>, registry: &mut Registry) -> Self {
+        fleet.register(registry);
+        let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (running, ended) = (fleet.clone(), end.clone());
+        tasks.spawn(async move { running.run(about, metrics, ended).await });
+        Self { fleet, end, tasks }
+    }
+
+    /// Who is there.
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Others are to send nobody here any more.
+    pub(super) fn lame_duck(&self) {
+        self.fleet.set_condition(EdgeCondition::LameDuck);
+    }
+
+    /// Says that the node is gone, and nothing more.
+    pub(super) async fn end(self) {
+        self.end.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.fleet.leave().await;
+    }
+}
