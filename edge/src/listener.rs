@@ -12,10 +12,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use ::http::HeaderValue;
+use rand::Rng as _;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, Socket, Type};
 use tidegate_transport::clock;
-use tidegate_transport::quic::{ALPN_HTTP3, BindError, QuicConfig, QuicServer};
+use tidegate_transport::quic::{ALPN_HTTP3, BindError, IdKey, QuicConfig, QuicServer, Strays};
 use tracing::warn;
 
 use crate::config::Config;
@@ -94,13 +95,13 @@ pub(crate) struct WorkerSockets {
 type Tls = (Arc<ServerConfig>, Arc<ServerConfig>);
 
 /// Opens everything or nothing.
-pub(crate) fn open(config: &Config, tls: Option<&Tls>) -> Result<Sockets, ListenError> {
+pub(crate) fn open(config: &Config, tls: Option<&Tls>, strays: &Strays) -> Result<Sockets, ListenError> {
     let count = config.workers.get();
     let mut addresses = Addresses::default();
     let mut workers: Vec<WorkerSockets> = (0..count).map(|_| WorkerSockets::default()).collect();
     if let Some(address) = config.quic {
         let (_, tls) = tls.ok_or(ListenError::NoCertificate { what: "quic" })?;
-        let bound = tidegate_transport::quic::bind(address, count, &mut clock::rng())
+        let bound = tidegate_transport::quic::bind(address, count, IdKey(clock::rng().next_u32()))
             .map_err(|error| ListenError::bind_quic("quic", address, error))?;
         if bound.receive_buffer < QUIC_BUFFER {
             warn!(
@@ -109,9 +110,9 @@ pub(crate) fn open(config: &Config, tls: Option<&Tls>) -> Result<Sockets, Listen
             );
         }
         addresses.quic = Some(bound.address);
-        let server = QuicServer::new(Arc::clone(tls), bound.steering, quic_config(config))
+        let server = QuicServer::new(Arc::clone(tls), bound.group.steering(), quic_config(config))
             .map_err(|error| ListenError::Quic(error.to_string()))?;
-        let server = Arc::new(server);
+        let server = Arc::new(server.with_strays(strays.clone()));
         for (worker, socket) in workers.iter_mut().zip(bound.sockets) {
             worker.quic = Some((Arc::clone(&server), socket));
         }
@@ -135,15 +136,15 @@ pub(crate) fn open(config: &Config, tls: Option<&Tls>) -> Result<Sockets, Listen
     }
     if let Some(address) = config.http3 {
         let (_, tls) = tls.ok_or(ListenError::NoCertificate { what: "http3" })?;
-        let bound = tidegate_transport::quic::bind(address, count, &mut clock::rng())
+        let bound = tidegate_transport::quic::bind(address, count, IdKey(clock::rng().next_u32()))
             .map_err(|error| ListenError::bind_quic("http3", address, error))?;
         addresses.http3 = Some(bound.address);
         // The certificates of the other endpoint, and nothing but HTTP/3.
         let mut tls = ServerConfig::clone(tls);
         tls.alpn_protocols = vec![ALPN_HTTP3.to_vec()];
-        let server = QuicServer::new(Arc::new(tls), bound.steering, quic_config(config).for_http3())
+        let server = QuicServer::new(Arc::new(tls), bound.group.steering(), quic_config(config).for_http3())
             .map_err(|error| ListenError::Quic(error.to_string()))?;
-        let server = Arc::new(server);
+        let server = Arc::new(server.with_strays(strays.clone()));
         for (worker, socket) in workers.iter_mut().zip(bound.sockets) {
             worker.http3 = Some((Arc::clone(&server), socket));
         }

@@ -1,15 +1,20 @@
 //! The edge's counters. Labels are closed sets: transport, code, outcome; never a channel, session or user.
 
+use std::fmt;
 use std::sync::atomic::AtomicI64;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric as _, LabelValueEncoder,
+};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use tidegate_protocol::frame::CloseCode;
 use tidegate_transport::TransportKind;
+use tidegate_transport::quic::Strays;
 
 /// One struct for the whole node; workers share it.
 #[derive(Debug)]
@@ -36,6 +41,7 @@ pub struct Metrics {
     pub(crate) repeat_bytes: Counter,
     pub(crate) tickets: Counter,
     pub(crate) resumes_unchecked: Counter,
+    pub(crate) strays: Strays,
     resumes: Family<ResumeLabel, Counter>,
     connections_family: Family<TransportLabel, Gauge>,
     connects_family: Family<TransportLabel, Counter>,
@@ -155,7 +161,7 @@ pub(crate) struct HandshakeLabels {
 pub(crate) struct Code(pub(crate) CloseCode);
 
 impl EncodeLabelValue for Code {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), fmt::Error> {
         self.0.name().encode(encoder)
     }
 }
@@ -191,6 +197,7 @@ impl Default for Metrics {
             repeat_bytes: Counter::default(),
             tickets: Counter::default(),
             resumes_unchecked: Counter::default(),
+            strays: Strays::default(),
             resumes: Family::default(),
             connections_family,
             connects_family,
@@ -260,6 +267,7 @@ impl Metrics {
             self.resumes_unchecked.clone(),
         );
         edge.register("heartbeat_failures", "No pong in time", self.heartbeat_failures.clone());
+        edge.register_collector(Box::new(StraysCollector(self.strays.clone())));
         edge.register("datagrams_received", "Datagrams from clients", self.datagrams_in.clone());
         edge.register("repeats", "Deliveries sent again where packets are lost", self.repeats.clone());
         edge.register("repeat_bytes", "Bytes of those", self.repeat_bytes.clone());
@@ -294,5 +302,27 @@ impl Metrics {
             TransportKind::LongPoll => 3,
             TransportKind::Sse => 4,
         }
+    }
+}
+
+/// Counters that are kept where the sockets are.
+#[derive(Debug)]
+struct StraysCollector(Strays);
+
+impl Collector for StraysCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let counts = [
+            ("quic_worker_strays", "QUIC packets that came to another worker's socket", self.0.of_workers()),
+            (
+                "quic_process_strays",
+                "QUIC packets of a process before or after this one",
+                self.0.of_processes(),
+            ),
+        ];
+        for (name, help, count) in counts {
+            let counter = ConstCounter::new(count);
+            counter.encode(encoder.encode_descriptor(name, help, None, counter.metric_type())?)?;
+        }
+        Ok(())
     }
 }

@@ -83,8 +83,9 @@ impl EdgeNode {
         let count = config.workers.get();
         config.check_workers()?;
         assert_eq!(parts.links.len(), count, "one link for each worker");
-        let Sockets { addresses, workers: sockets } = listener::open(&config, parts.tls.as_ref())?;
         let metrics = Arc::new(Metrics::default());
+        let Sockets { addresses, workers: sockets } =
+            listener::open(&config, parts.tls.as_ref(), &metrics.strays)?;
         let drain = CancellationToken::new();
         let abort = CancellationToken::new();
         let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();

@@ -87,6 +87,7 @@ pub(crate) struct Settings {
     pub(crate) admission: Admission,
     pub(crate) namespaces: Namespaces,
     pub(crate) limits: Limits,
+    pub(crate) balancer: Balancer,
     /// `[core]`
     pub(crate) core: CoreConfig,
     pub(crate) engine: Engine,
@@ -102,6 +103,8 @@ pub(crate) struct Node {
     pub(crate) region: String,
     /// 0: one per processor.
     pub(crate) workers: usize,
+    /// The Unix socket by which a process takes over from the one before.
+    pub(crate) handover: Option<PathBuf>,
     /// Of a core; 0: one for every two processors.
     pub(crate) threads: usize,
     /// Where clients find it; none: where it listens.
@@ -323,6 +326,15 @@ pub(crate) struct Limits {
     pub(crate) shutdown: Duration,
 }
 
+/// `[quic.balancer]`
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Balancer {
+    /// `None`: connection ids say nothing to balancers.
+    pub(crate) server_id: Option<String>,
+    pub(crate) rotation: usize,
+    pub(crate) key_file: Option<PathBuf>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone)]
 pub(crate) struct Log {
@@ -349,6 +361,7 @@ impl Settings {
                 workers: 0,
                 threads: 0,
                 endpoints: Vec::new(),
+                handover: None,
             },
             listen: Listen {
                 quic: Some(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433))),
@@ -383,6 +396,7 @@ impl Settings {
                 named: BTreeMap::new(),
             },
             limits: Limits { edge: EdgeLimits::default(), shutdown: Duration::from_secs(10) },
+            balancer: Balancer::default(),
             core: CoreConfig::default(),
             engine: Engine::defaults(EngineKind::Local),
             cluster: Cluster::default(),

@@ -1,7 +1,7 @@
 //! QUIC towards clients. The server's side: one endpoint per worker, native connections and WebTransport. The client's:
 //! dialling native QUIC.
 //!
-//! [`bind`] shares a UDP port out to workers, [`QuicServer`] is what their endpoints have in common, and each worker
+//! [`bind`] shares a UDP port out to workers, [`SocketGroup`] with the processes before and after this one. [`QuicServer`] is what their endpoints have in common, and each worker
 //! runs a [`QuicEndpoint`] on its own runtime. What it accepts becomes a [`QuicConnection`], the same for both.
 //! [`QuicDialer`] makes [`QuicClient`]s, whose path a [`PathWatch`] watches.
 
@@ -12,13 +12,16 @@ mod crypto;
 mod datagrams;
 mod early;
 mod endpoint;
+mod group;
 mod http3;
+mod ids;
 mod inbound;
 mod lanes;
 mod path_watch;
 mod socket;
 mod steering;
 mod webtransport;
+mod worker_ids;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,9 +29,15 @@ use std::time::Duration;
 pub use client::{DialConfig, EarlyData, PROBE_BYTES, QuicClient, QuicDialer, is_probe, probe_datagram};
 pub use connection::{QuicConnection, QuicStats};
 pub use endpoint::{Incoming, Pending, QuicEndpoint, QuicPending, QuicServer};
+pub use group::{BindError, BoundSockets, SOCKET_BUFFER, SocketGroup, bind};
 pub use http3::{ALPN_HTTP3, Http3Answer, Http3Body, Http3Connection, Http3Limits, Http3Request};
+pub use ids::{
+    GENERATIONS, IdKey, MAX_SERVER_ID, Place, ROUTING_KEY_BYTES, Routing, RoutingError, place,
+    place_in_datagram,
+};
 pub use path_watch::{PathEvent, PathWatch, PtoEstimate};
-pub use steering::{BindError, BoundSockets, MAX_WORKERS, SOCKET_BUFFER, Steering, bind};
+pub use socket::Strays;
+pub use steering::{MAX_WORKERS, Steering, SteeringError, WorkerSet};
 pub use webtransport::WebTransportPending;
 
 use self::congestion::CubicDelayConfig;
@@ -85,6 +94,8 @@ pub struct QuicConfig {
     pub tickets: usize,
     /// Bytes of one frame from a client.
     pub frame_limit: usize,
+    /// What balancers in front know; `None`: connection ids say nothing to them.
+    pub routing: Option<Arc<Routing>>,
 }
 
 impl Default for QuicConfig {
@@ -111,6 +122,7 @@ impl Default for QuicConfig {
             early_data: true,
             tickets: 65_536,
             frame_limit: 128 * 1024,
+            routing: None,
         }
     }
 }

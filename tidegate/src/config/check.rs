@@ -25,6 +25,7 @@ pub(crate) fn check(loaded: &Loaded, now: SystemTime) -> Vec<Problem> {
         check.certificates(now);
         check.keys();
         check.resume();
+        check.balancer();
         check.origins();
     }
     check.api();
@@ -175,6 +176,14 @@ impl Check<'_> {
         }
         if resume.times.grace > MAX_GRACE {
             self.report("resume.grace", "`resume.grace` can be at most 1h");
+        }
+    }
+
+    fn balancer(&mut self) {
+        if let Err(problem) = self.loaded.settings.routing() {
+            let paths = ["quic.balancer.key_file", "quic.balancer.server_id", "quic.balancer.rotation"];
+            let set = paths.into_iter().find(|path| self.loaded.origins.contains_key(*path));
+            self.report(set.unwrap_or(paths[0]), problem);
         }
     }
 

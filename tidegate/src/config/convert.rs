@@ -12,8 +12,9 @@ use tidegate_edge::{About, Addresses, HomeRules};
 use tidegate_protocol::grants::ChannelPattern;
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
+use tidegate_transport::quic::{ROUTING_KEY_BYTES, Routing};
 
-use super::{AuthKey, Settings};
+use super::{AuthKey, Balancer, Settings};
 
 impl Settings {
     /// For the edge.
@@ -130,6 +131,31 @@ impl Settings {
         }
     }
 
+    /// What connection ids say to balancers; the key is read now.
+    ///
+    /// # Errors
+    /// When it is set half, or out of range: a text for the operator.
+    pub(crate) fn routing(&self) -> Result<Option<Routing>, String> {
+        let Balancer { server_id, rotation, key_file } = &self.balancer;
+        let (server_id, key_file) = match (server_id, key_file) {
+            (None, None) => return Ok(None),
+            (Some(server_id), Some(key_file)) => (server_id, key_file),
+            _ => return Err("`quic.balancer.server_id` and `quic.balancer.key_file` go together".to_owned()),
+        };
+        let server_id = hexadecimal(server_id.as_bytes())
+            .ok_or("`quic.balancer.server_id` is not hexadecimal, two digits a byte")?;
+        let key = Secret::read(key_file).map_err(|error| error.to_string())?;
+        let key: [u8; ROUTING_KEY_BYTES] =
+            hexadecimal(key.expose().trim_ascii()).and_then(|key| key.try_into().ok()).ok_or_else(|| {
+                let path = key_file.display();
+                format!("{path} holds no balancer key: 16 bytes in hexadecimal are expected; make one with `openssl rand -hex 16`")
+            })?;
+        let rotation = u8::try_from(*rotation).unwrap_or(u8::MAX);
+        Routing::new(rotation, &server_id, key)
+            .map(Some)
+            .map_err(|error| format!("[quic.balancer] cannot be used: {error}"))
+    }
+
     /// Keys of the backend API, those in files read now.
     pub(crate) fn api_keys(&self) -> Result<Vec<Secret>, KeyError> {
         let from_files = self.api.key_files.iter().map(|path| Secret::read(path));
@@ -180,6 +206,16 @@ impl AuthKey {
             _ => Err("a key needs exactly one of `secret`, `secret_file` and `public_key_file`".to_owned()),
         }
     }
+}
+
+/// Two digits a byte, whatever their case.
+fn hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |digit: u8| char::from(digit).to_digit(16);
+    let byte = |pair: &[u8]| match pair {
+        [high, low] => u8::try_from(digit(*high)? << 4 | digit(*low)?).ok(),
+        _ => None,
+    };
+    text.chunks(2).map(byte).collect()
 }
 
 /// As many as can share a UDP port.

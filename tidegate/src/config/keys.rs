@@ -99,6 +99,8 @@ fn node() -> Vec<Key<Settings>> {
             "Single-threaded workers, at most 64. 0: one per processor."),
         Key::new("node.endpoints", &TEXTS, |s| &mut s.node.endpoints, "",
             "Where clients find this node, such as [\"quic://edge-1.example:4433\", \"wss://edge-1.example:4433\"]: clients of other nodes\nare sent there when those are drained. None: its listeners, where their addresses are not \"every\" one."),
+        Key::new("node.handover", &OPTIONAL_PATH, |s| &mut s.node.handover, "\"/run/tidegate/handover\"",
+            "A Unix socket, made where this says. A process that is started with the same setting takes the listeners over from the\none that has it, which then ends as by SIGTERM. Not set: a new process cannot start before the old one has ended."),
         Key::new("listen.quic", &LISTENER, |s| &mut s.listen.quic, "",
             "UDP: native QUIC and WebTransport. false switches a listener off."),
         Key::new("listen.tls", &LISTENER, |s| &mut s.listen.tls, "",
@@ -239,6 +241,12 @@ fn quic() -> Vec<Key<Settings>> {
             "Whether native clients that come back may resume in their first flight (0-RTT)."),
         Key::new("quic.tickets", &COUNT, |s| &mut s.limits.edge.quic.tickets, "",
             "Clients that are remembered for it, the newest ones; about 300 bytes each."),
+        Key::new("quic.balancer.server_id", &OPTIONAL_TEXT, |s| &mut s.balancer.server_id, "\"0a01\"",
+            "This node in the connection ids, for QUIC-LB balancers in front of it: 1 to 8 bytes in hexadecimal. Not set: ids say\nnothing to balancers, which then tell connections apart by address."),
+        Key::new("quic.balancer.rotation", &COUNT, |s| &mut s.balancer.rotation, "",
+            "The balancers' configuration in which that id and the key hold, from 0 to 6. With a new key, take another one."),
+        Key::new("quic.balancer.key_file", &OPTIONAL_PATH, |s| &mut s.balancer.key_file, "\"balancer-key\"",
+            "The key of that configuration: 16 bytes in hexadecimal, from `openssl rand -hex 16`."),
     ]
 }
 

@@ -426,6 +426,7 @@ pub(super) const SECTIONS: [&str; 15] = [
     "admission",
     "limits",
     "quic",
+    "quic.balancer",
     "core",
     "core.local",
     "core.nats",

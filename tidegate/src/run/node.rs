@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use prometheus_client::registry::Registry;
 use tidegate_edge::{Addresses, EdgeNode, Fleet, Hub};
 use tidegate_transport::link::Backend;
@@ -53,7 +54,9 @@ impl Node {
                 backend,
             });
         };
-        let config = settings.edge();
+        let mut config = settings.edge();
+        let routing = settings.routing().map_err(|problem| anyhow!(problem))?;
+        config.limits.quic.routing = routing.map(Arc::new);
         let (hub, links, backend) = match (&core, identity) {
             (Some(core), _) => (None, core.links(&config.node, config.workers.get()), core.backend()),
             (None, identity) => {

@@ -14,8 +14,10 @@ use tidegate_protocol::frame::CloseCode;
 use super::connection::QuicConnection;
 use super::crypto::{EarlyHello, QUIC_V1, ServerCrypto};
 use super::early::Early;
-use super::steering::{Steering, WorkerIds};
+use super::socket::{Arrivals, Strays};
+use super::steering::Steering;
 use super::webtransport::WebTransportPending;
+use super::worker_ids::{IdScheme, WorkerIds};
 use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError, socket};
 use crate::clock;
 
@@ -25,13 +27,14 @@ use crate::clock;
 pub struct QuicServer {
     endpoint: EndpointConfig,
     server: ServerConfig,
-    steering: Steering,
+    scheme: IdScheme,
+    strays: Strays,
     config: Arc<QuicConfig>,
 }
 
 impl fmt::Debug for QuicServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QuicServer").field("steering", &self.steering).field("config", &self.config).finish()
+        f.debug_struct("QuicServer").field("scheme", &self.scheme).field("config", &self.config).finish()
     }
 }
 
@@ -43,7 +46,7 @@ impl QuicServer {
     /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
     pub fn new(
         tls: Arc<rustls::ServerConfig>,
-        steering: Steering,
+        steering: &Steering,
         config: QuicConfig,
     ) -> Result<Self, QuicError> {
         let tickets = if config.early_data { config.tickets } else { 0 };
@@ -53,10 +56,17 @@ impl QuicServer {
         server.validation_token.sent(0);
         let mut endpoint = EndpointConfig::default();
         endpoint.supported_versions(vec![QUIC_V1]);
-        Ok(Self { endpoint, server, steering, config: Arc::new(config) })
+        let scheme = IdScheme::new(steering, config.routing.clone());
+        Ok(Self { endpoint, server, scheme, strays: Strays::default(), config: Arc::new(config) })
     }
 
-    /// One worker's endpoint, on the current tokio runtime. `socket` is the worker's own from [`super::bind`].
+    /// Counts what arrives at the wrong socket there.
+    #[must_use]
+    pub fn with_strays(self, strays: Strays) -> Self {
+        Self { strays, ..self }
+    }
+
+    /// One worker's endpoint, on the current tokio runtime. `socket` is the worker's own of [`super::BoundSockets`].
     ///
     /// # Errors
     /// When the runtime cannot take the socket.
@@ -64,14 +74,15 @@ impl QuicServer {
     /// # Panics
     /// Outside a tokio runtime, or when there is no such worker.
     pub fn endpoint(&self, socket: UdpSocket, worker: usize) -> Result<QuicEndpoint, QuicError> {
-        let steering = self.steering;
-        assert!(worker < steering.workers(), "worker {worker} of {}", steering.workers());
+        let place = self.scheme.place(worker);
+        let arrivals = Arrivals::new(self.scheme.key(), place, self.strays.clone());
+        let scheme = self.scheme.clone();
         let mut endpoint = self.endpoint.clone();
-        endpoint.cid_generator(move || Box::new(WorkerIds::new(steering, worker, clock::rng())));
+        endpoint.cid_generator(move || Box::new(WorkerIds::new(scheme.clone(), place, clock::rng())));
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint,
             Some(self.server.clone()),
-            socket::wrap(socket, self.config.send_segments)?,
+            socket::wrap(socket, self.config.send_segments, arrivals)?,
             Arc::new(TokioRuntime),
         )?;
         Ok(QuicEndpoint { endpoint, config: self.config.clone() })

@@ -1,25 +1,85 @@
-//! The UDP socket as quinn sees it: tokio's, sending fewer datagrams in one call.
+//! The UDP socket as quinn sees it: tokio's, sending fewer datagrams in one call, and watched for datagrams that belong
+//! elsewhere.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
+use super::ids::{IdKey, Place, place_in_datagram};
+
+/// Datagrams with an id of ours that came to another socket than the id names. None should: what is counted here was
+/// lost to its connection, unless that is gone.
+#[derive(Debug, Clone, Default)]
+pub struct Strays(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    workers: AtomicU64,
+    processes: AtomicU64,
+}
+
+impl Strays {
+    /// Of another worker of this process.
+    pub fn of_workers(&self) -> u64 {
+        self.0.workers.load(Ordering::Relaxed)
+    }
+
+    /// Of a process before or after this one; of one that has ended, once it has.
+    pub fn of_processes(&self) -> u64 {
+        self.0.processes.load(Ordering::Relaxed)
+    }
+}
+
+/// What should arrive at a socket.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    key: IdKey,
+    place: Place,
+    strays: Strays,
+}
+
+impl Arrivals {
+    pub(crate) fn new(key: IdKey, place: Place, strays: Strays) -> Self {
+        Self { key, place, strays }
+    }
+
+    fn look(&self, datagram: &[u8]) {
+        let Some(place) = place_in_datagram(self.key, datagram) else { return };
+        let counts = &self.strays.0;
+        if place.generation != self.place.generation {
+            counts.processes.fetch_add(1, Ordering::Relaxed);
+        } else if place.worker != self.place.worker {
+            counts.workers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// `socket` on the current tokio runtime, with at most `segments` datagrams a send.
 ///
 /// quinn would take ten, and every connection that once had so much to send would keep a buffer of that size.
-pub(crate) fn wrap(socket: UdpSocket, segments: usize) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    Ok(Arc::new(Frugal { socket: TokioRuntime.wrap_udp_socket(socket)?, segments: segments.max(1) }))
+pub(crate) fn wrap(
+    socket: UdpSocket,
+    segments: usize,
+    arrivals: Arrivals,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    Ok(Arc::new(Frugal {
+        socket: TokioRuntime.wrap_udp_socket(socket)?,
+        segments: segments.max(1),
+        arrivals,
+    }))
 }
 
 #[derive(Debug)]
 struct Frugal {
     socket: Arc<dyn AsyncUdpSocket>,
     segments: usize,
+    arrivals: Arrivals,
 }
 
 impl AsyncUdpSocket for Frugal {
@@ -37,7 +97,14 @@ impl AsyncUdpSocket for Frugal {
         buffers: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(cx, buffers, meta)
+        let received = ready!(self.socket.poll_recv(cx, buffers, meta))?;
+        for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
+            // One buffer holds several datagrams of one size where the kernel joined them (GRO).
+            for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+                self.arrivals.look(datagram);
+            }
+        }
+        Poll::Ready(Ok(received))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

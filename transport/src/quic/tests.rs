@@ -44,8 +44,8 @@ impl Server {
         let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
         let store = Arc::new(CertStore::from_dev(dev));
         let tls = Arc::new(server_config(store.clone(), &[ALPN_NATIVE, ALPN_WEBTRANSPORT]));
-        let bound = bind("127.0.0.1:0".parse().unwrap(), workers, &mut clock::rng()).unwrap();
-        let server = QuicServer::new(tls, bound.steering, config).unwrap();
+        let bound = bind("127.0.0.1:0".parse().unwrap(), workers, IdKey(7)).unwrap();
+        let server = QuicServer::new(tls, bound.group.steering(), config).unwrap();
         let endpoints = bound.sockets.into_iter().enumerate();
         let endpoints = endpoints.map(|(worker, socket)| server.endpoint(socket, worker).unwrap()).collect();
         Self { endpoints, address: bound.address, store }
