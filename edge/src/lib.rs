@@ -20,7 +20,7 @@ pub mod config;
 pub mod resume;
 
 pub use fleet::{About, Fleet, FleetView, FleetWatch};
-pub use listener::ListenError;
+pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};
 pub use upstream::hub::{

@@ -290,6 +290,11 @@ impl Metrics {
         self.connects.iter().map(Counter::get).sum()
     }
 
+    /// What came to the wrong socket; goes on counting.
+    pub fn strays(&self) -> Strays {
+        self.strays.clone()
+    }
+
     pub(crate) fn count_resume(&self, result: ResumeResult) {
         self.resumes.get_or_create_owned(&ResumeLabel { result: result.name() }).inc();
     }

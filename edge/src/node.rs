@@ -1,25 +1,28 @@
 //! An edge: its workers, their listeners, and its end.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rand::Rng as _;
 use rustls::ServerConfig;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::session::resume::{Bounds, SpentTable};
 use tidegate_protocol::session::server::Settings;
 use tidegate_transport::clock;
 use tidegate_transport::link::EdgeLink;
+use tidegate_transport::quic::IdKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::auth::Authenticator;
 use crate::config::Config;
-use crate::listener::{self, ListenError, Sockets, WorkerSockets};
+use crate::listener::{self, Handover, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::resume::TicketKeys;
 use crate::upstream::{self, Upstream};
@@ -40,6 +43,10 @@ pub struct Parts {
     pub routes: Option<Routes>,
     /// One link to the core for each worker.
     pub links: Vec<EdgeLink>,
+    /// What it listens with, opened with the same [`Config`]; `None`: it is opened here.
+    pub sockets: Option<Sockets>,
+    /// Whether TCP connections wait for [`EdgeNode::take_over`].
+    pub waits: bool,
 }
 
 /// Where an edge listens.
@@ -62,6 +69,9 @@ pub struct EdgeNode {
     metrics: Arc<Metrics>,
     drain: CancellationToken,
     abort: CancellationToken,
+    open: CancellationToken,
+    handed_over: CancellationToken,
+    handover: Mutex<Handover>,
     workers: Vec<Running>,
 }
 
@@ -72,7 +82,7 @@ struct Running {
 }
 
 impl EdgeNode {
-    /// Opens every listener, then starts the workers.
+    /// Opens every listener that is not, then starts the workers.
     ///
     /// # Errors
     /// Where there are too many workers, or a socket cannot be had: which one, and why.
@@ -84,8 +94,16 @@ impl EdgeNode {
         config.check_workers()?;
         assert_eq!(parts.links.len(), count, "one link for each worker");
         let metrics = Arc::new(Metrics::default());
-        let Sockets { addresses, workers: sockets } =
-            listener::open(&config, parts.tls.as_ref(), &metrics.strays)?;
+        let sockets = match parts.sockets {
+            Some(sockets) => sockets,
+            None => Sockets::open(&config, IdKey(clock::rng().next_u32()), Handover::default())?,
+        };
+        let Sockets { addresses, handover, workers: sockets } = sockets;
+        let sockets = listener::prepare(&config, parts.tls.as_ref(), sockets, &handover, &metrics.strays)?;
+        let (open, handed_over) = (CancellationToken::new(), CancellationToken::new());
+        if !parts.waits {
+            open.cancel();
+        }
         let drain = CancellationToken::new();
         let abort = CancellationToken::new();
         let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
@@ -101,11 +119,15 @@ impl EdgeNode {
             metrics: Arc::clone(&metrics),
             connections: Arc::new(AtomicUsize::new(0)),
             workers: commands,
+            open: open.clone(),
+            handed_over: handed_over.clone(),
             drain: drain.clone(),
             long_polls: watch::Sender::new(0),
         });
         // Where a thread cannot be had, dropping the node ends those before it.
-        let mut node = Self { addresses, metrics, drain, abort, workers: Vec::with_capacity(count) };
+        let handover = Mutex::new(handover);
+        let workers = Vec::with_capacity(count);
+        let mut node = Self { addresses, metrics, drain, abort, open, handed_over, handover, workers };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
@@ -133,6 +155,55 @@ impl EdgeNode {
     /// Its counters.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
+    }
+
+    /// The listeners for the next process, which says when it takes over: nothing changes here until then.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn handover(&self) -> io::Result<Handover> {
+        self.held().try_clone()
+    }
+
+    /// New connections come here from now on: TCP connections too, where [`Parts::waits`] held them back. Nothing where
+    /// this process has handed over itself.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_over(&self) -> Result<(), ListenError> {
+        let held = self.held();
+        if !self.handed_over.is_cancelled() {
+            held.attach()?;
+            self.open.cancel();
+        }
+        Ok(())
+    }
+
+    /// A process before this one has ended, which had these generations of connection ids: no packet goes to it any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget(&self, quic: Option<u8>, http3: Option<u8>) -> Result<(), ListenError> {
+        let mut held = self.held();
+        let Handover { quic: first, http3: second, .. } = &mut *held;
+        for (group, generation) in [(first, quic), (second, http3)] {
+            if let (Some(group), Some(generation)) = (group, generation) {
+                group.forget(generation);
+            }
+        }
+        if self.handed_over.is_cancelled() { Ok(()) } else { held.attach() }
+    }
+
+    /// Another process accepts connections from now on. Those that are here stay, until [`EdgeNode::shutdown`].
+    pub fn hand_over(&self) {
+        // Under the lock: nothing is attached here afterwards.
+        let _held = self.held();
+        self.handed_over.cancel();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Handover> {
+        // Nothing panics halfway while it is locked.
+        self.handover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends in order: admits nobody, tells every client, waits for them for `grace`, then ends what is left.

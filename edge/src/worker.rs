@@ -57,6 +57,10 @@ pub(crate) struct Shared {
     pub(crate) connections: Arc<AtomicUsize>,
     /// Commands to every worker, in order.
     pub(crate) workers: Vec<mpsc::Sender<Command>>,
+    /// Cancelled once TCP connections are accepted here.
+    pub(crate) open: CancellationToken,
+    /// Cancelled once another process accepts them.
+    pub(crate) handed_over: CancellationToken,
     /// Lame duck: nothing new is admitted, sessions are told to go.
     pub(crate) drain: CancellationToken,
     /// Long-poll sessions of the node: while there are any, HTTP connections outlive the drain, for the polls that

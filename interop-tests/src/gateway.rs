@@ -79,6 +79,28 @@ impl<'a> Start<'a> {
     }
 }
 
+/// The process of a gateway that another has taken over from.
+#[derive(Debug)]
+pub struct Leaving(Process);
+
+impl Leaving {
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        self.0.ended().await
+    }
+
+    /// Kills it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.0.kill().await
+    }
+}
+
 /// A running gateway.
 #[derive(Debug)]
 pub struct Gateway {
@@ -196,6 +218,29 @@ impl Gateway {
         let start = spawn(self.mode, &self.folder, &self.certificates, &self.settings, addresses);
         (self.process, self.addresses) = start.await?;
         Ok(())
+    }
+
+    /// Starts it once more, at the same addresses, with the same files: it takes over, and the process before leaves.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub async fn take_over(&mut self) -> Result<Leaving> {
+        let addresses = Some(self.addresses);
+        let start = spawn(self.mode, &self.folder, &self.certificates, &self.settings, addresses);
+        let (process, addresses) = start.await?;
+        self.addresses = addresses;
+        Ok(Leaving(std::mem::replace(&mut self.process, process)))
+    }
+
+    /// Starts it once more, until it has been given everything and waits for what it needs to serve. Dropping that kills it.
+    ///
+    /// # Errors
+    /// When it does not come so far.
+    pub async fn begin_to_take_over(&mut self) -> Result<Leaving> {
+        let at = Some(self.addresses);
+        let mut process = start(self.mode, &self.folder, &self.certificates, &self.settings, at)?;
+        process.until_said("edge serves").await?;
+        Ok(Leaving(process))
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -448,6 +493,21 @@ async fn spawn(
     settings: &[String],
     at: Option<Addresses>,
 ) -> Result<(Process, Addresses)> {
+    let mut process = start(mode, folder, certificates, settings, at)?;
+    let said = process.until_said("ready").await?;
+    let addresses = read(&said).with_context(|| format!("no addresses in {said}"))?;
+    until_ready(addresses.api).await.with_context(|| process.log())?;
+    Ok((process, addresses))
+}
+
+/// Starts it.
+fn start(
+    mode: Mode,
+    folder: &TempDir,
+    certificates: &Path,
+    settings: &[String],
+    at: Option<Addresses>,
+) -> Result<Process> {
     let path = folder.path();
     let address = |of: fn(&Addresses) -> SocketAddr| {
         at.as_ref().map_or_else(|| ANY.to_owned(), |at| of(at).to_string())
@@ -469,11 +529,7 @@ async fn spawn(
         .args(["--plain", &address(|at| at.plain), "--api", &address(|at| at.api)])
         .args(["--http3", &address(|at| at.http3), "--set", "log.format=json"])
         .args(settings.iter().flat_map(|setting| ["--set", setting]));
-    let mut process = Process::start(command, path)?;
-    let said = process.until_said("ready").await?;
-    let addresses = read(&said).with_context(|| format!("no addresses in {said}"))?;
-    until_ready(addresses.api).await.with_context(|| process.log())?;
-    Ok((process, addresses))
+    Process::start(command, path)
 }
 
 /// Waits until `/readyz` says yes.

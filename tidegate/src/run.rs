@@ -8,12 +8,14 @@ mod core;
 mod edge;
 mod engine;
 mod fleet;
+mod handover;
 mod links;
 mod logging;
 mod node;
 mod signals;
 mod status;
 
+use std::cell::RefCell;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,13 +24,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use prometheus_client::registry::Registry;
+use rand::Rng as _;
 use tidegate_certs::CertStore;
 use tidegate_core::{BackendAccess, BackendApi, BackendConfig};
+use tidegate_edge::Sockets;
 use tidegate_edge::auth::Authenticator;
-use tidegate_edge::resume::TicketKeys;
+use tidegate_edge::resume::{KEY_BYTES, TicketKeys};
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_transport::clock;
 use tidegate_transport::link::Backend;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -38,10 +43,11 @@ use crate::demo::{self, Demo};
 
 pub(crate) use self::certificates::dev_ca_file;
 
-use self::api::{Api, Readiness};
+use self::api::{Api, Readiness, ServingApi};
 use self::backend::NodeBackend;
 use self::certificates::Certificates;
 use self::edge::Parts;
+use self::handover::{Before, Door, Estate, Predecessor, Successor, hand_over};
 use self::links::Identity;
 use self::node::Node;
 use self::signals::{Signal, Signals};
@@ -72,16 +78,41 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
 
     let identity = mode.is_clustered().then(|| Identity::open(&settings)).transpose()?;
-    let clients = mode.has_edge().then(|| Clients::open(&settings, mode, certs_dir)).transpose()?;
+    let (predecessor, estate) = tokio::select! {
+        asked = ask(&settings, mode) => asked?,
+        () = signals.end() => return Ok(()),
+    };
+    let takes_over = predecessor.is_some();
+    let Estate { listeners, api: inherited_api, secret, before } = estate;
+    let clients = mode.has_edge().then(|| Clients::open(&settings, mode, certs_dir, secret)).transpose()?;
     let page = mode.is_dev().then(Demo::default);
-    let parts = clients.as_ref().map(|clients| clients.parts(&settings, page.as_ref())).transpose()?;
+    let parts = match &clients {
+        Some(clients) => {
+            let sockets = edge::open(&settings.edge(), listeners)?;
+            Some(clients.parts(&settings, page.as_ref(), sockets, takes_over)?)
+        }
+        None => None,
+    };
     let mut registry = Registry::default();
 
     // The API first: a probe is answered from the beginning, and says that the node is not ready.
     let readiness = Arc::new(Readiness::default());
     let api = match settings.listen.api {
-        Some(address) => Some(Api::bind(address, &settings, Arc::clone(&readiness))?),
+        Some(address) => Some(Api::bind(address, &settings, Arc::clone(&readiness), inherited_api)?),
         None => None,
+    };
+    // Who owns channels can start only after the other has ended; what comes meanwhile waits in the sockets.
+    let predecessor = match (predecessor, &parts) {
+        (Some(predecessor), Some(parts)) if mode.has_core() => {
+            parts.sockets.handover().attach()?;
+            predecessor.take().await?;
+            info!("waiting for the process before to end");
+            tokio::select! {
+                () = predecessor.ended() => None,
+                () = signals.end() => return Ok(()),
+            }
+        }
+        (predecessor, _) => predecessor,
     };
     let node = tokio::select! {
         started = Node::start(&settings, mode, identity.as_ref(), parts, &mut registry) => started?,
@@ -94,6 +125,16 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let backend: Arc<dyn Backend> =
         Arc::new(NodeBackend::new(node.backend(), Facts::new(&settings, mode), node.fleet().cloned()));
     let api_address = api.as_ref().map(Api::address);
+    if let Some(predecessor) = predecessor {
+        tokio::select! {
+            ready = until_ready(&*backend) => ready?,
+            () = signals.end() => return Ok(()),
+        }
+        node.take_over()?;
+        predecessor.take().await?;
+    } else if takes_over {
+        node.take_over()?;
+    }
     let api = match api {
         Some(api) => {
             let answers = BackendApi::new(Arc::clone(&backend), backend_config(&settings)?);
@@ -105,6 +146,12 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     if let (Some(page), Some(store)) = (&page, &client_certificates) {
         page.fill(node.addresses(), api_address, Arc::clone(store));
     }
+    let door = match &settings.node.handover {
+        Some(path) if mode.has_edge() => {
+            Some(Door::open(path).with_context(|| format!("cannot listen at {}", path.display()))?)
+        }
+        _ => None,
+    };
     readiness.set(true);
     info!(
         command = mode.command(),
@@ -125,23 +172,27 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let tasks = TaskTracker::new();
     let stop = CancellationToken::new();
     let stores = client_certificates.into_iter().chain(identity.map(|identity| identity.store));
+    let secret = clients.as_ref().and_then(|clients| clients.secret);
     let refresher = Refresher {
         stores: stores.collect(),
         authenticator: clients.as_ref().map(|clients| Arc::clone(&clients.authenticator)),
-        tickets: clients.and_then(|clients| clients.tickets),
+        tickets: clients.map(|clients| clients.tickets),
     };
     tasks.spawn(refresher.clone().every(REFRESH, stop.clone()));
-    loop {
-        match signals.next().await {
-            Signal::Reload => refresher.reload(),
-            Signal::End(name) => {
-                info!(signal = name, "ending; once more ends at once");
-                break;
-            }
-        }
-    }
+    let served = Served { node: &node, api: api.as_ref(), secret, before: RefCell::new(before) };
+    let successor = served.until_the_end(&mut signals, &refresher, door.as_ref()).await?;
 
     readiness.set(false);
+    match (&successor, door) {
+        (Some(_), door) => {
+            // Its place is the successor's.
+            drop(door);
+            leave(&node, api.as_ref(), &mut signals).await;
+        }
+        (None, Some(door)) => door.close(),
+        (None, None) => {}
+    }
+    let strays = node.strays();
     let end = async {
         let end_api = async {
             drop(backend);
@@ -155,37 +206,166 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         tasks.wait().await;
     };
     tokio::select! {
-        () = end => info!("ended"),
+        () = end => info!(workers = strays.of_workers(), processes = strays.of_processes(), "ended"),
         () = signals.end() => warn!("ended at once: sessions were cut"),
     }
+    // Its end tells the successor of ours.
+    drop(successor);
     Ok(())
+}
+
+/// Asks the process that serves, if there is one, for what it has. A core alone has nothing that could be taken.
+async fn ask(settings: &Settings, mode: Mode) -> anyhow::Result<(Option<Predecessor>, Estate)> {
+    let asked = match &settings.node.handover {
+        Some(path) if mode.has_edge() => Predecessor::ask(path).await?,
+        _ => None,
+    };
+    Ok(asked.map_or_else(Default::default, |(predecessor, estate)| (Some(predecessor), estate)))
+}
+
+/// Who takes over must be able to serve: until it is, the other process does.
+async fn until_ready(backend: &dyn Backend) -> anyhow::Result<()> {
+    let ready = async {
+        while !backend.is_ready() {
+            tokio::time::sleep(READY_PROBE).await;
+        }
+    };
+    let waited = tokio::time::timeout(READY, ready).await;
+    waited.ok().with_context(|| format!("not ready within {READY:?}: the process before goes on"))
+}
+
+/// A node that serves.
+struct Served<'a> {
+    node: &'a Node,
+    api: Option<&'a ServingApi>,
+    secret: Option<[u8; KEY_BYTES]>,
+    /// Processes that have handed over, but not ended.
+    before: RefCell<Vec<Before>>,
+}
+
+impl Served<'_> {
+    /// Until a signal says so, or another process takes over: that one.
+    async fn until_the_end(
+        &self,
+        signals: &mut Signals,
+        refresher: &Refresher,
+        door: Option<&Door>,
+    ) -> anyhow::Result<Option<Successor>> {
+        let mut ends = JoinSet::new();
+        for before in &*self.before.borrow() {
+            let before = before.try_clone()?;
+            ends.spawn(async move {
+                let generations = (before.quic, before.http3);
+                before.ended().await;
+                generations
+            });
+        }
+        let undo = || self.node.take_over().unwrap_or_else(|error| error!(%error, "packets may go astray"));
+        let handing = async {
+            match door {
+                Some(door) => hand_over(door, || self.estate(), undo).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(handing);
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Reload => refresher.reload(),
+                    Signal::End(name) => {
+                        info!(signal = name, "ending; once more ends at once");
+                        return Ok(None);
+                    }
+                },
+                successor = &mut handing => {
+                    info!("another process has taken over");
+                    return Ok(Some(successor));
+                }
+                Some(Ok((quic, http3))) = ends.join_next() => {
+                    info!("the process before has ended");
+                    self.before.borrow_mut().retain(|before| (before.quic, before.http3) != (quic, http3));
+                    self.node.forget(quic, http3)?;
+                }
+            }
+        }
+    }
+
+    fn estate(&self) -> anyhow::Result<Estate> {
+        Ok(Estate {
+            listeners: self.node.handover()?,
+            api: self.api.map(ServingApi::listener).transpose()?,
+            secret: self.secret,
+            before: self.before.borrow().iter().map(Before::try_clone).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// What is left to do for a process once another has taken over: everything that is new goes there, and what is here
+/// leaves. This is where draining by make-before-break begins; for now sessions are told as by SIGTERM, after this.
+async fn leave(node: &Node, api: Option<&ServingApi>, signals: &mut Signals) {
+    node.hand_over();
+    if let Some(api) = api {
+        api.hand_over();
+    }
+    // For what is in the sockets still, and for handshakes under way.
+    tokio::select! {
+        () = tokio::time::sleep(LAST_ARRIVALS) => {}
+        () = signals.end() => {}
+    }
+    if let Some(api) = api {
+        api.end_connections();
+    }
 }
 
 /// What clients are let in by.
 struct Clients {
     certificates: Certificates,
     authenticator: Arc<Authenticator>,
-    tickets: Option<Arc<TicketKeys>>,
+    tickets: Arc<TicketKeys>,
+    /// What those were made from, where no files hold any.
+    secret: Option<[u8; KEY_BYTES]>,
 }
 
 impl Clients {
-    fn open(settings: &Settings, mode: Mode, certs_dir: Option<PathBuf>) -> anyhow::Result<Self> {
+    /// `secret`: of the process before.
+    fn open(
+        settings: &Settings,
+        mode: Mode,
+        certs_dir: Option<PathBuf>,
+        secret: Option<[u8; KEY_BYTES]>,
+    ) -> anyhow::Result<Self> {
+        let (tickets, secret) = match settings.ticket_keys()? {
+            Some(tickets) => (tickets, None),
+            None => {
+                let secret = secret.unwrap_or_else(random);
+                (TicketKeys::of(&secret), Some(secret))
+            }
+        };
         Ok(Self {
             certificates: certificates::open(settings, mode, certs_dir)?,
             authenticator: Arc::new(Authenticator::new(
                 settings.auth().map_err(|problem| anyhow!(problem))?,
             )?),
-            tickets: settings.ticket_keys()?.map(Arc::new),
+            tickets: Arc::new(tickets),
+            secret,
         })
     }
 
-    fn parts(&self, settings: &Settings, page: Option<&Demo>) -> anyhow::Result<Parts> {
+    fn parts(
+        &self,
+        settings: &Settings,
+        page: Option<&Demo>,
+        sockets: Sockets,
+        waits: bool,
+    ) -> anyhow::Result<Parts> {
         Ok(Parts {
             certificates: self.certificates.store.clone(),
             authenticator: Arc::clone(&self.authenticator),
-            tickets: self.tickets.clone(),
+            tickets: Arc::clone(&self.tickets),
             origins: OriginPolicy::new(&settings.auth.origins)?,
             routes: page.map(demo::routes),
+            sockets,
+            waits,
         })
     }
 }
@@ -274,5 +454,16 @@ impl Refresher {
     }
 }
 
+fn random() -> [u8; KEY_BYTES] {
+    let mut bytes = [0; KEY_BYTES];
+    clock::rng().fill_bytes(&mut bytes);
+    bytes
+}
+
+/// For a process that takes over to reach its cores.
+const READY: Duration = Duration::from_secs(30);
+const READY_PROBE: Duration = Duration::from_millis(20);
+/// From a hand-over to the first session that is told to go.
+const LAST_ARRIVALS: Duration = Duration::from_secs(1);
 /// Often enough for people, rarely enough to cost nothing.
 const REFRESH: Duration = Duration::from_secs(5);

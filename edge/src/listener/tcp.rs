@@ -13,7 +13,8 @@ use super::http;
 use crate::metrics::HandshakeLabels;
 use crate::worker::{Admitted, Worker};
 
-/// Accepts until the node drains and every long poll has been told: the poll may come on a new connection.
+/// Accepts until the node drains and every long poll has been told: the poll may come on a new connection. Or until another
+/// process does.
 pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: Option<Arc<ServerConfig>>) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
@@ -29,10 +30,15 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: O
     worker.spawn(async move {
         let farewell = shared.farewell();
         tokio::pin!(farewell);
+        tokio::select! {
+            () = &mut farewell => return,
+            () = shared.open.cancelled() => {}
+        }
         loop {
             tokio::select! {
                 biased;
                 () = &mut farewell => return,
+                () = shared.handed_over.cancelled() => return,
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => begin(&accepting, stream, acceptor.clone()),
                     Err(error) => {

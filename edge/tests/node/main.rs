@@ -242,6 +242,8 @@ fn parts(links: Vec<EdgeLink>) -> Parts {
         origins: OriginPolicy::default(),
         routes: None,
         links,
+        sockets: None,
+        waits: false,
     }
 }
 

@@ -25,3 +25,4 @@ mod resume;
 mod shutdown;
 mod slow;
 mod support;
+mod take_over;

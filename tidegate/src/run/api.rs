@@ -42,6 +42,7 @@ impl Readiness {
 /// Bound, not yet serving.
 pub(super) struct Api {
     listener: TcpListener,
+    copy: StdListener,
     address: SocketAddr,
     bounds: Bounds,
     readiness: Arc<Readiness>,
@@ -59,14 +60,24 @@ impl Api {
         address: SocketAddr,
         settings: &Settings,
         readiness: Arc<Readiness>,
+        inherited: Option<StdListener>,
     ) -> anyhow::Result<Self> {
+        let there = inherited.filter(|listener| {
+            listener.local_addr().is_ok_and(|there| {
+                there.ip() == address.ip() && (address.port() == 0 || address.port() == there.port())
+            })
+        });
         let bind = || {
-            let listener = StdListener::bind(address)?;
+            let listener = match there {
+                Some(listener) => listener,
+                None => StdListener::bind(address)?,
+            };
+            let copy = listener.try_clone()?;
             listener.set_nonblocking(true)?;
             let address = listener.local_addr()?;
-            Ok::<_, std::io::Error>((TcpListener::from_std(listener)?, address))
+            Ok::<_, std::io::Error>((TcpListener::from_std(listener)?, copy, address))
         };
-        let (listener, address) = bind().with_context(|| {
+        let (listener, copy, address) = bind().with_context(|| {
             format!("cannot listen on TCP {address} for the backend API; choose another address with --api or `listen.api`")
         })?;
         let bounds = Bounds {
@@ -74,7 +85,7 @@ impl Api {
             headers: settings.limits.edge.http_headers,
             header_timeout: settings.limits.edge.handshake,
         };
-        Ok(Self { listener, address, bounds, readiness })
+        Ok(Self { listener, copy, address, bounds, readiness })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -88,21 +99,40 @@ impl Api {
         backend: Arc<dyn Backend>,
         registry: Registry,
     ) -> ServingApi {
-        let stop = CancellationToken::new();
+        let (accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
         let state = Arc::new(State { answers, backend, registry, readiness: self.readiness });
-        tasks.spawn(accept(self.listener, self.bounds, state, tasks.clone(), stop.clone()));
-        ServingApi { stop, tasks }
+        let accept = accept(self.listener, self.bounds, state, tasks.clone(), stop.clone());
+        tasks.spawn(accepting.clone().run_until_cancelled_owned(accept));
+        ServingApi { listener: self.copy, accepting, stop, tasks }
     }
 }
 
 /// Accepting and answering.
 pub(super) struct ServingApi {
+    listener: StdListener,
+    /// Cancelled where connections are accepted no more, and where they are to end as well.
+    accepting: CancellationToken,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl ServingApi {
+    /// For the next process.
+    pub(super) fn listener(&self) -> std::io::Result<StdListener> {
+        self.listener.try_clone()
+    }
+
+    /// Accepts no more connections: another process does. Those that are there stay.
+    pub(super) fn hand_over(&self) {
+        self.accepting.cancel();
+    }
+
+    /// Connections that are there end once what they asked is answered.
+    pub(super) fn end_connections(&self) {
+        self.stop.cancel();
+    }
+
     /// Takes no more requests; those that are being answered are waited for, within reason.
     pub(super) async fn shutdown(self) {
         self.stop.cancel();

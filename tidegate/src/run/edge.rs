@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
+use rand::Rng as _;
 use tidegate_certs::{CertStore, server_config};
 use tidegate_edge::auth::Authenticator;
 use tidegate_edge::config::Config;
 use tidegate_edge::resume::TicketKeys;
-use tidegate_edge::{EdgeNode, Hub, HubConfig, HubMetrics, ListenError, Routes};
+use tidegate_edge::{EdgeNode, Handover, Hub, HubConfig, HubMetrics, ListenError, Routes, Sockets};
 use tidegate_fallback::http::OriginPolicy;
+use tidegate_transport::clock;
 use tidegate_transport::link::EdgeLink;
+use tidegate_transport::quic::IdKey;
 
 use super::links::Identity;
 use crate::config::Settings;
@@ -21,15 +24,24 @@ pub(super) struct Parts {
     pub(super) certificates: Option<Arc<CertStore>>,
     /// Checks tokens.
     pub(super) authenticator: Arc<Authenticator>,
-    /// Seals and opens resume tickets; `None`: with a key of this process.
-    pub(super) tickets: Option<Arc<TicketKeys>>,
+    /// Seals and opens resume tickets.
+    pub(super) tickets: Arc<TicketKeys>,
     /// Pages that may connect.
     pub(super) origins: OriginPolicy,
     /// What the plain listener serves beside the protocol.
     pub(super) routes: Option<Routes>,
+    /// What it listens with.
+    pub(super) sockets: Sockets,
+    /// Whether another process serves until [`EdgeNode::take_over`].
+    pub(super) waits: bool,
 }
 
-/// Binds every listener.
+/// Opens every listener; what `inherited` has is taken from there.
+pub(super) fn open(config: &Config, inherited: Handover) -> anyhow::Result<Sockets> {
+    Sockets::open(config, IdKey(clock::rng().next_u32()), inherited).map_err(with_remedy)
+}
+
+/// Serves on listeners that are open.
 pub(super) fn start(
     config: Config,
     parts: Parts,
@@ -45,10 +57,12 @@ pub(super) fn start(
     let parts = tidegate_edge::Parts {
         tls,
         authenticator: parts.authenticator,
-        tickets: parts.tickets,
+        tickets: Some(parts.tickets),
         origins: parts.origins,
         routes: parts.routes,
         links,
+        sockets: Some(parts.sockets),
+        waits: parts.waits,
     };
     let edge = EdgeNode::start(config, parts).map_err(with_remedy)?;
     edge.metrics().register(registry);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
-use tidegate_edge::{Addresses, EdgeNode, Fleet, Hub};
+use tidegate_edge::{Addresses, EdgeNode, Fleet, Handover, Hub};
 use tidegate_transport::link::Backend;
+use tidegate_transport::quic::Strays;
 
 use super::core::Core;
 use super::edge::{self, Parts};
@@ -83,6 +84,31 @@ impl Node {
     /// Where clients connect.
     pub(super) fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// New clients come here, from now on.
+    pub(super) fn take_over(&self) -> anyhow::Result<()> {
+        self.edge.as_ref().map_or(Ok(()), EdgeNode::take_over).map_err(Into::into)
+    }
+
+    /// What clients connect to, for another process.
+    pub(super) fn handover(&self) -> anyhow::Result<Handover> {
+        Ok(self.edge.as_ref().map_or_else(|| Ok(Handover::default()), EdgeNode::handover)?)
+    }
+
+    /// New clients go to another process.
+    pub(super) fn hand_over(&self) {
+        self.edge.as_ref().inspect(|edge| edge.hand_over());
+    }
+
+    /// A process before this one has ended, with these generations of connection ids.
+    pub(super) fn forget(&self, quic: Option<u8>, http3: Option<u8>) -> anyhow::Result<()> {
+        Ok(self.edge.as_ref().map_or(Ok(()), |edge| edge.forget(quic, http3))?)
+    }
+
+    /// What came to the wrong socket.
+    pub(super) fn strays(&self) -> Strays {
+        self.edge.as_ref().map(|edge| edge.metrics().strays()).unwrap_or_default()
     }
 
     /// Answers backends.

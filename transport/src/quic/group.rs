@@ -112,6 +112,15 @@ impl SocketGroup {
         Ok(Self { address, members, steering })
     }
 
+    /// The same sockets once more, for another process.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let members = self.members.iter().map(UdpSocket::try_clone).collect::<io::Result<_>>()?;
+        Ok(Self { address: self.address, members, steering: self.steering.clone() })
+    }
+
     /// Where they are bound.
     pub fn address(&self) -> SocketAddr {
         self.address

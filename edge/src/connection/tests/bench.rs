@@ -120,6 +120,8 @@ impl Bench {
             metrics: Arc::new(Metrics::default()),
             connections: Arc::new(AtomicUsize::new(0)),
             workers: Vec::new(),
+            open: CancellationToken::new(),
+            handed_over: CancellationToken::new(),
             drain: CancellationToken::new(),
             long_polls: tokio::sync::watch::Sender::new(0),
         };
