@@ -38,8 +38,8 @@ pub fn crypto_provider() -> Arc<CryptoProvider> {
 
 /// TLS for a listener of the gateway: certificates from `store`, no client certificates.
 ///
-/// `alpn` in order of preference: `h2`, `http/1.1` on TCP; `tidegate/1`, `h3` on QUIC. No session tickets, no
-/// session store, no early data: what they cost in memory was measured, what they would save is not used.
+/// `alpn` in order of preference: `h2`, `http/1.1` on TCP; `tidegate/1`, `h3` on QUIC. No session tickets,
+/// no session store, no early data: the edge adds tickets of its fleet's keys.
 pub fn server_config(store: Arc<CertStore>, alpn: &[&[u8]]) -> ServerConfig {
     let mut config = ServerConfig::builder_with_provider(crypto_provider())
         .with_protocol_versions(&[&rustls::version::TLS13])

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use ::http::HeaderValue;
 use rustls::ServerConfig;
+use tidegate_transport::keys::SharedKeys;
 use tidegate_transport::quic::{ALPN_HTTP3, BindError, QuicConfig, QuicServer, Strays};
 
 use crate::config::Config;
@@ -91,13 +92,15 @@ pub(crate) fn prepare(
     tls: Option<&Tls>,
     sockets: WorkersOf,
     group: &Handover,
+    keys: &Arc<SharedKeys>,
     strays: &Strays,
 ) -> Result<Vec<WorkerSockets>, ListenError> {
+    let node = config.node.as_str();
     let mut workers: Vec<WorkerSockets> =
         (0..config.workers.get()).map(|_| WorkerSockets::default()).collect();
     if let Some(quic) = &group.quic {
         let (_, tls) = tls.ok_or(ListenError::NoCertificate { what: "quic" })?;
-        let server = QuicServer::new(Arc::clone(tls), quic.steering(), quic_config(config))
+        let server = QuicServer::new(Arc::clone(tls), quic.steering(), quic_config(config), keys, node)
             .map_err(|error| ListenError::Quic(error.to_string()))?;
         let server = Arc::new(server.with_strays(strays.clone()));
         for (worker, socket) in workers.iter_mut().zip(sockets.quic) {
@@ -109,7 +112,8 @@ pub(crate) fn prepare(
         // The certificates of the other endpoint, and nothing but HTTP/3.
         let mut tls = ServerConfig::clone(tls);
         tls.alpn_protocols = vec![ALPN_HTTP3.to_vec()];
-        let server = QuicServer::new(Arc::new(tls), http3.steering(), quic_config(config).for_http3())
+        let quic = quic_config(config).for_http3();
+        let server = QuicServer::new(Arc::new(tls), http3.steering(), quic, keys, node)
             .map_err(|error| ListenError::Quic(error.to_string()))?;
         let server = Arc::new(server.with_strays(strays.clone()));
         for (worker, socket) in workers.iter_mut().zip(sockets.http3) {
@@ -118,8 +122,13 @@ pub(crate) fn prepare(
     }
     if !sockets.tls.is_empty() {
         let (tls, _) = tls.ok_or(ListenError::NoCertificate { what: "tls" })?;
+        // Clients that come back need no signature, at any node of the fleet.
+        let mut tls = ServerConfig::clone(tls);
+        tls.ticketer = keys.ticketer();
+        tls.send_tls13_tickets = 1;
+        let tls = Arc::new(tls);
         for (worker, listeners) in workers.iter_mut().zip(sockets.tls) {
-            worker.tcp.extend(listeners.into_iter().map(|listener| (Some(Arc::clone(tls)), listener)));
+            worker.tcp.extend(listeners.into_iter().map(|listener| (Some(Arc::clone(&tls)), listener)));
         }
     }
     for (worker, listeners) in workers.iter_mut().zip(sockets.plain) {

@@ -8,14 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rand::Rng as _;
 use rustls::ServerConfig;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::session::resume::{Bounds, SpentTable};
 use tidegate_protocol::session::server::Settings;
 use tidegate_transport::clock;
 use tidegate_transport::link::EdgeLink;
-use tidegate_transport::quic::IdKey;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -35,7 +33,8 @@ pub struct Parts {
     pub tls: Option<(Arc<ServerConfig>, Arc<ServerConfig>)>,
     /// Checks tokens.
     pub authenticator: Arc<Authenticator>,
-    /// Seals and opens resume tickets; `None`: with a key that only this process has.
+    /// Seals and opens resume tickets, and what else the fleet shares is made from it; `None`: with a key that only this
+    /// process has.
     pub tickets: Option<Arc<TicketKeys>>,
     /// Which pages may connect.
     pub origins: OriginPolicy,
@@ -94,12 +93,15 @@ impl EdgeNode {
         config.check_workers()?;
         assert_eq!(parts.links.len(), count, "one link for each worker");
         let metrics = Arc::new(Metrics::default());
+        let tickets = parts.tickets.unwrap_or_else(|| Arc::new(TicketKeys::random(&mut clock::rng())));
+        let keys = tickets.shared();
         let sockets = match parts.sockets {
             Some(sockets) => sockets,
-            None => Sockets::open(&config, IdKey(clock::rng().next_u32()), Handover::default())?,
+            None => Sockets::open(&config, keys.id_key(config.node.as_str()), Handover::default())?,
         };
         let Sockets { addresses, handover, workers: sockets } = sockets;
-        let sockets = listener::prepare(&config, parts.tls.as_ref(), sockets, &handover, &metrics.strays)?;
+        let sockets =
+            listener::prepare(&config, parts.tls.as_ref(), sockets, &handover, keys, &metrics.strays)?;
         let (open, handed_over) = (CancellationToken::new(), CancellationToken::new());
         if !parts.waits {
             open.cancel();
@@ -111,7 +113,7 @@ impl EdgeNode {
             settings: Arc::new(settings(&config)),
             config,
             authenticator: parts.authenticator,
-            tickets: parts.tickets.unwrap_or_else(|| Arc::new(TicketKeys::random(&mut clock::rng()))),
+            tickets,
             spent: Mutex::new(SpentTable::new(Bounds { sessions: SPENT_HERE })),
             origins: parts.origins,
             routes: parts.routes,

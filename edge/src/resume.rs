@@ -2,7 +2,7 @@
 //!
 //! A ticket's text is base64url of: version (1 byte), id of the key (8), nonce (12), ciphertext and tag. AES-256-GCM-SIV:
 //! nonces are random and many nodes seal with one key, and it loses nothing but the equality of two tickets should a
-//! nonce ever come twice. The keys' files are read again as those of tokens are ([`TicketKeys::refresh`]).
+//! nonce ever come twice. TLS tickets and the like are of keys derived from the same ([`TicketKeys::shared`]). The keys' files are read again as those of tokens are ([`TicketKeys::refresh`]).
 
 mod keys;
 
@@ -16,6 +16,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rand::Rng;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::session::resume::{AttemptKey, Ticket};
+use tidegate_transport::keys::SharedKeys;
 
 use self::keys::{ID_BYTES, Key};
 use crate::key_file::KeyFile;
@@ -26,6 +27,8 @@ pub use self::keys::{KEY_BYTES, TicketKeyError};
 pub struct TicketKeys {
     /// The first seals, all open.
     ring: RwLock<Arc<[Arc<Key>]>>,
+    /// Made from the same.
+    shared: Arc<SharedKeys>,
     // Makes refreshes take turns; never locked by a session.
     files: Mutex<Vec<TicketKeyFile>>,
 }
@@ -38,7 +41,8 @@ impl TicketKeys {
     pub fn read(paths: &[PathBuf]) -> Result<Self, TicketKeyError> {
         let files =
             paths.iter().map(|path| TicketKeyFile::load(path, keys::parse)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { ring: RwLock::new(ring(&files)), files: Mutex::new(files) })
+        let ring = ring(&files);
+        Ok(Self { shared: shared(&ring), ring: RwLock::new(ring), files: Mutex::new(files) })
     }
 
     /// A key that nobody else has: tickets are good in this process alone.
@@ -50,7 +54,8 @@ impl TicketKeys {
 
     /// One key, given.
     pub fn of(key: &[u8; KEY_BYTES]) -> Self {
-        Self { ring: RwLock::new(Arc::from([Arc::new(Key::new(key))])), files: Mutex::default() }
+        let ring = Arc::from([Arc::new(Key::new(key))]);
+        Self { shared: shared(&ring), ring: RwLock::new(ring), files: Mutex::default() }
     }
 
     /// The text of a ticket; `None` where it would be over [`MAX_TICKET_BYTES`].
@@ -104,9 +109,16 @@ impl TicketKeys {
             }
         }
         if refresh.changed {
-            *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring(&files);
+            let ring = ring(&files);
+            self.shared.replace(ring.iter().map(|key| key.bytes()));
+            *self.ring.write().unwrap_or_else(PoisonError::into_inner) = ring;
         }
         refresh
+    }
+
+    /// What else the nodes of a fleet derive from these keys.
+    pub fn shared(&self) -> &Arc<SharedKeys> {
+        &self.shared
     }
 
     fn ring(&self) -> Arc<[Arc<Key>]> {
@@ -174,6 +186,10 @@ type TicketKeyFile = KeyFile<Key, TicketKeyError>;
 
 fn ring(files: &[TicketKeyFile]) -> Arc<[Arc<Key>]> {
     files.iter().flat_map(KeyFile::keys).cloned().collect()
+}
+
+fn shared(ring: &[Arc<Key>]) -> Arc<SharedKeys> {
+    Arc::new(SharedKeys::new(ring.iter().map(|key| key.bytes())))
 }
 
 /// The longest text of a ticket: what a token grants is in it, and it is no longer than the token. For what a token over

@@ -8,6 +8,7 @@
 
 mod http;
 mod links;
+mod packets;
 mod tickets;
 mod tokens;
 
@@ -27,6 +28,7 @@ pub use http::{
     channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader,
 };
 pub use links::{lease_frame, link_decoder};
+pub use packets::{connection_id, tls_ticket};
 pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 
@@ -41,6 +43,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_decoder", client_decoder),
     ("client_message", client_message),
     ("client_text", client_text),
+    ("connection_id", connection_id),
     ("event_id", event_id),
     ("history_query", history_query),
     ("lease_frame", lease_frame),
@@ -56,6 +59,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("session_id", session_id),
     ("stream_header", stream_header),
     ("ticket_content", ticket_content),
+    ("tls_ticket", tls_ticket),
     ("token", token),
     ("token_claims", token_claims),
     ("websocket_reader", websocket_reader),

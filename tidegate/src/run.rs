@@ -88,7 +88,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let page = mode.is_dev().then(Demo::default);
     let parts = match &clients {
         Some(clients) => {
-            let sockets = edge::open(&settings.edge(), listeners)?;
+            let sockets = edge::open(&settings.edge(), &clients.tickets, listeners)?;
             Some(clients.parts(&settings, page.as_ref(), sockets, takes_over)?)
         }
         None => None,

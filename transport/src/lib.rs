@@ -3,6 +3,7 @@
 
 pub mod clock;
 mod connection;
+pub mod keys;
 pub mod link;
 pub mod netem;
 pub mod quic;

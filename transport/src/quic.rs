@@ -89,8 +89,8 @@ pub struct QuicConfig {
     pub ack_delay: Duration,
     /// Whether a native client that was here before may say something in its first flight (0-RTT, ADR 0009).
     pub early_data: bool,
-    /// Clients that are remembered for it, the newest, some 300 bytes each once they were here. They must come back to
-    /// the same process.
+    /// Tickets that are remembered for it, the newest, some 50 bytes each. Their clients must come back to the same process;
+    /// elsewhere they resume without.
     pub tickets: usize,
     /// Bytes of one frame from a client.
     pub frame_limit: usize,

@@ -12,6 +12,7 @@ use crate::auth::KeyError;
 
 /// A key, and the name by which tickets say that it sealed them.
 pub(super) struct Key {
+    bytes: [u8; KEY_BYTES],
     id: [u8; ID_BYTES],
     aead: RandomizedNonceKey,
 }
@@ -25,11 +26,16 @@ impl Key {
         id.copy_from_slice(&context.finish().as_ref()[..ID_BYTES]);
         let aead =
             RandomizedNonceKey::new(&AES_256_GCM_SIV, bytes).expect("the key is as long as it must be");
-        Self { id, aead }
+        Self { bytes: *bytes, id, aead }
     }
 
     pub(super) fn id(&self) -> &[u8; ID_BYTES] {
         &self.id
+    }
+
+    /// What the fleet's other keys are made from.
+    pub(super) fn bytes(&self) -> &[u8; KEY_BYTES] {
+        &self.bytes
     }
 
     pub(super) fn aead(&self) -> &RandomizedNonceKey {

@@ -240,7 +240,7 @@ fn quic() -> Vec<Key<Settings>> {
         Key::new("quic.early_data", &FLAG, |s| &mut s.limits.edge.quic.early_data, "",
             "Whether native clients that come back may resume in their first flight (0-RTT)."),
         Key::new("quic.tickets", &COUNT, |s| &mut s.limits.edge.quic.tickets, "",
-            "Clients that are remembered for it, the newest ones; about 300 bytes each."),
+            "Tickets that are remembered for it, the newest ones; about 50 bytes each."),
         Key::new("quic.balancer.server_id", &OPTIONAL_TEXT, |s| &mut s.balancer.server_id, "\"0a01\"",
             "This node in the connection ids, for QUIC-LB balancers in front of it: 1 to 8 bytes in hexadecimal. Not set: ids say\nnothing to balancers, which then tell connections apart by address."),
         Key::new("quic.balancer.rotation", &COUNT, |s| &mut s.balancer.rotation, "",

@@ -4,16 +4,13 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
-use rand::Rng as _;
 use tidegate_certs::{CertStore, server_config};
 use tidegate_edge::auth::Authenticator;
 use tidegate_edge::config::Config;
 use tidegate_edge::resume::TicketKeys;
 use tidegate_edge::{EdgeNode, Handover, Hub, HubConfig, HubMetrics, ListenError, Routes, Sockets};
 use tidegate_fallback::http::OriginPolicy;
-use tidegate_transport::clock;
 use tidegate_transport::link::EdgeLink;
-use tidegate_transport::quic::IdKey;
 
 use super::links::Identity;
 use crate::config::Settings;
@@ -37,8 +34,8 @@ pub(super) struct Parts {
 }
 
 /// Opens every listener; what `inherited` has is taken from there.
-pub(super) fn open(config: &Config, inherited: Handover) -> anyhow::Result<Sockets> {
-    Sockets::open(config, IdKey(clock::rng().next_u32()), inherited).map_err(with_remedy)
+pub(super) fn open(config: &Config, tickets: &TicketKeys, inherited: Handover) -> anyhow::Result<Sockets> {
+    Sockets::open(config, tickets.shared().id_key(config.node.as_str()), inherited).map_err(with_remedy)
 }
 
 /// Serves on listeners that are open.

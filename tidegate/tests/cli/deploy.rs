@@ -72,7 +72,7 @@ fn units_name_configurations_that_pass_their_check() {
         checked.push((*command).to_owned());
     }
     checked.sort();
-    assert_eq!(checked, ["core", "edge", "serve"]);
+    assert_eq!(checked, ["core", "edge", "edge", "serve"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! say on a server, and a context can be built from its key when a packet comes. [`ServerCrypto`] drops the former and
 //! [`keys`] keeps the latter only for connections that are busy. Figures: ADR 0008.
 //!
-//! Native clients get a [`tickets`] entry and may send early data with it (ADR 0009).
+//! Clients get a ticket each ([`tickets`]); native ones may send early data with it (ADR 0009).
 
 mod cache;
 mod keys;
@@ -22,8 +22,9 @@ use quinn_proto::transport_parameters::TransportParameters;
 use quinn_proto::{ConnectionId, Side, TransportError, TransportErrorCode};
 use rustls::quic::{DirectionalKeys, KeyChange, Secrets, ServerConnection, Version};
 
-use self::tickets::Tickets;
-use super::{ALPN_NATIVE, QuicError};
+use self::tickets::{HandshakeTickets, Tickets};
+use super::{ALPN_NATIVE, QuicConfig, QuicError};
+use crate::keys::SharedKeys;
 
 /// QUIC version 1 (RFC 9000): what we speak.
 pub(crate) const QUIC_V1: u32 = 1;
@@ -31,15 +32,20 @@ pub(crate) const QUIC_V1: u32 = 1;
 /// TLS settings of a server, as quinn wants them.
 pub(crate) struct ServerCrypto {
     tls: Arc<rustls::ServerConfig>,
+    tickets: Arc<Tickets>,
     /// Makes Initial keys and Retry tags, which no secret goes into.
     initial: QuicServerConfig,
 }
 
 impl ServerCrypto {
     /// From `tls`: certificates, ALPNs, cipher suites and the like. Client certificates are not asked for, whatever
-    /// it says: nothing would remain here to handle them. Native clients get one ticket each, good for early data, of which
-    /// `tickets` are remembered; with 0 none is sent and early data is refused.
-    pub(crate) fn new(tls: &rustls::ServerConfig, tickets: usize) -> Result<Self, QuicError> {
+    /// it says: nothing would remain here to handle them. Clients get one ticket each, of `keys`; of those that are good for
+    /// early data as many are remembered as `config` says, and without early data there are none such.
+    pub(crate) fn new(
+        tls: &rustls::ServerConfig,
+        config: &QuicConfig,
+        keys: Arc<SharedKeys>,
+    ) -> Result<Self, QuicError> {
         let unfit = |error: &dyn std::fmt::Display| QuicError::Settings(error.to_string());
         let mut own = rustls::ServerConfig::builder_with_provider(keys::thin(tls.crypto_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -52,21 +58,16 @@ impl ServerCrypto {
         own.time_provider = tls.time_provider.clone();
         own.cert_compressors.clone_from(&tls.cert_compressors);
         own.cert_compression_cache = tls.cert_compression_cache.clone();
-        if tickets == 0 {
-            own.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
-            own.send_tls13_tickets = 0;
-            own.max_early_data_size = 0;
-        } else {
-            own.session_storage = Arc::new(Tickets::new(tickets));
-            own.send_tls13_tickets = 1;
-            // QUIC has its own bound, the flow control, and knows no other value (RFC 9001 §4.6.1).
-            own.max_early_data_size = u32::MAX;
-        }
+        let capacity = if config.early_data { config.tickets } else { 0 };
+        own.send_tls13_tickets = 1;
+        // QUIC has its own bound, the flow control, and knows no other value (RFC 9001 §4.6.1).
+        own.max_early_data_size = if capacity == 0 { 0 } else { u32::MAX };
+        let tickets = Arc::new(Tickets::new(keys, purpose(config), capacity));
         let tls = Arc::new(own);
         // Also finds out whether TLS 1.3 and a suite for QUIC are there.
         ServerConnection::new(tls.clone(), Version::V1, Vec::new()).map_err(|error| unfit(&error))?;
         let initial = QuicServerConfig::try_from(tls.clone()).map_err(|error| unfit(&error))?;
-        Ok(Self { tls, initial })
+        Ok(Self { tls, tickets, initial })
     }
 }
 
@@ -82,9 +83,13 @@ impl ServerConfig for ServerCrypto {
     fn start_session(self: Arc<Self>, _version: u32, params: &TransportParameters) -> Box<dyn Session> {
         let mut encoded = Vec::new();
         params.write(&mut encoded);
-        let tls = ServerConnection::new(self.tls.clone(), Version::V1, encoded)
+        let tickets = Arc::new(HandshakeTickets::new(self.tickets.clone()));
+        let mut settings = rustls::ServerConfig::clone(&self.tls);
+        settings.session_storage = tickets.clone();
+        settings.ticketer = tickets.clone();
+        let tls = ServerConnection::new(Arc::new(settings), Version::V1, encoded)
             .expect("the same settings were tried by `ServerCrypto::new`");
-        let handshake = Box::new(Handshake { tls, has_data: false, next: None });
+        let handshake = Box::new(Handshake { tls, tickets, has_data: false, next: None });
         Box::new(ServerSession { config: self, stage: Stage::Handshake(handshake) })
     }
 }
@@ -110,6 +115,7 @@ enum Stage {
 
 struct Handshake {
     tls: ServerConnection,
+    tickets: Arc<HandshakeTickets>,
     /// quinn was told that the client's hello is there.
     has_data: bool,
     /// Of the keys after the first, once those were handed out.
@@ -132,7 +138,8 @@ impl Handshake {
     }
 
     /// Early data's keys: TLS took it, and the client is a native one. WebTransport's CONNECT may not be early
-    /// (draft-ietf-webtrans-http3 §3.5), so its clients get no ticket ([`tickets`]), and no keys here.
+    /// (draft-ietf-webtrans-http3 §3.5), so its clients' tickets are not good for it ([`tickets`]), and there are no keys
+    /// for them here.
     fn early_keys(&self) -> Option<DirectionalKeys> {
         if self.tls.alpn_protocol() == Some(ALPN_NATIVE) { self.tls.zero_rtt_keys() } else { None }
     }
@@ -149,6 +156,8 @@ impl Handshake {
         let came = self.tls.alpn_protocol().is_some()
             || self.tls.server_name().is_some()
             || !self.tls.is_handshaking();
+        // What is read next is the client's Finished, or a second hello, which is never early.
+        self.tickets.after_hello(self.tls.alpn_protocol() == Some(ALPN_NATIVE));
         let first = came && !self.has_data;
         self.has_data |= came;
         Ok(first)
@@ -220,7 +229,10 @@ impl Session for ServerSession {
 
     fn write_handshake(&mut self, buffer: &mut Vec<u8>) -> Option<Keys> {
         let Stage::Handshake(handshake) = &mut self.stage else { return None };
-        match handshake.tls.write_hs(buffer) {
+        let start = buffer.len();
+        let change = handshake.tls.write_hs(buffer);
+        handshake.tickets.complete(buffer, start);
+        match change {
             Some(KeyChange::Handshake { keys }) => Some(boxed(keys)),
             Some(KeyChange::OneRtt { keys, next }) => {
                 handshake.next = Some(next);
@@ -268,6 +280,19 @@ impl Session for ServerSession {
         // The secret to export from is gone with the handshake.
         Err(ExportKeyingMaterialError)
     }
+}
+
+/// What a client remembers of a server's limits beside the ticket, and goes by when it says something early.
+fn purpose(config: &QuicConfig) -> Vec<u8> {
+    let limits = [
+        config.stream_window,
+        config.connection_window,
+        config.client_uni_streams,
+        config.client_bidi_streams,
+        config.datagram_buffer,
+    ];
+    let limits = limits.iter().flat_map(|limit| limit.to_be_bytes());
+    b"quic".iter().copied().chain(limits).collect()
 }
 
 fn boxed(keys: rustls::quic::Keys) -> Keys {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{
@@ -20,6 +21,7 @@ use super::webtransport::WebTransportPending;
 use super::worker_ids::{IdScheme, WorkerIds};
 use super::{ALPN_NATIVE, ALPN_WEBTRANSPORT, QuicConfig, QuicError, socket};
 use crate::clock;
+use crate::keys::SharedKeys;
 
 /// What the endpoints of all workers have in common: TLS, limits, and the keys for stateless resets and tokens, so
 /// that any worker can answer for any other.
@@ -40,7 +42,8 @@ impl fmt::Debug for QuicServer {
 
 impl QuicServer {
     /// `tls` with the ALPNs that it serves: [`ALPN_NATIVE`], [`ALPN_WEBTRANSPORT`]. Whatever it says, there are no client
-    /// certificates here, and tickets and early data as [`QuicConfig`] says.
+    /// certificates here, and tickets and early data as [`QuicConfig`] says. `keys` are those of the fleet, `node` the name
+    /// that keeps this node's stateless resets from others.
     ///
     /// # Errors
     /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
@@ -48,14 +51,17 @@ impl QuicServer {
         tls: Arc<rustls::ServerConfig>,
         steering: &Steering,
         config: QuicConfig,
+        keys: &Arc<SharedKeys>,
+        node: &str,
     ) -> Result<Self, QuicError> {
-        let tickets = if config.early_data { config.tickets } else { 0 };
-        let mut server = ServerConfig::with_crypto(Arc::new(ServerCrypto::new(&tls, tickets)?));
+        let crypto = ServerCrypto::new(&tls, &config, Arc::clone(keys))?;
+        let mut server = ServerConfig::new(Arc::new(crypto), keys.token_key());
         server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
         // No address-validation tokens for later connections: each costs memory and a frame.
         server.validation_token.sent(0);
-        let mut endpoint = EndpointConfig::default();
-        endpoint.supported_versions(vec![QUIC_V1]);
+        let mut endpoint = EndpointConfig::new(keys.reset_key(node));
+        // After a crash all clients ask at once; quinn's own interval would answer 50 a second.
+        endpoint.supported_versions(vec![QUIC_V1]).min_reset_interval(RESET_INTERVAL);
         let scheme = IdScheme::new(steering, config.routing.clone());
         Ok(Self { endpoint, server, scheme, strays: Strays::default(), config: Arc::new(config) })
     }
@@ -304,10 +310,11 @@ fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     Ok(transport)
 }
 
+/// Between two stateless resets of one endpoint.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -26,6 +26,7 @@ use tidegate_protocol::frame::{
 };
 
 use super::*;
+use crate::keys::SharedKeys;
 use crate::{Closing, Connection, Inbound, Lane, RecvError, Sent, clock};
 
 /// A server's endpoints, one per worker, and what a client needs to come in.
@@ -45,7 +46,8 @@ impl Server {
         let store = Arc::new(CertStore::from_dev(dev));
         let tls = Arc::new(server_config(store.clone(), &[ALPN_NATIVE, ALPN_WEBTRANSPORT]));
         let bound = bind("127.0.0.1:0".parse().unwrap(), workers, IdKey(7)).unwrap();
-        let server = QuicServer::new(tls, bound.group.steering(), config).unwrap();
+        let keys = Arc::new(SharedKeys::new([&[1; 32]]));
+        let server = QuicServer::new(tls, bound.group.steering(), config, &keys, "node").unwrap();
         let endpoints = bound.sockets.into_iter().enumerate();
         let endpoints = endpoints.map(|(worker, socket)| server.endpoint(socket, worker).unwrap()).collect();
         Self { endpoints, address: bound.address, store }

@@ -17,13 +17,24 @@ struct Pair {
 
 /// A server's settings, and those of a client that knows it.
 fn settings(alpn: &[u8], tickets: usize) -> (Arc<ServerCrypto>, Arc<rustls::ClientConfig>) {
+    let (mut servers, client) = fleet(alpn, tickets, &[1]);
+    (servers.remove(0), client)
+}
+
+/// Those of several processes with one certificate, each with the secret of a number, and of a client that knows them.
+fn fleet(alpn: &[u8], tickets: usize, secrets: &[u8]) -> (Vec<Arc<ServerCrypto>>, Arc<rustls::ClientConfig>) {
     let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
     let store = Arc::new(CertStore::from_dev(dev));
     let mut tls = client_config_pinned([store.hash()], &[alpn]).unwrap();
     tls.enable_early_data = true;
     tls.resumption = rustls::client::Resumption::in_memory_sessions(8);
-    let crypto = ServerCrypto::new(&server_config(store, &[b"h3", ALPN_NATIVE]), tickets).unwrap();
-    (Arc::new(crypto), Arc::new(tls))
+    let server = server_config(store, &[b"h3", ALPN_NATIVE]);
+    let config = QuicConfig { tickets, ..QuicConfig::default() };
+    let crypto = |secret: &u8| {
+        let keys = Arc::new(SharedKeys::new([&[*secret; 32]]));
+        Arc::new(ServerCrypto::new(&server, &config, keys).unwrap())
+    };
+    (secrets.iter().map(crypto).collect(), Arc::new(tls))
 }
 
 impl Pair {
@@ -105,11 +116,11 @@ fn keys_are_updated_after_the_handshake_as_often_as_asked() {
 }
 
 #[test]
-fn only_a_native_client_gets_a_ticket_and_is_heard_early_with_it() {
+fn every_client_gets_a_ticket_and_a_native_one_is_heard_early_with_it() {
     for (alpn, tickets, early) in [(ALPN_NATIVE, 4, true), (ALPN_NATIVE, 0, false), (&b"h3"[..], 4, false)] {
         let (crypto, tls) = settings(alpn, tickets);
         let first = Pair::with(&crypto, &tls);
-        assert_eq!(first.after > 0, early, "{} bytes of TLS after the handshake", first.after);
+        assert!(first.after > 0, "no ticket");
         assert!(first.server.early_crypto().is_none());
 
         let mut again =
@@ -140,6 +151,39 @@ fn what_a_session_keeps_of_a_resumed_handshake_is_the_same() {
 }
 
 #[test]
+fn a_session_is_resumed_by_any_process_with_the_same_keys_and_by_no_other() {
+    use rustls::HandshakeKind::{Full, Resumed};
+    for alpn in [ALPN_NATIVE, b"h3"] {
+        for tickets in [0, 4] {
+            let (servers, tls) = fleet(alpn, tickets, &[1, 1, 2]);
+            // Each handshake brings the ticket for the next: at the others, and at those that never saw it.
+            let kinds: Vec<_> = [0, 0, 1, 1, 0, 2, 2, 1]
+                .iter()
+                .map(|server| Pair::with(&servers[*server], &tls).client.handshake_kind().unwrap())
+                .collect();
+            assert_eq!(kinds, [Full, Resumed, Resumed, Resumed, Resumed, Full, Resumed, Full], "{alpn:?}");
+        }
+    }
+}
+
+#[test]
+fn a_ticket_of_another_process_is_good_for_no_early_data() {
+    let (servers, tls) = fleet(ALPN_NATIVE, 4, &[1, 1]);
+    Pair::with(&servers[0], &tls);
+    let mut again =
+        ClientConnection::new(tls, Version::V1, "localhost".try_into().unwrap(), Vec::new()).unwrap();
+    let mut flight = Vec::new();
+    again.write_hs(&mut flight);
+    assert!(again.zero_rtt_keys().is_some());
+    let params = TransportParameters::read(Side::Client, &mut &[][..]).unwrap();
+    for (server, early) in [(1, false), (0, true), (0, false)] {
+        let mut server = servers[server].clone().start_session(QUIC_V1, &params);
+        server.read_handshake(&flight).unwrap();
+        assert_eq!(server.early_crypto().is_some(), early);
+    }
+}
+
+#[test]
 fn tls_after_the_handshake_is_an_error() {
     let mut pair = Pair::new();
     // A KeyUpdate (RFC 8446 §4.6.3), which RFC 9001 §6 answers by this very code.
@@ -152,7 +196,8 @@ fn tls_after_the_handshake_is_an_error() {
 fn what_is_no_tls_is_an_alert() {
     let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
     let tls = server_config(Arc::new(CertStore::from_dev(dev)), &[b"h3"]);
-    let crypto = Arc::new(ServerCrypto::new(&tls, 0).unwrap());
+    let keys = Arc::new(SharedKeys::new([&[1; 32]]));
+    let crypto = Arc::new(ServerCrypto::new(&tls, &QuicConfig::default(), keys).unwrap());
     let params = TransportParameters::read(Side::Client, &mut &[][..]).unwrap();
     let mut session = crypto.start_session(QUIC_V1, &params);
     // A ClientHello of two bytes.
