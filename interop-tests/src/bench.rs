@@ -19,6 +19,7 @@ mod proc;
 mod publish;
 mod publisher;
 pub(crate) mod report;
+mod restart;
 mod server;
 mod shape;
 
@@ -36,6 +37,7 @@ pub fn main() -> ExitCode {
         Command::Loss(arguments) => loss::run(&arguments),
         Command::Mobility(arguments) => mobility::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
+        Command::Restart(arguments) => restart::run(&arguments),
         Command::Channels(arguments) => channels::run(&arguments),
         Command::Publish(arguments) => publish::run(&arguments),
         Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),

@@ -284,7 +284,9 @@ impl Served<'_> {
                 Some(Ok((quic, http3))) = ends.join_next() => {
                     info!("the process before has ended");
                     self.before.borrow_mut().retain(|before| (before.quic, before.http3) != (quic, http3));
-                    self.node.forget(quic, http3)?;
+                    if let Err(error) = self.node.forget(quic, http3) {
+                        error!(%error, "packets for the process that ended go nowhere");
+                    }
                 }
             }
         }

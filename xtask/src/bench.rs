@@ -15,6 +15,7 @@ use crate::{prerequisites, process};
   loss      latency over links that lose packets, by transport; writes a chart
   mobility  what blocked, dying and changing networks cost a client
   faults    kills, pauses, partitions, restarts and hand-overs in a cluster: what is lost, how long it takes
+  restart   a new process takes an edge over under load: what is refused or lost, the gap that clients see
   channels  bytes per idle channel, publish latency beside millions of them, time to start again
   publish   publish to delivery through edges, cores and engine, by engine
 

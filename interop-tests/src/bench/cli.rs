@@ -26,6 +26,7 @@ pub(super) enum Command {
     Loss(LossArgs),
     Mobility(MobilityArgs),
     Faults(FaultsArgs),
+    Restart(RestartArgs),
     Channels(ChannelsArgs),
     Publish(PublishArgs),
     #[command(hide = true)]
@@ -42,6 +43,7 @@ Examples:
   cargo xtask bench loss --loss 2x3 --rtt 350 --channels 8 --seconds 60 --seed 7
   cargo xtask bench mobility --rtt 60
   cargo xtask bench faults --rounds 50 --seed 1
+  cargo xtask bench restart --restarts 20 --connections 2000
   cargo xtask bench channels --channels 1000000 --engine memory
   cargo xtask bench publish --quick
   cargo xtask bench publish --engine nats-r3 --rate 1000,5000 --seconds 10";
@@ -296,6 +298,32 @@ pub(super) struct FaultsArgs {
     #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub(super) every_ms: u32,
     /// Result file [default: target/bench/faults-TIME.json]
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+}
+
+/// An edge that a new process takes over from again and again: connections refused, publications lost, gaps
+///
+/// One core and one edge as processes on this machine; clients by QUIC, WebSocket and long poll, each on one channel, and
+/// others that connect all the time. Fails where a connection or a publication did.
+#[derive(Debug, Args)]
+pub(super) struct RestartArgs {
+    /// How often the edge is taken over
+    #[arg(long, value_name = "COUNT", default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    pub(super) restarts: u32,
+    /// Clients with a subscription each: half by QUIC, a quarter each by WebSocket and long poll
+    #[arg(long, value_name = "COUNT", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    pub(super) connections: u32,
+    /// Channels that they are shared out to evenly
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(super) channels: u32,
+    /// Publications per second, over all channels
+    #[arg(long, value_name = "COUNT", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pub(super) rate: u32,
+    /// Workers of the edge
+    #[arg(long, value_name = "COUNT", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) workers: u16,
+    /// Result file [default: target/bench/restart-TIME.json]
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 }

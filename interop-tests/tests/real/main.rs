@@ -26,3 +26,4 @@ mod shutdown;
 mod slow;
 mod support;
 mod take_over;
+mod tls_resumption;

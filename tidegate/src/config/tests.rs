@@ -402,6 +402,18 @@ fn each_semantic_mistake_is_found() {
         ("resume.lifetime = '999ms'", "`resume.lifetime` can be from 1s to 1d"),
         ("resume.lifetime = '25h'", "`resume.lifetime` can be from 1s to 1d"),
         ("resume.grace = '2h'", "`resume.grace` can be at most 1h"),
+        (
+            "quic.balancer.server_id = '0a01'",
+            "`quic.balancer.server_id` and `quic.balancer.key_file` go together",
+        ),
+        (
+            "quic.balancer.server_id = '0a0'\nquic.balancer.key_file = 'balancer'",
+            "`quic.balancer.server_id` is not hexadecimal",
+        ),
+        (
+            "quic.balancer.server_id = '0a'\nquic.balancer.key_file = 'missing'",
+            "tidegate.toml:6:26: cannot read missing",
+        ),
         ("core.max_resumed = 0", "`core.max_resumed` cannot be 0"),
         ("api.keys = ['short']", "a key in [api] has fewer than 16 characters"),
         ("api.keys = ['käse käse käse käse']", "characters other than ASCII letters"),
@@ -450,6 +462,28 @@ fn each_semantic_mistake_is_found() {
         assert!(problems.contains(expected), "{text}\n{problems}");
     }
     assert_eq!(Given::file(&format!("{PLAIN}limits.shutdown = '0s'\n")).check(Mode::Serve), "");
+}
+
+#[test]
+fn what_balancers_read_is_checked_with_its_key() {
+    const KEY: &str = "000102030405060708090A0B0C0D0E0f";
+    for (server_id, rotation, key, problem) in [
+        ("0a01", 6, KEY, ""),
+        ("0a01", 7, KEY, "[quic.balancer] cannot be used: a rotation of 7"),
+        ("010203040506070809", 0, KEY, "[quic.balancer] cannot be used: a server id of 9 bytes"),
+        ("0a01", 0, &KEY[2..], "holds no balancer key: 16 bytes in hexadecimal"),
+        ("0a01", 0, "0g", "holds no balancer key: 16 bytes in hexadecimal"),
+    ] {
+        let balancer = format!(
+            "[quic.balancer]\nserver_id = '{server_id}'\nrotation = {rotation}\nkey_file = 'balancer'\n"
+        );
+        let given = Given::file(&format!("{PLAIN}{balancer}"));
+        fs::write(given.folder.path().join("balancer"), format!("{key}\n")).unwrap();
+        let problems = given.check(Mode::Serve);
+        assert!(problems.contains(problem) && problem.is_empty() == problems.is_empty(), "{problems}");
+        let routing = given.load().settings.routing();
+        assert_eq!(routing.is_ok_and(|routing| routing.is_some()), problem.is_empty());
+    }
 }
 
 /// What a core needs beside the certificates of [`Cluster`].
