@@ -12,10 +12,10 @@ mod handover;
 mod links;
 mod logging;
 mod node;
+mod served;
 mod signals;
 mod status;
 
-use std::cell::RefCell;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,7 +33,6 @@ use tidegate_edge::resume::{KEY_BYTES, TicketKeys};
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_transport::clock;
 use tidegate_transport::link::Backend;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
@@ -43,14 +42,15 @@ use crate::demo::{self, Demo};
 
 pub(crate) use self::certificates::dev_ca_file;
 
-use self::api::{Api, Readiness, ServingApi};
+use self::api::{Api, Readiness};
 use self::backend::NodeBackend;
 use self::certificates::Certificates;
 use self::edge::Parts;
-use self::handover::{Before, Door, Estate, Predecessor, Successor, hand_over};
+use self::handover::{Door, Estate, Predecessor};
 use self::links::Identity;
 use self::node::Node;
-use self::signals::{Signal, Signals};
+use self::served::{Served, leave};
+use self::signals::Signals;
 use self::status::Facts;
 
 /// Runs until a signal ends it.
@@ -179,7 +179,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         tickets: clients.map(|clients| clients.tickets),
     };
     tasks.spawn(refresher.clone().every(REFRESH, stop.clone()));
-    let served = Served { node: &node, api: api.as_ref(), secret, before: RefCell::new(before) };
+    let served = Served::new(&node, api.as_ref(), secret, before);
     let successor = served.until_the_end(&mut signals, &refresher, door.as_ref()).await?;
 
     readiness.set(false);
@@ -232,91 +232,6 @@ async fn until_ready(backend: &dyn Backend) -> anyhow::Result<()> {
     };
     let waited = tokio::time::timeout(READY, ready).await;
     waited.ok().with_context(|| format!("not ready within {READY:?}: the process before goes on"))
-}
-
-/// A node that serves.
-struct Served<'a> {
-    node: &'a Node,
-    api: Option<&'a ServingApi>,
-    secret: Option<[u8; KEY_BYTES]>,
-    /// Processes that have handed over, but not ended.
-    before: RefCell<Vec<Before>>,
-}
-
-impl Served<'_> {
-    /// Until a signal says so, or another process takes over: that one.
-    async fn until_the_end(
-        &self,
-        signals: &mut Signals,
-        refresher: &Refresher,
-        door: Option<&Door>,
-    ) -> anyhow::Result<Option<Successor>> {
-        let mut ends = JoinSet::new();
-        for before in &*self.before.borrow() {
-            let before = before.try_clone()?;
-            ends.spawn(async move {
-                let generations = (before.quic, before.http3);
-                before.ended().await;
-                generations
-            });
-        }
-        let undo = || self.node.take_over().unwrap_or_else(|error| error!(%error, "packets may go astray"));
-        let handing = async {
-            match door {
-                Some(door) => hand_over(door, || self.estate(), undo).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::pin!(handing);
-        loop {
-            tokio::select! {
-                signal = signals.next() => match signal {
-                    Signal::Reload => refresher.reload(),
-                    Signal::End(name) => {
-                        info!(signal = name, "ending; once more ends at once");
-                        return Ok(None);
-                    }
-                },
-                successor = &mut handing => {
-                    info!("another process has taken over");
-                    return Ok(Some(successor));
-                }
-                Some(Ok((quic, http3))) = ends.join_next() => {
-                    info!("the process before has ended");
-                    self.before.borrow_mut().retain(|before| (before.quic, before.http3) != (quic, http3));
-                    if let Err(error) = self.node.forget(quic, http3) {
-                        error!(%error, "packets for the process that ended go nowhere");
-                    }
-                }
-            }
-        }
-    }
-
-    fn estate(&self) -> anyhow::Result<Estate> {
-        Ok(Estate {
-            listeners: self.node.handover()?,
-            api: self.api.map(ServingApi::listener).transpose()?,
-            secret: self.secret,
-            before: self.before.borrow().iter().map(Before::try_clone).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
-/// What is left to do for a process once another has taken over: everything that is new goes there, and what is here
-/// leaves. This is where draining by make-before-break begins; for now sessions are told as by SIGTERM, after this.
-async fn leave(node: &Node, api: Option<&ServingApi>, signals: &mut Signals) {
-    node.hand_over();
-    if let Some(api) = api {
-        api.hand_over();
-    }
-    // For what is in the sockets still, and for handshakes under way.
-    tokio::select! {
-        () = tokio::time::sleep(LAST_ARRIVALS) => {}
-        () = signals.end() => {}
-    }
-    if let Some(api) = api {
-        api.end_connections();
-    }
 }
 
 /// What clients are let in by.
@@ -465,7 +380,5 @@ fn random() -> [u8; KEY_BYTES] {
 /// For a process that takes over to reach its cores.
 const READY: Duration = Duration::from_secs(30);
 const READY_PROBE: Duration = Duration::from_millis(20);
-/// From a hand-over to the first session that is told to go.
-const LAST_ARRIVALS: Duration = Duration::from_secs(1);
 /// Often enough for people, rarely enough to cost nothing.
 const REFRESH: Duration = Duration::from_secs(5);
