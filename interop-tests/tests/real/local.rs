@@ -30,19 +30,27 @@ fn position(answer: &Answer) -> Result<Position> {
     Ok(Position::new(Epoch::new(epoch), Offset(position["offset"].as_u64().context("no offset")?)))
 }
 
-/// The head of a channel, and the numbers of all that it holds: dense from offset 1.
+/// The head of a channel, and the numbers of all that it holds: dense from offset 1. Answers hold the newest that fit one.
 async fn history(gateway: &Gateway, channel: &str) -> Result<(Position, Vec<u64>)> {
-    let answer = gateway.api(get(&format!("/v1/channels/{channel}/history"))).await?;
+    let mut answer = gateway.api(get(&format!("/v1/channels/{channel}/history"))).await?;
     let head = position(&answer)?;
-    let answer = answer.json();
-    let publications = answer["publications"].as_array().context("no publications")?;
-    let mut numbers = Vec::new();
-    for publication in publications {
-        let (offset, number) = (&publication["offset"], &publication["data"]["n"]);
-        ensure!(offset.as_u64() == Some(numbers.len() as u64 + 1), "{offset} behind {}", numbers.len());
-        numbers.push(number.as_u64().with_context(|| format!("no number: {publication}"))?);
+    let (mut numbers, mut next) = (Vec::new(), head.offset.0);
+    while next > 0 {
+        let page = answer.json();
+        let publications = page["publications"].as_array().context("no publications")?;
+        ensure!(!publications.is_empty(), "{next} of {head:?} is not there");
+        for publication in publications.iter().rev() {
+            let (offset, number) = (&publication["offset"], &publication["data"]["n"]);
+            ensure!(offset.as_u64() == Some(next), "{offset} where {next} is to be");
+            numbers.push(number.as_u64().with_context(|| format!("no number: {publication}"))?);
+            next -= 1;
+        }
+        if next > 0 {
+            let before = next + 1;
+            answer = gateway.api(get(&format!("/v1/channels/{channel}/history?before={before}"))).await?;
+        }
     }
-    ensure!(head.offset.0 == numbers.len() as u64, "{head:?} of {} publications", numbers.len());
+    numbers.reverse();
     Ok((head, numbers))
 }
 
