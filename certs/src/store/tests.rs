@@ -244,5 +244,8 @@ fn debug_shows_the_hash_and_no_key() {
     let site = self_signed(&["a.example"]);
     let (_directory, _files, store) = store_of(&[&site]);
     let text = format!("{store:?}");
-    assert!(text.contains(&store.hash().to_base64()) && !text.to_lowercase().contains("key"), "{text}");
+    let hash = store.hash().to_base64();
+    // Three letters of Base64 are chance: the hash itself may spell "key".
+    let rest = text.replacen(&hash, "", 1);
+    assert!(rest.len() < text.len() && !rest.to_lowercase().contains("key"), "{text}");
 }
