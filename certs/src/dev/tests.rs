@@ -243,5 +243,7 @@ fn debug_prints_no_key() {
         let pem = fs::read_to_string(directory.path().join(name)).unwrap();
         assert!(!shown.contains(pem.lines().nth(1).unwrap()));
     }
-    assert!(!shown.to_lowercase().contains("key"), "{shown}");
+    // Three letters of Base64 are chance: the hash itself may spell "key".
+    let rest = shown.replace(&dev.hash().to_base64(), "");
+    assert!(!rest.to_lowercase().contains("key"), "{shown}");
 }
