@@ -13,7 +13,6 @@ use prost::{Message, Oneof};
 use serde::{Deserialize, Serialize};
 
 use crate::frame::json::json_frame;
-
 pub use crate::plan::{Alternative, ReconnectPlan};
 pub use close::{CloseCode, ErrorCode, ReconnectPolicy};
 
@@ -73,7 +72,7 @@ pub struct ServerFrame {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// `None` only for a frame of a later protocol; clients ignore it.
-    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
+    #[prost(oneof = "ServerBody", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub body: Option<ServerBody>,
 }
 
@@ -128,6 +127,9 @@ pub enum ServerBody {
     /// Some of these never came: who keeps a list asks for it again.
     #[prost(message, tag = "17")]
     PresenceGap(PresenceGap),
+    /// Asks the client to move to another connection, before this one ends.
+    #[prost(message, tag = "18")]
+    Goaway(Goaway),
 }
 
 /// No fields.
@@ -167,6 +169,14 @@ pub struct Connect {
     #[prost(bool, tag = "4")]
     #[serde(skip_serializing_if = "is_false")]
     pub repeats: bool,
+    /// The slot of a `goaway`, or of a server that refused: the place that is kept for the client here.
+    #[prost(string, optional, tag = "5")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// The client does what `goaway` asks: it moves, and loses nothing.
+    #[prost(bool, tag = "6")]
+    #[serde(skip_serializing_if = "is_false")]
+    pub moves: bool,
 }
 
 /// Answer to `connect`.
@@ -209,6 +219,29 @@ pub struct Connected {
     #[prost(message, optional, tag = "10")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<ReconnectPlan>,
+}
+
+/// Asks the client to move: to open another connection, resume there, and only then leave this one.
+#[derive(Clone, PartialEq, Eq, Message, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Goaway {
+    /// Where to: `https://host[:port]`, whatever the transport. Absent: the client chooses among the places it knows.
+    #[prost(string, optional, tag = "1")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// To be shown there, in `connect`.
+    #[prost(string, optional, tag = "2")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
+    /// When to begin, milliseconds from now.
+    #[prost(uint64, tag = "3")]
+    pub after_ms: u64,
+    /// When this connection is closed, milliseconds from now.
+    #[prost(uint64, tag = "4")]
+    pub deadline_ms: u64,
+    /// For people, at most 120 bytes.
+    #[prost(string, tag = "5")]
+    pub reason: String,
 }
 
 /// Asks for a pong.
@@ -626,6 +659,7 @@ json_frame!(ServerFrame, ServerBody, ignore, {
     "join" => Join,
     "leave" => Leave,
     "presence_gap" => PresenceGap,
+    "goaway" => Goaway,
 });
 
 /// An opaque payload: JSON text that was checked, or bytes.

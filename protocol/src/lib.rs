@@ -7,6 +7,7 @@ mod ids;
 mod position;
 
 pub mod backoff;
+pub mod endpoint;
 pub mod frame;
 pub mod grants;
 pub mod link;

@@ -90,9 +90,13 @@ fn zeros_and_absent_fields_are_left_out_of_text() {
 
 pub(crate) fn client_frame() -> impl Strategy<Value = ClientFrame> {
     let body = prop_oneof![
-        (option::of(text()), option::of(text()), option::of(text()), any::<bool>()).prop_map(
-            |(token, resume, key, repeats)| ClientBody::Connect(Connect { token, resume, key, repeats })
-        ),
+        (
+            (option::of(text()), option::of(text()), option::of(text())),
+            (any::<bool>(), option::of(text()), any::<bool>())
+        )
+            .prop_map(|((token, resume, key), (repeats, slot, moves))| {
+                ClientBody::Connect(Connect { token, resume, key, repeats, slot, moves })
+            }),
         (text(), option::of(position()), any::<i32>(), any::<bool>()).prop_map(
             |(channel, position, rank, presence)| {
                 ClientBody::Subscribe(Subscribe { channel, position, rank, presence })
@@ -170,6 +174,11 @@ pub(crate) fn server_frame() -> impl Strategy<Value = ServerFrame> {
             time_ms
         })),
         text().prop_map(|channel| ServerBody::PresenceGap(PresenceGap { channel })),
+        (option::of(text()), option::of(text()), any::<u64>(), any::<u64>(), text()).prop_map(
+            |(endpoint, slot, after_ms, deadline_ms, reason)| {
+                ServerBody::Goaway(Goaway { endpoint, slot, after_ms, deadline_ms, reason })
+            }
+        ),
         (option::of(text()), option::of(plan()))
             .prop_map(|(resume, plan)| ServerBody::Ping(Ping { resume, plan })),
         Just(ServerBody::Pong(Empty {})),

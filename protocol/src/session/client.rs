@@ -11,6 +11,7 @@ mod commands;
 mod connections;
 mod event;
 mod frames;
+mod goaway;
 mod moving;
 mod probe;
 mod requests;
@@ -18,6 +19,7 @@ mod subscription;
 mod ticket;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
@@ -30,6 +32,7 @@ use crate::frame::{
 use crate::{ChannelName, ConnectionId};
 
 use connections::{Connection, Side, Stage};
+use goaway::Departure;
 use requests::{Request, Requests};
 use subscription::{HoldBounds, Need, Phase, Subscription};
 use ticket::Tickets;
@@ -167,6 +170,10 @@ pub struct Session {
     next: Option<Connection>,
     /// When to be done with moving, once the next connection is open.
     move_until: Option<Instant>,
+    /// Hosts, with ports, that the app's own URLs name.
+    trusted: Vec<Arc<str>>,
+    /// What the server of the last connection asked for, where it was lost before anything came of it.
+    left_behind: Option<Departure>,
     /// Left, and not yet told so.
     leaving: VecDeque<ConnectionId>,
     /// The last ones whose end would say nothing new.
@@ -195,6 +202,8 @@ impl Session {
             current: None,
             next: None,
             move_until: None,
+            trusted: Vec::new(),
+            left_behind: None,
             leaving: VecDeque::new(),
             released: VecDeque::new(),
             subscriptions: BTreeMap::new(),
@@ -253,6 +262,7 @@ impl Session {
             ServerBody::Join(join) => self.handle_join(now, side, join),
             ServerBody::Leave(leave) => self.handle_leave(now, side, leave),
             ServerBody::PresenceGap(gap) => self.handle_presence_gap(now, side, &gap.channel),
+            ServerBody::Goaway(goaway) => self.handle_goaway(now, side, goaway),
             ServerBody::Ping(ping) => self.handle_ping(side, ping),
             ServerBody::Pong(_) => self.handle_pong(now, side, id),
             ServerBody::Subscribed(subscribed) if id == 0 => self.handle_rebased(now, side, subscribed)?,
@@ -285,6 +295,7 @@ impl Session {
                 self.time_out(now, Side::Next);
                 self.time_out(now, Side::Current);
                 self.probe(now);
+                self.tend_departure(now);
             }
             _ => {}
         }
@@ -314,7 +325,7 @@ impl Session {
             State::Idle | State::Dialing | State::Ended => None,
             State::Up => {
                 let of_sides = [Side::Current, Side::Next].into_iter().filter_map(|side| self.due(side));
-                of_sides.chain(self.move_until).min()
+                of_sides.chain(self.move_until).chain(self.departure_due()).min()
             }
         }
     }
@@ -402,6 +413,7 @@ impl Session {
         if let Some(connection) = self.current.take() {
             self.forget(connection.id);
             self.requests.drop_lane(&connection.lane);
+            self.left_behind = connection.departure.or_else(|| self.left_behind.take());
         }
         self.subscriptions.values_mut().for_each(Subscription::reset);
         self.remove_left();

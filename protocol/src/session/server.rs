@@ -5,6 +5,7 @@
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
 mod border;
+mod goaway;
 mod leaving;
 mod presence;
 mod resume;
@@ -76,6 +77,11 @@ pub struct Session {
     heartbeats: bool,
     /// The client takes publications from datagrams.
     repeats: bool,
+    /// It does what `goaway` asks.
+    moves: bool,
+    slot: Option<Box<str>>,
+    /// It was asked to move, and is closed then.
+    leave_by: Option<Instant>,
     /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
     /// what a client can pile up there is bounded, whatever it does.
     in_flight: usize,
@@ -105,6 +111,9 @@ impl Session {
             state: State::Awaiting { until, identity: identity.map(Box::new) },
             heartbeats,
             repeats: false,
+            moves: false,
+            slot: None,
+            leave_by: None,
             in_flight: 0,
             leaving: None,
             asks: 0,
@@ -202,7 +211,8 @@ impl Session {
 
     /// The next instant at which [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.own_timeout().into_iter().chain(self.tickets_timeout()).chain(self.leaving_timeout()).min()
+        let own = [self.own_timeout(), self.tickets_timeout(), self.goaway_timeout(), self.leaving_timeout()];
+        own.into_iter().flatten().min()
     }
 
     fn own_timeout(&self) -> Option<Instant> {
@@ -225,6 +235,7 @@ impl Session {
         let expired = |identity: &Identity| identity.expires.is_some_and(|at| at <= now);
         let reads = self.wants_input();
         self.tend_tickets(now);
+        self.tend_goaway(now);
         self.end_if_left(Some(now));
         match &mut self.state {
             State::Awaiting { until, .. } if *until <= now => {
@@ -292,7 +303,7 @@ impl Session {
             expires_ms: expires_ms(now, &identity),
             subscriptions: Vec::new(),
             resumed,
-            plan: None,
+            plan: self.plan(),
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {
@@ -563,8 +574,11 @@ impl Session {
         self.subscriptions.get(slot).map_or(0, |subscription| subscription.rank)
     }
 
-    fn connect(&mut self, now: Instant, id: u64, identity: Option<Box<Identity>>, connect: Connect) {
+    fn connect(&mut self, now: Instant, id: u64, identity: Option<Box<Identity>>, mut connect: Connect) {
         self.repeats = connect.repeats;
+        if !self.note_moving(&mut connect) {
+            return;
+        }
         if let Some(ticket) = connect.resume {
             // What a token beside it says does not count.
             return self.resume_with(now, id, ticket, connect.key);

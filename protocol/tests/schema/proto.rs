@@ -210,6 +210,7 @@ fn always_spelt(field: &FieldDescriptor) -> bool {
     let left_out = [
         "ClientFrame.id",
         "ServerFrame.id",
+        "Connect.moves",
         "Connect.repeats",
         "Connected.resumed",
         "Alternative.elsewhere",
@@ -292,6 +293,7 @@ fn try_through_rust(message: &MessageDescriptor, bytes: &[u8]) -> Result<Vec<u8>
         "Connect" => through::<rust::Connect>(bytes),
         "Ping" => through::<rust::Ping>(bytes),
         "Connected" => through::<rust::Connected>(bytes),
+        "Goaway" => through::<rust::Goaway>(bytes),
         "Subscribe" => through::<rust::Subscribe>(bytes),
         "Subscribed" => through::<rust::Subscribed>(bytes),
         "Unsubscribe" => through::<rust::Unsubscribe>(bytes),

@@ -4,9 +4,10 @@
 use bytes::Bytes;
 use tidegate_protocol::frame::{
     Alternative, ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, Ephemeral, ErrorCode,
-    ErrorReply, History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap, PresenceRequest,
-    PresentUser, Publication, Publish, Published, Reconnect, ReconnectPlan, ReconnectPolicy, Refresh,
-    Refreshed, Rpc, ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe, Unsubscribed,
+    ErrorReply, Goaway, History, HistoryRequest, Join, Leave, Ping, Position, Presence, PresenceGap,
+    PresenceRequest, PresentUser, Publication, Publish, Published, Reconnect, ReconnectPlan, ReconnectPolicy,
+    Refresh, Refreshed, Rpc, ServerBody, ServerFrame, StreamHeader, Subscribe, Subscribed, Unsubscribe,
+    Unsubscribed,
 };
 
 /// The largest integer that every JSON implementation keeps exact: 2^53 - 1.
@@ -248,6 +249,11 @@ pub(crate) fn server() -> Vec<(&'static str, ServerFrame)> {
             ),
         ),
         ("presence_gap", reply(0, ServerBody::PresenceGap(PresenceGap { channel: room() }))),
+        ("goaway", reply(0, ServerBody::Goaway(full_goaway()))),
+        (
+            "goaway_to_anywhere",
+            reply(0, ServerBody::Goaway(Goaway { endpoint: None, slot: None, after_ms: 0, ..full_goaway() })),
+        ),
         ("error", reply(9, ServerBody::Error(ErrorCode::Unavailable.reply("the core is busy")))),
         (
             "error_without_id",
@@ -332,6 +338,7 @@ pub(crate) fn name_of_server_body(body: &ServerBody) -> &'static str {
         ServerBody::Join(_) => "join",
         ServerBody::Leave(_) => "leave",
         ServerBody::PresenceGap(_) => "presence_gap",
+        ServerBody::Goaway(_) => "goaway",
     }
 }
 
@@ -363,6 +370,8 @@ fn full_connect() -> Connect {
         resume: Some("ticket".to_owned()),
         key: Some("attempt-1".to_owned()),
         repeats: true,
+        slot: Some("slot".to_owned()),
+        moves: true,
     }
 }
 
@@ -417,6 +426,16 @@ fn full_connected() -> Connected {
         ],
         resumed: true,
         plan: Some(full_plan()),
+    }
+}
+
+fn full_goaway() -> Goaway {
+    Goaway {
+        endpoint: Some("https://edge-2.example.com:4433".to_owned()),
+        slot: Some("slot".to_owned()),
+        after_ms: 1_500,
+        deadline_ms: 30_000,
+        reason: "the server is drained".to_owned(),
     }
 }
 

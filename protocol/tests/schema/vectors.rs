@@ -206,13 +206,13 @@ const TOLERATED: &[Case] = &[
     Case::new(
         "unknown_server_frame",
         "server",
-        Input::Text(r#"{"goaway":{"target":"edge-2"}}"#),
+        Input::Text(r#"{"teleport":{"target":"edge-2"}}"#),
         Outcome::Ignored,
     ),
     Case::new(
         "unknown_server_frame_of_another_shape",
         "server",
-        Input::Text(r#"{"goaway":[1,[2]]}"#),
+        Input::Text(r#"{"teleport":[1,[2]]}"#),
         Outcome::Ignored,
     ),
     // Field 200, length-delimited, 3 bytes.

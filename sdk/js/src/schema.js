@@ -135,6 +135,8 @@ export const ClientFrame = frame(true, [
       field(2, "resume", "string", OPTIONAL),
       field(3, "key", "string", OPTIONAL),
       field(4, "repeats", "bool", SPARSE),
+      field(5, "slot", "string", OPTIONAL),
+      field(6, "moves", "bool", SPARSE),
     ]),
   ],
   [
@@ -246,4 +248,15 @@ export const ServerFrame = frame(false, [
   [15, "join", change("Join")],
   [16, "leave", change("Leave")],
   [17, "presence_gap", message("PresenceGap", [field(1, "channel", "string")])],
+  [
+    18,
+    "goaway",
+    message("Goaway", [
+      field(1, "endpoint", "string", OPTIONAL),
+      field(2, "slot", "string", OPTIONAL),
+      field(3, "after_ms", "uint64"),
+      field(4, "deadline_ms", "uint64"),
+      field(5, "reason", "string"),
+    ]),
+  ],
 ]);

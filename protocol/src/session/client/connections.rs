@@ -1,11 +1,13 @@
 //! Sans-io: the connections of a client's session: the one that it is on, and the one that it moves to.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::ConnectionId;
 use crate::frame::{ClientBody, ClientFrame, CloseCode, Connect, Empty, Publication, ReconnectPolicy};
 
 use super::carrier::Numbering;
+use super::goaway::Departure;
 use super::probe::Probe;
 use super::requests::{Lane, Requests};
 use super::{Config, Event, Session, State, Transmit};
@@ -35,6 +37,10 @@ pub(super) struct Connection {
     pub(super) lane: Lane,
     pub(super) probe: Probe,
     pub(super) pong_owed: bool,
+    /// Where its server may send the session: hosts with ports.
+    pub(super) alternatives: Vec<Arc<str>>,
+    /// Its server asked to leave.
+    pub(super) departure: Option<Departure>,
 }
 
 #[derive(Debug)]
@@ -78,7 +84,15 @@ impl Connecting {
 
 impl Connection {
     fn new(now: Instant, id: ConnectionId, stage: Stage, config: &Config) -> Self {
-        Self { id, stage, lane: Lane::new(config.max_in_flight), probe: Probe::new(now), pong_owed: false }
+        Self {
+            id,
+            stage,
+            lane: Lane::new(config.max_in_flight),
+            probe: Probe::new(now),
+            pong_owed: false,
+            alternatives: Vec::new(),
+            departure: None,
+        }
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -181,13 +195,13 @@ impl Session {
     }
 
     /// The handshake is complete, and the server did not take the early data: all of it is handed out again.
-    pub fn early_rejected(&mut self, _now: Instant, connection: ConnectionId) {
+    pub fn early_rejected(&mut self, now: Instant, connection: ConnectionId) {
         let Some(side) = self.side(connection) else { return };
         let Some(Connection { stage: Stage::Opening { early: true, .. }, .. }) = self.connection(side) else {
             return;
         };
         // The same ticket and key as before.
-        let again = self.connecting();
+        let again = self.connecting(now);
         let Some(connection) = self.connection_mut(side) else { return };
         if let Stage::Opening { early, connect, .. } = &mut connection.stage {
             *early = false;
@@ -326,7 +340,7 @@ impl Session {
         let stage = Stage::Opening {
             until: now + self.config.connect_timeout,
             request: self.requests.new_id(),
-            connect: self.connecting(),
+            connect: self.connecting(now),
             early,
             publications: Vec::new(),
         };
@@ -347,7 +361,8 @@ impl Session {
     }
 
     /// What a connection opens with: the ticket, or the token.
-    fn connecting(&mut self) -> Connecting {
+    fn connecting(&mut self, now: Instant) -> Connecting {
+        let about_moving = Connect { slot: self.slot_to_show(now), moves: true, ..Connect::default() };
         match self.tickets.offer(&mut self.rng) {
             Some(offer) => Connecting {
                 key: Some(offer.key.clone()),
@@ -356,13 +371,13 @@ impl Session {
                     token: None,
                     resume: Some(offer.ticket),
                     key: Some(offer.key),
-                    ..Connect::default()
+                    ..about_moving
                 }),
             },
             None => Connecting {
                 key: None,
                 repeated: false,
-                frame: Some(Connect { token: self.token.clone(), ..Connect::default() }),
+                frame: Some(Connect { token: self.token.clone(), ..about_moving }),
             },
         }
     }

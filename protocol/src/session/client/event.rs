@@ -1,5 +1,6 @@
 //! Sans-io: what a client's session tells its driver, and what can go wrong.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::frame::{CloseCode, Ephemeral, ErrorReply, Join, Leave, Presence, Publication, ReconnectPolicy};
@@ -23,6 +24,21 @@ pub enum Event {
     Heard {
         /// Which one.
         connection: ConnectionId,
+    },
+    /// The server of this connection wants it to be left: dial another beside it. Where that leads nowhere, tell by
+    /// `not_left`. Told again while nothing comes of it.
+    Goaway {
+        /// Which one.
+        connection: ConnectionId,
+        /// Where to, as host and port; by the same transport if possible. `None`: wherever the app's URLs lead.
+        endpoint: Option<Arc<str>>,
+    },
+    /// It wanted the session to go where it has no right to send it. Nothing is done.
+    GoawayIgnored {
+        /// Which one.
+        connection: ConnectionId,
+        /// As it came, at most 255 characters.
+        endpoint: String,
     },
     /// The session is on this connection now; the one before is released.
     Moved {

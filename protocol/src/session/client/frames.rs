@@ -10,12 +10,12 @@ use crate::frame::{
 };
 use crate::{ChannelName, Position};
 
-use super::Session;
 use super::carrier::Numbering;
 use super::connections::{Side, Stage};
 use super::event::{Event, History, RequestError, RequestId, SessionError};
 use super::requests::Request;
 use super::subscription::{Need, Phase, SubscribeOptions, Subscription};
+use super::{Session, goaway};
 
 impl Session {
     pub(super) fn handle_connected(
@@ -33,7 +33,9 @@ impl Session {
             silence: Duration::from_millis(connected.ping_ms.min(MAX_PING_MS)) * 2,
             token_due: connected.expires_ms.map(|ms| token_due(now, ms)),
         };
+        connection.alternatives = goaway::alternatives(connected.plan);
         let id = connection.id;
+        self.left_behind = None;
         self.tickets.handle_connected(id, key.as_deref(), connected.resume);
         self.events.push_back(Event::Connected {
             connection: id,
@@ -137,6 +139,9 @@ impl Session {
     pub(super) fn handle_ping(&mut self, side: Side, ping: frame::Ping) {
         let Some(connection) = self.connection_mut(side) else { return };
         connection.pong_owed = true;
+        if let Some(plan) = ping.plan {
+            connection.alternatives = goaway::alternatives(Some(plan));
+        }
         let id = connection.id;
         if let Some(ticket) = ping.resume {
             self.tickets.handle_fresher(id, ticket);

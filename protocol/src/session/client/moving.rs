@@ -86,6 +86,7 @@ impl Session {
             needs.push((channel.clone(), subscription.cancel_move()));
         }
         self.stand_alone(now, needs);
+        self.not_left(now);
     }
 
     /// Publishes that were sent over the connection that is gone alone, too long ago.

@@ -2,6 +2,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
+mod goaway;
 mod model;
 mod moving;
 mod presence;

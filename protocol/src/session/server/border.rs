@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::frame::CloseCode;
 use crate::link;
 use crate::namespace::Namespaces;
+use crate::plan::Alternative;
 use crate::{ChannelName, NodeId, Position, Region};
 
 /// What all sessions of an edge share.
@@ -39,6 +40,10 @@ pub struct Settings {
     pub grace: Duration,
     /// For the core to say whether a ticket is spent.
     pub resume_wait: Duration,
+    /// Where else clients may be sent, told in `connected`; at most [`ReconnectPlan::MAX_ALTERNATIVES`].
+    ///
+    /// [`ReconnectPlan::MAX_ALTERNATIVES`]: crate::plan::ReconnectPlan::MAX_ALTERNATIVES
+    pub alternatives: Vec<Alternative>,
 }
 
 /// What the driver must do.

@@ -41,6 +41,7 @@ impl Bench {
             tickets: None,
             grace: 30 * SECOND,
             resume_wait: 2 * SECOND,
+            alternatives: Vec::new(),
         };
         change(&mut settings);
         #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -703,5 +704,6 @@ fn done_ends_in_order_and_nothing_is_heard_after() {
     assert_eq!(bench.session.poll_timeout(), None);
 }
 
+mod goaway;
 mod presence;
 mod resume;

@@ -1,0 +1,137 @@
+//! Sans-io: leaving a connection whose server asks to: when to dial where, and what is not believed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+
+use super::connections::Side;
+use super::{Event, Session};
+use crate::endpoint::endpoint_of;
+use crate::frame::Goaway;
+use crate::plan::ReconnectPlan;
+
+/// What the server of a connection asked for.
+///
+/// ```text
+///          its time is here             nothing came of it, time is short
+/// waiting ─────────────────► there ◄──┐ ─────────────────────────────────► anywhere ◄──┐
+///                              └──────┘ nothing came of it: again, later       └───────┘
+/// ```
+#[derive(Debug)]
+pub(super) struct Departure {
+    /// Where to, as host and port; `None` for wherever the client likes.
+    endpoint: Option<Arc<str>>,
+    slot: Option<String>,
+    /// When to dial, or to dial again if nothing is heard of the last one.
+    try_at: Instant,
+    /// Dials that were asked for.
+    tries: u32,
+    /// From then on any place will do.
+    anywhere_from: Instant,
+    /// The server closes then.
+    deadline: Instant,
+}
+
+impl Session {
+    /// What the app's own URLs name: servers may send the session there. A host, and a port where it is not 4433.
+    pub fn trust_endpoint(&mut self, host: &str) {
+        if let Some(endpoint) = endpoint_of(host)
+            && !self.trusted.contains(&endpoint)
+        {
+            self.trusted.push(endpoint);
+        }
+    }
+
+    /// What [`Event::Goaway`] asked for led nowhere, or could not be done now.
+    pub fn not_left(&mut self, now: Instant) {
+        let share = self.rng.random_range(0.5..1.5);
+        let departure = self.current.as_mut().and_then(|current| current.departure.as_mut());
+        let Some(departure) = departure.filter(|departure| departure.tries > 0) else { return };
+        let at = now + RETRY.saturating_mul(1 << (departure.tries - 1).min(8)).min(RETRY_CAP).mul_f64(share);
+        // The first try anywhere is not put off.
+        let in_time = now < departure.anywhere_from;
+        departure.try_at = if in_time { at.min(departure.anywhere_from) } else { at };
+    }
+
+    pub(super) fn handle_goaway(&mut self, now: Instant, side: Side, goaway: Goaway) {
+        let Some(connection) = self.connection(side).filter(|connection| connection.is_open()) else {
+            return;
+        };
+        let id = connection.id;
+        let endpoint = match &goaway.endpoint {
+            None => None,
+            Some(text) => {
+                let endpoint = text.strip_prefix("https://").and_then(endpoint_of);
+                let allowed = endpoint.filter(|endpoint| {
+                    self.trusted.contains(endpoint) || connection.alternatives.contains(endpoint)
+                });
+                if allowed.is_none() {
+                    let endpoint = text.chars().take(ReconnectPlan::MAX_HOST).collect();
+                    self.events.push_back(Event::GoawayIgnored { connection: id, endpoint });
+                    return;
+                }
+                allowed
+            }
+        };
+        let left = Duration::from_millis(goaway.deadline_ms).min(MAX_DEADLINE);
+        let after = Duration::from_millis(goaway.after_ms).min(left);
+        let deadline = now + left;
+        let departure = Departure {
+            endpoint,
+            slot: goaway.slot.filter(|slot| slot.len() <= MAX_SLOT_BYTES),
+            try_at: now + after,
+            tries: 0,
+            anywhere_from: (deadline - MARGIN.min(left / 4)).max(now + after),
+            deadline,
+        };
+        if let Some(connection) = self.connection_mut(side) {
+            connection.departure = Some(departure);
+        }
+    }
+
+    /// When to dial; nothing while the session is on its way already.
+    pub(super) fn departure_due(&self) -> Option<Instant> {
+        if self.next.is_some() {
+            return None;
+        }
+        let departure = self.current.as_ref()?.departure.as_ref()?;
+        (departure.try_at < departure.deadline).then_some(departure.try_at)
+    }
+
+    pub(super) fn tend_departure(&mut self, now: Instant) {
+        if self.departure_due().is_none_or(|at| now < at) {
+            return;
+        }
+        let Some(current) = &mut self.current else { return };
+        let Some(departure) = &mut current.departure else { return };
+        departure.try_at = now + PATIENCE;
+        let anywhere = departure.tries > 0 && now >= departure.anywhere_from;
+        departure.tries = departure.tries.saturating_add(1);
+        let endpoint = departure.endpoint.clone().filter(|_| !anywhere);
+        self.events.push_back(Event::Goaway { connection: current.id, endpoint });
+    }
+
+    /// What to show in `connect`: the place that is kept for the session elsewhere.
+    pub(super) fn slot_to_show(&self, now: Instant) -> Option<String> {
+        let departure = self.current.as_ref().and_then(|current| current.departure.as_ref());
+        let of = departure.or(self.left_behind.as_ref()).filter(|departure| now < departure.deadline);
+        of.and_then(|departure| departure.slot.clone())
+    }
+}
+
+/// The hosts of a plan, as far as they are believed.
+pub(super) fn alternatives(plan: Option<ReconnectPlan>) -> Vec<Arc<str>> {
+    let plan = plan.unwrap_or_default().bounded();
+    plan.alternatives.iter().filter_map(|alternative| endpoint_of(&alternative.host)).collect()
+}
+
+/// From a dial to the next, where nothing is heard of it.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// Before the deadline: long enough to connect elsewhere.
+const MARGIN: Duration = Duration::from_secs(5);
+/// Bound of the first wait after a failure, give or take half; doubles up to the cap.
+const RETRY: Duration = Duration::from_millis(500);
+const RETRY_CAP: Duration = Duration::from_secs(8);
+const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+const MAX_SLOT_BYTES: usize = 512;
