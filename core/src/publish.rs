@@ -133,6 +133,22 @@ impl BackendApi {
         result.unwrap_or_else(ApiError::response)
     }
 
+    /// For what somebody else answers on the same listener: the body of a request, once its key was found good, read within
+    /// the same bounds.
+    ///
+    /// # Errors
+    /// The answer, where it has no good key or its body cannot be had.
+    pub async fn admit<B>(&self, request: Request<B>) -> Result<Bytes, Box<Response<Full<Bytes>>>>
+    where
+        B: Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let (parts, body) = request.into_parts();
+        let refuse = |error: ApiError| Box::new(error.response());
+        self.authorize(&parts.headers).map_err(refuse)?;
+        self.read(body).await.map_err(refuse)
+    }
+
     async fn publish<B>(&self, headers: &HeaderMap, body: B) -> Result<Response<Full<Bytes>>, ApiError>
     where
         B: Body<Data = Bytes>,

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tidegate_protocol::namespace::Namespaces;
+use tidegate_protocol::plan::Alternative;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::quic::QuicConfig;
 
@@ -32,6 +33,8 @@ pub struct Config {
     pub namespaces: Namespaces,
     /// Whether a session needs no token.
     pub anonymous: bool,
+    /// Where else clients may be sent, as told in `connected`: at most 16 are believed.
+    pub alternatives: Vec<Alternative>,
     /// Resume tickets; `None` where none are issued or honoured.
     pub resume: Option<Resume>,
     /// Bounds on everything that a peer can grow.

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::Instant;
 
-use tidegate_protocol::frame::{ClientFrame, CloseCode};
+use tidegate_protocol::frame::{ClientFrame, CloseCode, Goaway};
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{Delivery, LinkError, Recovery};
 use tidegate_protocol::session::server::{self, Due};
@@ -26,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
 use crate::presence::Present;
+use crate::sessions::{SessionInfo, SessionKey};
 use crate::upstream::{Answer, Run};
 use crate::worker::{Admitted, Worker};
 
@@ -38,6 +39,8 @@ pub(crate) struct Session {
     inner: RefCell<Inner>,
     /// Its key among the worker's.
     enrolled: Cell<usize>,
+    /// Tells it from others that had the key before.
+    serial: u32,
     /// The id of the logical session, under which the worker finds it; `id` is this connection's alone.
     known_as: Cell<Option<SessionId>>,
     /// The task's; woken when somebody else left something for it.
@@ -110,6 +113,7 @@ pub(crate) fn start(
         opened,
         inner: RefCell::new(inner),
         enrolled: Cell::new(0),
+        serial: worker.new_serial(),
         known_as: Cell::new(None),
         waker: RefCell::new(None),
     });
@@ -135,6 +139,34 @@ impl Session {
     /// The id of its connection; a long poll's handle.
     pub(crate) fn id(&self) -> SessionId {
         self.id
+    }
+
+    /// Its name for those outside of the worker.
+    pub(crate) fn key(&self) -> SessionKey {
+        let index = u32::try_from(self.enrolled.get()).unwrap_or(u32::MAX);
+        SessionKey { worker: self.worker.index(), is_stream: false, index, serial: self.serial }
+    }
+
+    /// What those outside may know; `None` before it is served, and once it is over.
+    pub(crate) fn info(&self) -> Option<SessionInfo> {
+        let inner = self.inner.borrow();
+        let machine = &inner.machine;
+        machine.is_served().then(|| SessionInfo {
+            key: self.key(),
+            transport: self.kind,
+            moves: machine.moves(),
+            busy: inner.backlog.is_some() || machine.is_busy(),
+            moved: machine.has_moved(),
+        })
+    }
+
+    /// Asks the client to move; false where there is nobody to be asked.
+    pub(crate) fn goaway(&self, goaway: Goaway) -> bool {
+        let asked = self.inner.borrow_mut().machine.goaway(clock::now(), goaway);
+        if asked {
+            self.wake();
+        }
+        asked
     }
 
     /// The id of the logical session, once a ticket was given out for it.

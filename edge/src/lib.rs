@@ -12,17 +12,20 @@ mod node;
 pub mod policy;
 mod presence;
 mod registry;
+mod sessions;
 mod upstream;
 mod worker;
 
 pub mod auth;
 pub mod config;
+pub mod drain;
 pub mod resume;
 
 pub use fleet::{About, Fleet, FleetView, FleetWatch};
 pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};
+pub use sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, Sessions};
 pub use upstream::hub::{
     Dialer, HomeRules, Hub, HubConfig, HubError, HubMetrics, OpenFailure, OpenedLink, Uplink, UplinkFuture,
 };

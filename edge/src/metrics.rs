@@ -42,6 +42,9 @@ pub struct Metrics {
     pub(crate) tickets: Counter,
     pub(crate) resumes_unchecked: Counter,
     pub(crate) strays: Strays,
+    pub(crate) goaways: Counter,
+    pub(crate) moves: Counter,
+    pub(crate) ends_untold: Counter,
     resumes: Family<ResumeLabel, Counter>,
     connections_family: Family<TransportLabel, Gauge>,
     connects_family: Family<TransportLabel, Counter>,
@@ -198,6 +201,9 @@ impl Default for Metrics {
             tickets: Counter::default(),
             resumes_unchecked: Counter::default(),
             strays: Strays::default(),
+            goaways: Counter::default(),
+            moves: Counter::default(),
+            ends_untold: Counter::default(),
             resumes: Family::default(),
             connections_family,
             connects_family,
@@ -265,6 +271,17 @@ impl Metrics {
             "resumes_unchecked",
             "Of those honoured, how many without asking whether they were spent: the core did not answer",
             self.resumes_unchecked.clone(),
+        );
+        edge.register("goaways", "Sessions asked to move to another connection", self.goaways.clone());
+        edge.register(
+            "moves",
+            "Connections that ended because their session had been resumed on another",
+            self.moves.clone(),
+        );
+        edge.register(
+            "ends_untold",
+            "Ends of connections that a drain did not hear of at once: it was behind",
+            self.ends_untold.clone(),
         );
         edge.register("heartbeat_failures", "No pong in time", self.heartbeat_failures.clone());
         edge.register_collector(Box::new(StraysCollector(self.strays.clone())));

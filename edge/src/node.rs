@@ -20,9 +20,11 @@ use tracing::{error, info};
 
 use crate::auth::Authenticator;
 use crate::config::Config;
+use crate::drain::DrainControl;
 use crate::listener::{self, Handover, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::resume::TicketKeys;
+use crate::sessions::Sessions;
 use crate::upstream::{self, Upstream};
 use crate::worker::{Command, Routes, Shared, Worker};
 
@@ -72,6 +74,7 @@ pub struct EdgeNode {
     handed_over: CancellationToken,
     handover: Mutex<Handover>,
     workers: Vec<Running>,
+    control: DrainControl,
 }
 
 #[derive(Debug)]
@@ -127,9 +130,10 @@ impl EdgeNode {
             long_polls: watch::Sender::new(0),
         });
         // Where a thread cannot be had, dropping the node ends those before it.
+        let control = DrainControl::new(Sessions::new(Arc::clone(&shared)), drain.clone());
         let handover = Mutex::new(handover);
         let workers = Vec::with_capacity(count);
-        let mut node = Self { addresses, metrics, drain, abort, open, handed_over, handover, workers };
+        let mut node = Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
@@ -208,6 +212,11 @@ impl EdgeNode {
         self.handover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Moves its sessions elsewhere.
+    pub fn drain_control(&self) -> &DrainControl {
+        &self.control
+    }
+
     /// Ends in order: admits nobody, tells every client, waits for them for `grace`, then ends what is left.
     pub async fn shutdown(mut self, grace: Duration) {
         self.drain.cancel();
@@ -254,6 +263,7 @@ pub(crate) fn settings(config: &Config) -> Settings {
         tickets: config.resume.map(|resume| resume.lifetime),
         grace: config.resume.unwrap_or_default().grace,
         resume_wait: RESUME_WAIT,
+        alternatives: config.alternatives.clone(),
     }
 }
 

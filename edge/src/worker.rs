@@ -1,7 +1,7 @@
 //! One processor's part of the edge: a single-threaded runtime with its connections, registry and listeners. A
 //! connection never leaves its worker; nothing on the delivery path is shared with another.
 
-use std::cell::{OnceCell, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, RefCell, RefMut};
 use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::rc::Rc;
@@ -16,13 +16,13 @@ use rand_chacha::ChaCha8Rng;
 use slab::Slab;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_fallback::longpoll::LongPollHandle;
-use tidegate_protocol::frame::CloseCode;
+use tidegate_protocol::frame::{CloseCode, Goaway};
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::{EdgeFrame, HistoryRange, LinkName, Publish};
 use tidegate_protocol::session::resume::{Outcome, Spending, SpentTable, Told};
 use tidegate_protocol::session::server::Settings;
 use tidegate_protocol::{ChannelName, Position, SessionId};
-use tidegate_transport::clock;
+use tidegate_transport::{TransportKind, clock};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,6 +36,7 @@ use crate::metrics::Metrics;
 use crate::presence::Presence;
 use crate::registry::{Registry, Subscriber};
 use crate::resume::TicketKeys;
+use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey};
 use crate::upstream::{Asker, Upstream};
 
 /// Answers a request that the edge itself does not know, such as `dev`'s page; `None` to answer 404.
@@ -95,6 +96,23 @@ pub(crate) enum Command {
         /// Where the response goes.
         response: oneshot::Sender<http::Response<Bytes>>,
     },
+    /// Which sessions there are.
+    List {
+        /// Where the answer goes.
+        response: oneshot::Sender<Vec<SessionInfo>>,
+    },
+    /// Ask these to move.
+    Goaway {
+        /// Whom, and how.
+        asked: Vec<(SessionKey, Goaway)>,
+        /// How many of them were asked.
+        response: oneshot::Sender<usize>,
+    },
+    /// Tell every end.
+    Watch {
+        /// To whom; what it does not take is not told.
+        ends: mpsc::Sender<SessionEnd>,
+    },
 }
 
 /// A connection that counts against the node's bound, until dropped.
@@ -129,6 +147,10 @@ pub(crate) struct Worker {
     events: RefCell<Slab<Rc<Events>>>,
     rng: RefCell<ChaCha8Rng>,
     tracker: TaskTracker,
+    /// Of sessions, so that none is taken for one that was there before it.
+    serials: Cell<u32>,
+    /// Who hears of ends.
+    ends: RefCell<Option<mpsc::Sender<SessionEnd>>>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -151,6 +173,8 @@ impl Worker {
             events: RefCell::default(),
             rng: RefCell::new(clock::rng()),
             tracker: TaskTracker::new(),
+            serials: Cell::new(0),
+            ends: RefCell::default(),
         }
     }
 
@@ -239,6 +263,66 @@ impl Worker {
 
     pub(crate) fn enroll(&self, session: Rc<Session>) -> usize {
         self.sessions.borrow_mut().insert(session)
+    }
+
+    /// Tells sessions apart whose keys are the same, one after the other.
+    pub(crate) fn new_serial(&self) -> u32 {
+        let serial = self.serials.get().wrapping_add(1);
+        self.serials.set(serial);
+        serial
+    }
+
+    /// The sessions that are served here, and the streams of events.
+    pub(crate) fn list(&self) -> Vec<SessionInfo> {
+        let sessions = self.sessions.borrow();
+        let events = self.events.borrow();
+        let streams = events.iter().map(|(key, _)| SessionInfo {
+            key: self.stream_key(key),
+            transport: TransportKind::Sse,
+            moves: false,
+            busy: false,
+            moved: false,
+        });
+        sessions.iter().filter_map(|(_, session)| session.info()).chain(streams).collect()
+    }
+
+    /// Asks a session to move, ends a stream. False where it is gone, not served yet, or has moved.
+    pub(crate) fn goaway(&self, key: SessionKey, goaway: Goaway) -> bool {
+        if key.is_stream {
+            let events = self.events.borrow().get(key.index as usize).cloned();
+            let Some(events) = events else { return false };
+            // It comes back by itself, wherever its name leads then.
+            events.end(CloseCode::Shutdown, &goaway.reason);
+            return true;
+        }
+        let session = self.sessions.borrow().get(key.index as usize).cloned();
+        let asked = session.is_some_and(|session| session.key() == key && session.goaway(goaway));
+        if asked {
+            self.metrics().goaways.inc();
+        }
+        asked
+    }
+
+    /// From now on ends are told.
+    pub(crate) fn watch(&self, ends: mpsc::Sender<SessionEnd>) {
+        self.ends.replace(Some(ends));
+    }
+
+    /// A connection ended.
+    pub(crate) fn tell_end(&self, key: SessionKey, kind: EndKind) {
+        let mut ends = self.ends.borrow_mut();
+        match ends.as_ref().map(|ends| ends.try_send(SessionEnd { key, kind })) {
+            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+                self.metrics().ends_untold.inc();
+            }
+            Some(Err(mpsc::error::TrySendError::Closed(_))) => *ends = None,
+            Some(Ok(())) | None => {}
+        }
+    }
+
+    fn stream_key(&self, key: usize) -> SessionKey {
+        let index = u32::try_from(key).unwrap_or(u32::MAX);
+        SessionKey { worker: self.index, is_stream: true, index, serial: 0 }
     }
 
     pub(crate) fn dismiss(&self, key: usize) {
@@ -375,6 +459,9 @@ impl Worker {
 
     pub(crate) fn dismiss_events(&self, key: usize) {
         let events = self.events.borrow_mut().try_remove(key);
+        if events.is_some() {
+            self.tell_end(self.stream_key(key), EndKind::Closed(CloseCode::Shutdown));
+        }
         drop(events);
     }
 

@@ -185,6 +185,30 @@ impl Ladder {
         true
     }
 
+    /// The server wants to be left: a connection to another is looked for beside the present one, by the same transport
+    /// first. What comes of it says nothing of transports. With `anew` it is another place than before. False where the
+    /// session is on its way already, or has no connection.
+    pub fn leave(&mut self, now: Instant, anew: bool) -> bool {
+        if self.is_leaving() && !anew {
+            return true;
+        }
+        let needed = self.race.as_ref().is_some_and(|race| race.purpose == Purpose::Need);
+        let Some(current) = self.current.as_ref().filter(|_| self.next.is_none() && !needed) else {
+            return false;
+        };
+        let present = current.transport;
+        let mut rungs = self.rungs.clone();
+        rungs.sort_by_key(|rung| *rung != present);
+        self.search(now, Purpose::Goaway, rungs, true);
+        self.run_race(now);
+        true
+    }
+
+    /// True while what is dialled is dialled because of [`Ladder::leave`].
+    pub fn is_leaving(&self) -> bool {
+        self.race.as_ref().is_some_and(|race| race.purpose == Purpose::Goaway)
+    }
+
     // What became of dials.
 
     /// A datagram came back before the attempt opened.

@@ -18,6 +18,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use prost::Message;
 use tidegate_certs::CertificateHash;
+use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_protocol::frame::codec::{
     Decoder, Frame, MAX_FRAMES_PER_MESSAGE, decode_message, decode_text, encode_delimited, encode_text,
 };
@@ -44,6 +45,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_message", client_message),
     ("client_text", client_text),
     ("connection_id", connection_id),
+    ("endpoint", endpoint),
     ("event_id", event_id),
     ("history_query", history_query),
     ("lease_frame", lease_frame),
@@ -64,6 +66,13 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("token_claims", token_claims),
     ("websocket_reader", websocket_reader),
 ];
+
+/// Where a server sends a client.
+pub fn endpoint(input: &[u8]) {
+    let Some(endpoint) = std::str::from_utf8(input).ok().and_then(endpoint_of) else { return };
+    assert_eq!(endpoint_of(&endpoint).as_deref(), Some(&*endpoint), "one spelling");
+    assert!(!endpoint.contains(|c: char| c.is_whitespace() || "/?#@\\%".contains(c)), "nothing but host and port");
+}
 
 /// The folder that holds `corpus/` and `fuzz_targets/`.
 pub fn folder() -> PathBuf {

@@ -62,7 +62,7 @@ impl Default for ClusterSpec {
 /// A running cluster. Its edges go first when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
-    /// What clients connect to. Sessions resume on any of them, and one CA has signed for all.
+    /// What clients connect to. Sessions resume on any of them, one CA has signed for all, and each tells of the others.
     pub edges: Vec<Gateway>,
     /// What owns channels.
     pub cores: Vec<Core>,
@@ -144,21 +144,28 @@ impl Cluster {
         let addresses: Vec<String> = cores.iter().map(|core| core.advertised.to_string()).collect();
         let keys = folder.path().join("ticket-keys");
         fs::write(&keys, TICKET_KEY)?;
-        let edges = try_join_all(edge_names.iter().zip(edges.regions).map(|(name, region)| {
-            let mut settings = identity(&certificates, name, region);
-            settings.push(format!("cluster.home={HOME}"));
-            settings.push(format!("cluster.regions.{HOME}.cores={}", addresses.join(",")));
-            let mut start = Start { mode: edges.mode, settings, ..Start::new(&spec.config) };
-            if edges.shared {
-                start.settings.push(format!("resume.keys={}", keys.display()));
-                start.certificates = Some(folder.path().join("clients"));
-            }
-            async {
-                start.at = Some(Addresses::free()?);
-                Gateway::start_with(start).await
-            }
-        }))
-        .await?;
+        let at = edge_names.iter().map(|_| Addresses::free()).collect::<Result<Vec<_>>>()?;
+        let hosts = |but: usize| {
+            let others = at.iter().enumerate().filter(move |(index, _)| *index != but);
+            others.map(|(_, at)| at.tls.to_string()).collect::<Vec<_>>()
+        };
+        let edges =
+            try_join_all(edge_names.iter().zip(edges.regions).enumerate().map(|(index, (name, region))| {
+                let mut settings = identity(&certificates, name, region);
+                if edges.shared && at.len() > 1 {
+                    settings.push(format!("node.alternatives={}", hosts(index).join(",")));
+                }
+                settings.push(format!("cluster.home={HOME}"));
+                settings.push(format!("cluster.regions.{HOME}.cores={}", addresses.join(",")));
+                let mut start = Start { mode: edges.mode, settings, ..Start::new(&spec.config) };
+                if edges.shared {
+                    start.settings.push(format!("resume.keys={}", keys.display()));
+                    start.certificates = Some(folder.path().join("clients"));
+                }
+                start.at = Some(at[index]);
+                Gateway::start_with(start)
+            }))
+            .await?;
         Ok(Self { edges, cores, nats, _folder: folder })
     }
 

@@ -6,15 +6,14 @@ use std::sync::Arc;
 /// lest somebody read another host there.
 pub fn endpoint_of(text: &str) -> Option<Arc<str>> {
     let text = text.strip_suffix('/').unwrap_or(text).to_ascii_lowercase();
-    if text.len() > MAX_BYTES {
-        return None;
-    }
     let (host, port) = match text.rfind(']') {
         Some(end) => text.split_at(end + 1),
         None => text.split_at(text.find(':').unwrap_or(text.len())),
     };
     let port = match port.strip_prefix(':') {
-        Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => digits.parse::<u16>().ok()?,
+        Some(digits) if digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            digits.parse::<u16>().ok()?
+        }
         None if port.is_empty() => DEFAULT_PORT,
         _ => return None,
     };
@@ -24,11 +23,12 @@ pub fn endpoint_of(text: &str) -> Option<Arc<str>> {
         Some(address) => !address.is_empty() && address.bytes().all(of_address),
         None => !host.is_empty() && host.bytes().all(of_name),
     };
-    (is_host && port != 0).then(|| format!("{host}:{port}").into())
+    (is_host && host.len() <= MAX_HOST && port != 0).then(|| format!("{host}:{port}").into())
 }
 
 const DEFAULT_PORT: u16 = 4433;
-const MAX_BYTES: usize = 255;
+/// Of a name in DNS, bytes.
+const MAX_HOST: usize = 253;
 
 #[cfg(test)]
 mod tests {
@@ -47,6 +47,6 @@ mod tests {
         ] {
             assert_eq!(spelt(none), None, "{none}");
         }
-        assert_eq!(spelt(&"x".repeat(256)), None);
+        assert_eq!(spelt(&"x".repeat(254)), None);
     }
 }

@@ -101,6 +101,8 @@ pub(crate) struct Node {
     /// Empty: the host's name.
     pub(crate) name: String,
     pub(crate) region: String,
+    /// Where its clients may be sent: hosts, with ports where those are not 4433.
+    pub(crate) alternatives: Vec<String>,
     /// 0: one per processor.
     pub(crate) workers: usize,
     /// The Unix socket by which a process takes over from the one before.
@@ -358,6 +360,7 @@ impl Settings {
             node: Node {
                 name: String::new(),
                 region: "local".to_owned(),
+                alternatives: Vec::new(),
                 workers: 0,
                 threads: 0,
                 endpoints: Vec::new(),

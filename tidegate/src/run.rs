@@ -5,6 +5,7 @@ mod backend;
 mod banner;
 mod certificates;
 mod core;
+mod drain;
 mod edge;
 mod engine;
 mod fleet;
@@ -138,7 +139,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let api = match api {
         Some(api) => {
             let answers = BackendApi::new(Arc::clone(&backend), backend_config(&settings)?);
-            Some(api.serve(answers, Arc::clone(&backend), registry))
+            Some(api.serve(answers, Arc::clone(&backend), node.drain_control(), registry))
         }
         None => None,
     };

@@ -17,6 +17,7 @@ use tracing::{debug, trace};
 use super::{Inner, Session};
 use crate::metrics::{CloseLabels, Code, Metrics};
 use crate::registry::Subscriber;
+use crate::sessions::EndKind;
 
 /// How serving ended.
 pub(super) enum Ending {
@@ -290,6 +291,15 @@ impl Session {
         let metrics = self.worker.metrics();
         metrics.connections[Metrics::index(self.kind)].dec();
         metrics.closes.get_or_create(&CloseLabels { transport: self.kind.name(), code: Code(code) }).inc();
+        let kind = match code {
+            _ if self.inner.borrow().machine.has_moved() => EndKind::Moved,
+            CloseCode::Done => EndKind::Done,
+            code => EndKind::Closed(code),
+        };
+        if kind == EndKind::Moved {
+            metrics.moves.inc();
+        }
+        self.worker.tell_end(self.key(), kind);
         metrics.connection_age.observe(clock::now().duration_since(self.opened).as_secs_f64());
         debug!(code = code.number(), "ended");
     }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod epochs;
+mod goaway;
 mod presence;
 mod repeats;
 mod resume;

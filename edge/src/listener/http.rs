@@ -120,7 +120,24 @@ where
 /// Runs a worker's share of requests that arrived at another.
 pub(crate) async fn serve_commands(worker: Rc<Worker>, mut inbox: mpsc::Receiver<Command>) {
     while let Some(command) = inbox.recv().await {
-        let Command::Poll { request, session, response } = command;
+        let (request, session, response) = match command {
+            Command::Poll { request, session, response } => (request, session, response),
+            Command::List { response } => {
+                // Whoever asked may have stopped waiting; so with the next.
+                let _ = response.send(worker.list());
+                continue;
+            }
+            Command::Goaway { asked, response } => {
+                let count =
+                    asked.into_iter().filter(|(key, goaway)| worker.goaway(*key, goaway.clone())).count();
+                let _ = response.send(count);
+                continue;
+            }
+            Command::Watch { ends } => {
+                worker.watch(ends);
+                continue;
+            }
+        };
         let serving = Rc::clone(&worker);
         worker.spawn(async move {
             let mut response = response;

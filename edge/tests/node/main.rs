@@ -218,6 +218,7 @@ fn config(workers: usize, limits: Limits) -> Config {
         tls: None,
         plain: Some(LOOPBACK),
         http3: None,
+        alternatives: Vec::new(),
         namespaces: Namespaces::new(open, BTreeMap::new(), false),
         anonymous: true,
         resume: None,

@@ -46,6 +46,8 @@ pub enum Purpose {
     Climb,
     /// The app asked for it ([`super::Ladder::move_to`]).
     Request,
+    /// The server wants to be left, for another ([`super::Ladder::leave`]).
+    Goaway,
 }
 
 /// Why a dial led nowhere.

@@ -11,15 +11,18 @@ impl Ladder {
     /// The next connection ended without an answer.
     pub(super) fn lost_next(&mut self, now: Instant, next: &Next, by_server: bool) {
         // A server on its way down still lets clients in, and then ends them.
-        self.doubt |= next.doubt || by_server && next.purpose != Purpose::Climb;
-        if !by_server {
+        self.doubt |= next.doubt || by_server && !matches!(next.purpose, Purpose::Climb | Purpose::Goaway);
+        // Another server's trouble is not the transport's.
+        if !by_server && next.purpose != Purpose::Goaway {
             self.shun(next.transport);
             // Beside one that works, it is the transport; alone, it may have been the server's end.
             self.died_young(now, next.transport, next.purpose == Purpose::Climb);
         }
         self.search_again(now, false);
         match next.purpose {
-            Purpose::Request => self.events.push_back(LadderEvent::Failed { purpose: Purpose::Request }),
+            Purpose::Request | Purpose::Goaway => {
+                self.events.push_back(LadderEvent::Failed { purpose: next.purpose });
+            }
             Purpose::Climb => self.plan_climb(now),
             Purpose::Need | Purpose::Suspicion => {}
         }

@@ -74,7 +74,7 @@ impl Ladder {
         let in_need = matches!(race.purpose, Purpose::Need | Purpose::Suspicion);
         let doubt = in_need && std::mem::take(&mut self.doubt);
         demotes &= !doubt;
-        if race.purpose != Purpose::Request && !doubt {
+        if !matches!(race.purpose, Purpose::Request | Purpose::Goaway) && !doubt {
             for rung in blamed {
                 self.blame(now, rung);
             }
@@ -91,6 +91,8 @@ impl Ladder {
         let Some(race) = self.race.take() else { return };
         match race.purpose {
             Purpose::Need | Purpose::Request => {}
+            // Where it is suspect besides, that search was in the way.
+            Purpose::Goaway => self.search_again(now, false),
             Purpose::Suspicion => self.search_again(now, race.was_refused()),
             Purpose::Climb => {
                 // The session lives on a lower rung meanwhile: the higher ones are to blame.
@@ -109,8 +111,8 @@ impl Ladder {
         for attempt in race.others(None) {
             self.events.push_back(LadderEvent::Abandon { attempt });
         }
-        if race.purpose == Purpose::Request {
-            self.events.push_back(LadderEvent::Failed { purpose: Purpose::Request });
+        if matches!(race.purpose, Purpose::Request | Purpose::Goaway) {
+            self.events.push_back(LadderEvent::Failed { purpose: race.purpose });
         }
         if race.purpose == Purpose::Climb {
             // It was in the way of something more urgent.

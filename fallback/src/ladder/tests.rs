@@ -537,6 +537,45 @@ fn the_app_may_choose_a_rung() {
 }
 
 #[test]
+fn a_server_that_is_left_says_nothing_of_transports() {
+    let mut hand = Hand::new();
+    assert!(!hand.ladder.leave(hand.now, false), "nothing to leave");
+    hand.settled();
+    assert!(hand.ladder.move_to(hand.now, WebSocket));
+    let (_, socket, _) = hand.next_dial();
+    hand.opened(socket);
+    hand.ladder.handle_connected(hand.now, socket);
+    hand.events();
+    // The present transport first, and the others behind it.
+    assert!(hand.ladder.leave(hand.now, false) && hand.ladder.is_leaving());
+    assert!(hand.ladder.leave(hand.now, false), "it is under way");
+    let (transport, first, _) = hand.next_dial();
+    assert_eq!(transport, WebSocket);
+    let dialled = |events: Vec<LadderEvent>, expected| match events[..] {
+        [LadderEvent::Dial { attempt, transport }] if transport == expected => attempt,
+        _ => panic!("{events:?}"),
+    };
+    let second = dialled(hand.failed(first, DialFailure::Failed), Quic);
+    let third = dialled(hand.failed(second, DialFailure::Failed), LongPoll);
+    let events = hand.failed(third, DialFailure::Refused);
+    assert_eq!(events, [LadderEvent::Failed { purpose: Purpose::Goaway }]);
+    assert!(!hand.ladder.is_leaving());
+    // It opens there, and is refused.
+    assert!(hand.ladder.leave(hand.now, false));
+    let (_, attempt, _) = hand.next_dial();
+    assert!(hand.opened(attempt).contains(&LadderEvent::Use { attempt }));
+    assert!(!hand.ladder.leave(hand.now, false), "one move at a time");
+    hand.ladder.handle_lost(hand.now, attempt, false);
+    assert_eq!(hand.events(), [LadderEvent::Failed { purpose: Purpose::Goaway }]);
+    // Nobody is blamed for it: the next race begins as the first did.
+    hand.ladder.handle_lost(hand.now, socket, true);
+    hand.events();
+    hand.dial();
+    assert_eq!(hand.next_dial().0, Quic);
+    assert_eq!(hand.next_dial().0, WebSocket);
+}
+
+#[test]
 fn a_memory_from_elsewhere_is_bounded() {
     let mut memory = LadderMemory::default();
     for index in 0..100 {

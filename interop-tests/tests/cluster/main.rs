@@ -9,6 +9,7 @@
 //! - `kills`: 500 cuts of connections take minutes; `resume` is here, and `faults` does worse to a cluster.
 //! - `program`: what the command line prints.
 
+mod drain;
 mod everywhere;
 mod faults;
 mod fleet;

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tidegate_protocol::frame::{ClientFrame, CloseCode, Payload, Publication, ServerBody, ServerFrame};
+use tidegate_protocol::frame::{
+    ClientFrame, CloseCode, Goaway, Payload, Publication, ServerBody, ServerFrame,
+};
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::link::Recovery;
 use tidegate_protocol::namespace::{Access, Namespace, Namespaces};
@@ -29,6 +31,7 @@ fn nothing_is_lost_or_doubled_while_the_session_moves() {
     assert!(totals.delivered > 100_000 && totals.acknowledged > 10_000, "{totals:?}");
     assert!(totals.moved > 2_000 && totals.killed > 2_000 && totals.silenced > 2_000, "{totals:?}");
     assert!(totals.resumed > 4_000 && totals.repeated > 30 && totals.refused > 50, "{totals:?}");
+    assert!(totals.sent_away > 500 && totals.leaves > 300, "{totals:?}");
     assert!(totals.suspected > 200 && totals.stored_before > 1_000 && totals.early > 1_000, "{totals:?}");
 }
 
@@ -72,6 +75,9 @@ struct Totals {
     silenced: u64,
     suspected: u64,
     resumed: u64,
+    /// Clients that were asked to move, and dials that came of it.
+    sent_away: u64,
+    leaves: u64,
     /// Attempts to resume that arrived more than once.
     repeated: u64,
     refused: u64,
@@ -89,6 +95,8 @@ impl Totals {
         self.killed += other.killed;
         self.silenced += other.silenced;
         self.suspected += other.suspected;
+        self.sent_away += other.sent_away;
+        self.leaves += other.leaves;
         self.resumed += other.resumed;
         self.repeated += other.repeated;
         self.refused += other.refused;
@@ -160,6 +168,8 @@ struct World {
     dials: u64,
     dialing: bool,
     beside: bool,
+    /// A server wants to be left.
+    leave: bool,
     /// What the app has, by channel: the last offset.
     at: Vec<Option<u64>>,
     waiting: BTreeMap<RequestId, (usize, u64, Instant)>,
@@ -189,6 +199,7 @@ impl World {
             tickets: Some(Duration::from_secs(rng.random_range(20..600))),
             grace: Duration::from_secs(30),
             resume_wait: Duration::from_secs(2),
+            alternatives: Vec::new(),
         };
         let channel = |number: usize| Channel {
             name: ChannelName::new(&format!("room:{number}")).expect("a name"),
@@ -210,6 +221,7 @@ impl World {
             dials: 0,
             dialing: false,
             beside: false,
+            leave: false,
             at: vec![None; CHANNELS],
             waiting: BTreeMap::new(),
             published: 0,
@@ -261,7 +273,7 @@ impl World {
         let Some(connection) = self.pick().filter(|connection| !self.wires[connection].left) else {
             return false;
         };
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
             0 => {
                 self.totals.killed += 1;
                 let wire = self.wires.get_mut(&connection).expect("picked");
@@ -281,9 +293,24 @@ impl World {
                 self.client.network_changed(self.now);
                 self.open();
             }
+            3 => return self.send_away(connection),
             _ => self.open(),
         }
         true
+    }
+
+    /// A server that goes away. True where it had somebody to tell.
+    fn send_away(&mut self, connection: ConnectionId) -> bool {
+        let goaway = Goaway {
+            after_ms: self.rng.random_range(0..3_000),
+            deadline_ms: self.rng.random_range(1_000..30_000),
+            ..Goaway::default()
+        };
+        let wire = self.wires.get_mut(&connection).expect("picked");
+        let told = wire.server.goaway(self.now, goaway);
+        flush(wire);
+        self.totals.sent_away += u64::from(told);
+        told
     }
 
     fn pick(&mut self) -> Option<ConnectionId> {
@@ -537,6 +564,12 @@ impl World {
             }
         } else if std::mem::take(&mut self.beside) {
             self.open();
+        } else if std::mem::take(&mut self.leave) {
+            if self.rng.random_bool(0.3) {
+                self.client.not_left(self.now);
+            } else {
+                self.open();
+            }
         }
         self.settle();
     }
@@ -595,6 +628,10 @@ impl World {
             ClientEvent::Suspect { .. } => {
                 self.totals.suspected += 1;
                 self.beside = true;
+            }
+            ClientEvent::Goaway { .. } => {
+                self.totals.leaves += 1;
+                self.leave = true;
             }
             ClientEvent::Heard { .. } => self.beside = false,
             ClientEvent::Moved { .. } => self.totals.moved += 1,

@@ -302,6 +302,12 @@ export class Client extends Emitter {
       case "suspect":
         this.emit("suspect", told.isSuspect);
         return;
+      case "goaway":
+        this.emit("leaving", { endpoint: told.endpoint });
+        return;
+      case "goaway_ignored":
+        this.emit("error", new Error(`the server has no right to send the session to ${told.endpoint}`));
+        return;
       case "error":
         this.emit("error", told.error);
         return;

@@ -11,6 +11,7 @@
  * @property {Transport | null} transport
  */
 
+import { urlAt } from "./session/goaway.js";
 import { UnavailableError, deadline, toError } from "./transport.js";
 import { openLongPoll } from "./transport/longpoll.js";
 import { openWebSocket } from "./transport/websocket.js";
@@ -27,6 +28,8 @@ export class Dialer {
   #opened = new Map();
   /** @type {string[]} */
   #failures = [];
+  /** Where to, instead of the app's own addresses: host and port. @type {string | null} */
+  endpoint = null;
 
   /**
    * @param {object} options
@@ -84,7 +87,8 @@ export class Dialer {
     const opening = deadline(abort.signal, OPEN_MS[name]);
     /** @type {Line} */
     const line = { name, connection: 0, isClosed: false, transport: null };
-    const url = /** @type {string} */ (this.#urls[name]);
+    const own = /** @type {string} */ (this.#urls[name]);
+    const url = this.endpoint === null ? own : urlAt(own, this.endpoint);
     try {
       const transport = await OPENERS[name](url, this.#report.makeHandlers(line), this.#options, opening.signal);
       if (this.#opening.get(name) !== abort) return transport.close(false);

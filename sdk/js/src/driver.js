@@ -19,6 +19,12 @@
  * @property {() => string} networkKey
  * @property {() => number} random
  *
+ * @typedef {object} Plan
+ * @property {TransportName[]} names
+ * @property {boolean} isEscape
+ * @property {boolean} [isLeaving] the server asked for it
+ * @property {string | null} [endpoint] where to, then; null for the app's own address
+ *
  * @typedef {Event
  *   | { type: 'moved_from', from: TransportName, to: TransportName, body: Record<string, any> }
  *   | { type: 'error', error: Error }} Told
@@ -31,6 +37,7 @@ import { Ladder } from "./ladder.js";
 import { Memory } from "./ladder/memory.js";
 import { PARAMETERS } from "./ladder/parameters.js";
 import { Session } from "./session.js";
+import { endpointOfUrl } from "./session/goaway.js";
 import { toError } from "./transport.js";
 
 export class Driver {
@@ -44,8 +51,10 @@ export class Driver {
   #connections = new Map();
   /** What is dialled for, and with which token. @type {{ connection: number, token: string | null, isGivenUp: boolean } | null} */
   #dial = null;
-  /** What to race beside the connection that there is. @type {{ names: TransportName[], isEscape: boolean } | null} */
+  /** What to race beside the connection that there is. @type {Plan | null} */
   #plan = null;
+  /** Where a server sent the session, and it went: host and port. @type {string | null} */
+  #home = null;
   /** What the session is connected by. @type {TransportName | null} */
   #transport = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -62,7 +71,8 @@ export class Driver {
     this.#options = options;
     this.#tell = tell;
     this.#token = options.token;
-    this.session = new Session({ random, makeKey: randomHex, backoff });
+    const endpoints = Object.values(urls).flatMap((url) => endpointOfUrl(url) ?? []);
+    this.session = new Session({ random, makeKey: randomHex, backoff, endpoints });
     const parameters = { ...PARAMETERS, ...ladder };
     const memory = new Memory({ store, origin: originOf(urls), network: networkKey(), parameters });
     this.#ladder = new Ladder({ transports, memory, random, parameters });
@@ -202,8 +212,13 @@ export class Driver {
       case "moved":
         return this.#moved(event.connection, event.body);
       case "move_failed":
+        // That another server is out of reach says nothing of transports.
+        if (this.#plan?.isLeaving) this.#ladder.stop();
+        else this.#ladder.handleStayed(now(), isServersWill(event.why.code));
         this.#plan = null;
-        this.#ladder.handleStayed(now(), isServersWill(event.why.code));
+        break;
+      case "goaway":
+        this.#leave(event.endpoint);
         break;
       case "suspect":
         this.#suspect(event.isSuspect);
@@ -227,7 +242,8 @@ export class Driver {
     if (!from || !to) return;
     this.#transport = to;
     this.#ladder.handleLeft(now());
-    if (this.#plan?.isEscape) this.#ladder.handleEscaped(now(), from, to);
+    if (this.#plan?.isLeaving) this.#home = this.#plan.endpoint ?? null;
+    else if (this.#plan?.isEscape) this.#ladder.handleEscaped(now(), from, to);
     this.#plan = null;
     this.#ladder.handleConnected(now(), to);
     this.#tell({ type: "moved_from", from, to, body });
@@ -274,6 +290,8 @@ export class Driver {
         const { connection } = this.#dial ?? { connection: 0 };
         const reason = `no transport gets through (${this.#dialer.failures})`;
         this.#dial = null;
+        // Where that was gone, the app's own address comes next.
+        if (this.session.state === "dialing") this.#home = null;
         return this.session.handleDialFailed(now(), connection, reason);
       }
       case "climb":
@@ -290,6 +308,13 @@ export class Driver {
     if (this.session.move(now())) this.#plan = { names, isEscape };
     // It moves already, for whatever reason: that counts.
     else if (this.session.isMoving && this.#plan && isEscape) this.#plan.isEscape = true;
+  }
+
+  /** The server wants to be left. @param {string | null} endpoint */
+  #leave(endpoint) {
+    const names = this.#options.transports;
+    if (this.session.move(now())) this.#plan = { names, isEscape: false, isLeaving: true, endpoint };
+    else this.session.notLeft(now());
   }
 
   /** @param {TransportName} name */
@@ -316,7 +341,8 @@ export class Driver {
       if (dial.isGivenUp) return;
       // Where the other connection died meanwhile, whatever gets through will do.
       const plan = isBeside && this.session.state === "live" ? this.#plan : null;
-      this.#ladder.race(now(), plan ? { among: plan.names, isBeside: true } : {});
+      this.#dialer.endpoint = plan?.isLeaving ? (plan.endpoint ?? null) : this.#home;
+      this.#ladder.race(now(), plan ? { among: plan.names, isBeside: true, isElsewhere: plan.isLeaving === true } : {});
     } catch (error) {
       if (dial.isGivenUp) return;
       this.#dial = null;

@@ -20,6 +20,7 @@
  * @property {number} joinAt when the next one joins; infinity: not before another failed
  * @property {TransportName | null} winner
  * @property {boolean} isBeside a connection that there is
+ * @property {boolean} isElsewhere at another server: what fails there says nothing of transports here
  *
  * @typedef {{ type: 'dial', name: TransportName }
  *   | { type: 'abandon', name: TransportName }
@@ -96,13 +97,16 @@ export class Ladder {
    * Opens a connection by the first that gets through.
    *
    * @param {number} now
-   * @param {{ among?: TransportName[], isBeside?: boolean }} [options] of these only; there is a connection already
+   * @param {{ among?: TransportName[], isBeside?: boolean, isElsewhere?: boolean }} [options] of these only; there is a
+   *   connection already; to another server, the transport of that connection first
    */
-  race(now, { among = this.#transports, isBeside = false } = {}) {
+  race(now, { among = this.#transports, isBeside = false, isElsewhere = false } = {}) {
     this.stop();
+    const isFirst = (/** @type {TransportName} */ name) => isElsewhere && name === this.#current?.name;
     const known = this.#transports.filter((name) => among.includes(name));
+    known.sort((a, b) => Number(isFirst(b)) - Number(isFirst(a)));
     const waiting = [...known.filter((name) => !this.#isLast(name, now)), ...known.filter((name) => this.#isLast(name, now))];
-    this.#race = { waiting, dialing: [], failed: [], joinAt: Infinity, winner: null, isBeside };
+    this.#race = { waiting, dialing: [], failed: [], joinAt: Infinity, winner: null, isBeside, isElsewhere };
     if (waiting.length === 0) this.#exhausted(this.#race);
     else this.#join(now);
   }
@@ -156,7 +160,7 @@ export class Ladder {
 
   /** A session is connected by the winner, at first or because it moved there. @param {number} now @param {TransportName} name */
   handleConnected(now, name) {
-    const { failed } = this.#race ?? { failed: [] };
+    const { failed } = this.#race && !this.#race.isElsewhere ? this.#race : { failed: [] };
     const blamed = [...failed, ...(this.#deadEnd ? [this.#deadEnd] : [])];
     if (!this.#wasAway) this.#blame(now, blamed.filter((each) => each !== name));
     const before = this.#current;

@@ -39,15 +39,16 @@ export class Session {
    * @param {() => string} options.makeKey random text that nobody can guess, at most 128 bytes
    * @param {Partial<typeof LIMITS>} [options.limits]
    * @param {{ baseMs?: number, capMs?: number }} [options.backoff] between attempts to connect
+   * @param {string[]} [options.endpoints] hosts, with ports, of the app's own addresses: servers may send it there
    */
-  constructor({ random, makeKey, limits = {}, backoff = {} }) {
+  constructor({ random, makeKey, limits = {}, backoff = {}, endpoints = [] }) {
     this.#limits = { ...LIMITS, ...limits };
     this.#requests = new Requests(random, this.#limits);
     const emit = (/** @type {Event} */ event) => void this.#events.push(event);
     const shared = { emit, nextId: () => this.#nextId(), random, limits: this.#limits };
     this.#channels = new Channels(shared);
     const parts = { channels: this.#channels, requests: this.#requests };
-    this.#connections = new Connections({ ...shared, ...parts, backoff, makeKey });
+    this.#connections = new Connections({ ...shared, ...parts, backoff, makeKey, endpoints });
   }
 
   get state() {
@@ -100,6 +101,11 @@ export class Session {
   /** Stays where it is. @param {number} now @param {string} reason */
   abandonMove(now, reason) {
     this.#connections.abandonMove(now, reason);
+  }
+
+  /** What a `goaway` event asked for could not be done now. @param {number} now */
+  notLeft(now) {
+    this.#connections.notLeft(now);
   }
 
   /** The device has another network, or says that it has none: nobody knows what still works. @param {number} now */
@@ -272,6 +278,8 @@ export class Session {
         return;
       case "pong":
         return this.#pong(now, connection, id);
+      case "goaway":
+        return this.#connections.handleGoaway(now, connection, body);
       case "close":
         return this.#connections.handleClose(now, connection, body);
     }

@@ -23,8 +23,12 @@ export class Gateway {
   /** Whether it gives tickets; and the sessions that they stand for. */
   hasTickets = false;
   #tickets = new Map();
+  /** All that have the same channels. @type {Gateway[]} */
+  #peers = [this];
   /** While true, WebSockets carry nothing, and say nothing of it: a black hole. */
   isSilent = false;
+  /** Told in `connected`. */
+  alternatives = [];
   /** Asked for each token; what it answers closes the connection. */
   refuses = () => null;
 
@@ -43,6 +47,20 @@ export class Gateway {
     for (const { wake } of this.#polls.values()) wake?.();
     this.#http.closeAllConnections();
     await new Promise((resolve) => this.#http.close(resolve));
+  }
+
+  /** Has the channels of `other` too, and opens its tickets. */
+  share(other) {
+    this.channels = other.channels;
+    this.keys = other.keys;
+    this.#tickets = other.#tickets;
+    this.#peers = other.#peers;
+    this.#peers.push(this);
+  }
+
+  /** To all sessions. */
+  goaway(body) {
+    for (const session of this.sessions) session.send({ id: 0, name: "goaway", body });
   }
 
   publish(name, payload) {
@@ -65,7 +83,9 @@ export class Gateway {
   }
 
   #fanOut(name, frame) {
-    for (const session of this.sessions) if (session.subscriptions.has(name)) session.send(frame);
+    for (const { sessions } of this.#peers) {
+      for (const session of sessions) if (session.subscriptions.has(name)) session.send(frame);
+    }
   }
 
   #open(send) {
@@ -86,7 +106,8 @@ export class Gateway {
       const resumed = this.#tickets.has(body.resume);
       session.identity = this.#tickets.get(body.resume) ?? session.id;
       this.#tickets.delete(body.resume);
-      const connected = { session: session.identity, ping_ms: 25_000, node: "gateway", region: "test", subscriptions: [] };
+      const plan = { alternatives: this.alternatives.map((host) => ({ host, weight: 1 })) };
+      const connected = { plan, session: session.identity, ping_ms: 25_000, node: "gateway", region: "test", subscriptions: [] };
       return reply("connected", { ...connected, resumed, ...(this.hasTickets && { resume: this.#ticket(session) }) });
     }
     if (name === "subscribe") {

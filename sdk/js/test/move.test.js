@@ -313,7 +313,7 @@ test("the newest ticket resumes, with a key that stays the same until an attempt
     world.sent.length = 0;
     world.accept(world.dials[0]);
     world.settle(); // The answer is lost.
-    assert.deepEqual(world.sentFrames("connect")[0][1], { resume: "s1.1.2", key: expected });
+    assert.deepEqual(world.sentFrames("connect")[0][1], { resume: "s1.1.2", key: expected, moves: true });
   }
   world.run();
   assert.equal(world.last("connected").body.resumed, true);
@@ -321,7 +321,7 @@ test("the newest ticket resumes, with a key that stays the same until an attempt
   world.pass(60_000);
   world.accept(world.dials[0]);
   world.run();
-  assert.deepEqual(world.sentFrames("connect").at(-1)[1], { resume: "s1.2.4", key: "key 2" });
+  assert.deepEqual(world.sentFrames("connect").at(-1)[1], { resume: "s1.2.4", key: "key 2", moves: true });
   assert.equal(server.thefts, 0);
   assert.equal(session.state, "live");
 });
@@ -360,8 +360,8 @@ test("a refused ticket is dropped, and the token connects at once", () => {
     world.accept(world.dials[0]);
     world.settle();
     assert.deepEqual(world.sentFrames("connect").map(([, body]) => body), [
-      { token: "token", resume: "s1.1.1", key: "key 1" },
-      { token: "token" },
+      { token: "token", resume: "s1.1.1", key: "key 1", moves: true },
+      { token: "token", moves: true },
     ]);
   }
 });
@@ -416,7 +416,7 @@ test("an attempt that came too late is given up, and the token connects at once"
     world.pass(5_000);
     world.accept(world.dials[0]);
     world.settle();
-    assert.deepEqual(world.sentFrames("connect").at(-1)[1], { token: "token" });
+    assert.deepEqual(world.sentFrames("connect").at(-1)[1], { token: "token", moves: true });
   }
 });
 
@@ -446,7 +446,7 @@ test("without tickets it moves by its token, as a session of its own", () => {
   world.token = "token";
   world.session.move(world.now);
   world.run();
-  assert.deepEqual(world.sentFrames("connect").map(([, body]) => body), [{ token: "token" }]);
+  assert.deepEqual(world.sentFrames("connect").map(([, body]) => body), [{ token: "token", moves: true }]);
   assert.equal(world.count("moved"), 1);
   world.server.publish("room:1", "two");
   world.run();

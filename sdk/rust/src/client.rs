@@ -263,6 +263,17 @@ pub enum ClientEvent {
         /// By what it goes on.
         transport: Transport,
     },
+    /// The server wants to be left: a connection elsewhere is looked for beside the present one. `Moved` follows.
+    Leaving {
+        /// Where to, as host and port; `None` for wherever the app's URLs lead.
+        endpoint: Option<String>,
+    },
+    /// The server wants the session to go to a place that neither the app nor the server's own `connected` named: nothing
+    /// is done.
+    GoawayIgnored {
+        /// As it came.
+        endpoint: String,
+    },
     /// Nothing comes over the connection although something should: another is looked for beside it.
     Suspect {
         /// The connection's.

@@ -2,6 +2,7 @@
 
 mod commands;
 mod connections;
+mod destination;
 mod events;
 mod moves;
 mod network;
@@ -30,6 +31,7 @@ use crate::transport::{DialError, Dialer, Inbound, PathNews};
 use crate::{ClientError, QuicOptions, Transport};
 
 use connections::{Connections, Happening};
+use destination::Destination;
 use queues::{Queue, Undelivered};
 
 /// What the builder made of the app's wishes.
@@ -63,12 +65,16 @@ pub(crate) async fn start(options: Options) -> Result<Client, ClientError> {
     let config = Config { backoff_base, backoff_cap, ..Config::default() };
     let mut session = Session::new(config, clock::rng());
     let (ladder, dialer) = prepare(&options, &tracker).await?;
+    for endpoint in &options.endpoints {
+        session.trust_endpoint(&endpoint.authority());
+    }
     session.connect(options.token);
     let driver = Driver {
         session,
         ladder,
         dialer,
         endpoints: options.endpoints,
+        destination: Destination::default(),
         connections: Connections::default(),
         last_attempt: AttemptId(0),
         early: None,
@@ -149,6 +155,8 @@ struct Driver {
     dialer: Dialer,
     /// Of each transport, the one that opened last stands first.
     endpoints: Vec<Endpoint>,
+    /// Where servers sent the session, beside those.
+    destination: Destination,
     connections: Connections,
     last_attempt: AttemptId,
     /// The session has it although its handshake is not complete: it is the session's until another takes its place, even

@@ -46,6 +46,15 @@ impl Transport {
         }
     }
 
+    /// Of its URLs, with TLS.
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Self::Quic => "quic",
+            Self::WebSocket => "wss",
+            Self::LongPoll => "https",
+        }
+    }
+
     pub(crate) fn of_kind(kind: TransportKind) -> Option<Self> {
         match kind {
             TransportKind::Quic => Some(Self::Quic),

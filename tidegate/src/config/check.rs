@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 use tidegate_certs::load_certificate;
 use tidegate_edge::auth::{AuthConfig, Authenticator};
 use tidegate_fallback::http::OriginPolicy;
+use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_protocol::link::fleet::{MAX_ENDPOINT_BYTES, MAX_ENDPOINTS};
+use tidegate_protocol::plan::ReconnectPlan;
 
 use super::convert::MAX_WORKERS;
 use super::keys;
@@ -87,6 +89,14 @@ impl Check<'_> {
         }
         self.endpoints();
         let node = &self.loaded.settings.node;
+        if node.alternatives.len() > ReconnectPlan::MAX_ALTERNATIVES {
+            let text = format!("`node.alternatives` can be at most {}", ReconnectPlan::MAX_ALTERNATIVES);
+            self.report("node.alternatives", text);
+        }
+        for host in node.alternatives.iter().filter(|host| endpoint_of(host).is_none()) {
+            let text = format!("`node.alternatives`: `{host}` is no host, or host and port");
+            self.report("node.alternatives", text);
+        }
         for (path, count) in [("node.workers", node.workers), ("core.threads", node.threads)] {
             if count > MAX_WORKERS.get() {
                 self.report(path, format!("`{path}` can be at most {MAX_WORKERS}"));

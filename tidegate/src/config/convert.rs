@@ -11,6 +11,7 @@ use tidegate_edge::resume::{TicketKeyError, TicketKeys};
 use tidegate_edge::{About, Addresses, HomeRules};
 use tidegate_protocol::grants::ChannelPattern;
 use tidegate_protocol::namespace::Namespaces;
+use tidegate_protocol::plan::Alternative;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::quic::{ROUTING_KEY_BYTES, Routing};
 
@@ -30,6 +31,7 @@ impl Settings {
             http3: self.listen.http3.filter(|_| self.listen.tls.is_some()),
             namespaces: self.namespaces(),
             anonymous: self.auth.anonymous,
+            alternatives: self.alternatives(),
             resume: self.resume.enabled.then_some(self.resume.times),
             limits: self.limits.edge.clone(),
         }
@@ -70,6 +72,11 @@ impl Settings {
             0 => u32::try_from(self.workers().get()).unwrap_or(u32::MAX).saturating_mul(RATE_OF_WORKER),
             rate => rate,
         }
+    }
+
+    fn alternatives(&self) -> Vec<Alternative> {
+        let hosts = self.node.alternatives.iter();
+        hosts.map(|host| Alternative { host: host.clone(), weight: 1, elsewhere: false }).collect()
     }
 
     /// Where channels live.

@@ -95,6 +95,8 @@ fn node() -> Vec<Key<Settings>> {
             "Told to clients and backends. Empty: the host's name."),
         Key::new("node.region", &TEXT, |s| &mut s.node.region, "",
             "Where the node stands; told to clients."),
+        Key::new("node.alternatives", &TEXTS, |s| &mut s.node.alternatives, "",
+            "Other edges that clients of this one may be sent to when it is drained, at most 16: \"edge-2.example.com\", with a port\nwhere it is not 4433, by names that their certificates have. Clients go nowhere else but to what their app named."),
         Key::new("node.workers", &COUNT, |s| &mut s.node.workers, "",
             "Single-threaded workers, at most 64. 0: one per processor."),
         Key::new("node.endpoints", &TEXTS, |s| &mut s.node.endpoints, "",

@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tidegate_core::BackendApi;
+use tidegate_edge::drain::DrainControl;
 use tidegate_transport::link::Backend;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::drain;
 use crate::config::Settings;
 
 /// Whether `GET /readyz` says yes.
@@ -97,11 +99,12 @@ impl Api {
         self,
         answers: BackendApi,
         backend: Arc<dyn Backend>,
+        drain: Option<DrainControl>,
         registry: Registry,
     ) -> ServingApi {
         let (accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
-        let state = Arc::new(State { answers, backend, registry, readiness: self.readiness });
+        let state = Arc::new(State { answers, backend, drain, registry, readiness: self.readiness });
         let accept = accept(self.listener, self.bounds, state, tasks.clone(), stop.clone());
         tasks.spawn(accepting.clone().run_until_cancelled_owned(accept));
         ServingApi { listener: self.copy, accepting, stop, tasks }
@@ -146,8 +149,18 @@ impl ServingApi {
 struct State {
     answers: BackendApi,
     backend: Arc<dyn Backend>,
+    /// `None` for a node without clients.
+    drain: Option<DrainControl>,
     registry: Registry,
     readiness: Arc<Readiness>,
+}
+
+impl State {
+    /// False while clients should be sent elsewhere.
+    fn is_ready(&self) -> bool {
+        let drained = self.drain.as_ref().is_some_and(|drain| drain.status().is_some());
+        self.readiness.is_ready() && self.backend.is_ready() && !drained
+    }
 }
 
 async fn accept(
@@ -208,9 +221,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
         "/healthz" if reads => text(StatusCode::OK, TEXT, "ok\n".to_owned()),
-        "/readyz" if reads && state.readiness.is_ready() && state.backend.is_ready() => {
-            text(StatusCode::OK, TEXT, "ready\n".to_owned())
-        }
+        "/readyz" if reads && state.is_ready() => text(StatusCode::OK, TEXT, "ready\n".to_owned()),
         "/readyz" if reads => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "not ready\n".to_owned()),
         "/metrics" if reads => {
             let mut metrics = String::new();
@@ -222,6 +233,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/healthz" | "/readyz" | "/metrics" => {
             text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned())
         }
+        DRAIN => drain::answer(state.drain.as_ref(), &state.answers, request).await,
         _ => state.answers.handle(request).await,
     }
 }
@@ -233,6 +245,7 @@ fn text(status: StatusCode, kind: &'static str, text: String) -> Response<Full<B
     response
 }
 
+const DRAIN: &str = "/v1/drain";
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For answers under way when the node ends.

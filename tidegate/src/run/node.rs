@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
+use tidegate_edge::drain::DrainControl;
 use tidegate_edge::{Addresses, EdgeNode, Fleet, Handover, Hub};
 use tidegate_transport::link::Backend;
 use tidegate_transport::quic::Strays;
@@ -109,6 +110,11 @@ impl Node {
     /// What came to the wrong socket.
     pub(super) fn strays(&self) -> Strays {
         self.edge.as_ref().map(|edge| edge.metrics().strays()).unwrap_or_default()
+    }
+
+    /// Moves its clients elsewhere; `None` where it has none.
+    pub(super) fn drain_control(&self) -> Option<DrainControl> {
+        self.edge.as_ref().map(|edge| edge.drain_control().clone())
     }
 
     /// Answers backends.

@@ -94,6 +94,7 @@ impl Bench {
             tls: None,
             plain: None,
             http3: None,
+            alternatives: Vec::new(),
             namespaces: Namespaces::new(open, named, false),
             anonymous: true,
             resume: Some(Resume::default()),

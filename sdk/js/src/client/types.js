@@ -56,6 +56,8 @@
  * @property {DisconnectedEvent} disconnected
  * @property {MovedEvent} moved
  * @property {TransportName | null} transport what it is connected by now
+ * @property {{ endpoint: string | null }} leaving the server asked to be left: `moved` follows, unless it leads nowhere;
+ *   null: not to a certain place
  * @property {boolean} suspect the connection carries nothing; false: it does again, or it was left
  * @property {Subscription} subscription one that the server began by itself; listen to it here and now
  * @property {number} rtt milliseconds

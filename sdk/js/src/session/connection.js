@@ -36,6 +36,10 @@ export class Connection {
   isResuming = false;
   /** @type {Record<string, any>} */
   connected = {};
+  /** Where its server may send the session: hosts with ports. @type {string[]} */
+  alternatives = [];
+  /** Its server asked to leave. @type {import('./goaway.js').Departure | null} */
+  departure = null;
   /** Frames to send that nobody keeps. @type {Frame[]} */
   control = [];
   /** Channels by the id of their `subscribe`. @type {Map<number, { channel: string, sentAt: number | null }>} */

@@ -3,6 +3,7 @@
  * waits between attempts.
  *
  * @import { Channels } from './channels.js'
+ * @import { Departure } from './goaway.js'
  * @import { Requests } from './requests.js'
  * @import { Event, TokenWanted, Why } from './types.js'
  *
@@ -14,6 +15,7 @@
 import { Backoff } from "../backoff.js";
 import { CloseCode, policyOf } from "../close-codes.js";
 import { Connection } from "./connection.js";
+import { alternatives, departure, putOff, takeTurn } from "./goaway.js";
 import { Ticket, isTicketRefusal } from "./ticket.js";
 import { LIMITS, closedError } from "./types.js";
 
@@ -26,6 +28,8 @@ export class Connections {
   next = null;
   /** Left, and told so. @type {Connection[]} */
   #retired = [];
+  /** What the last connection's server asked for, where it was lost first. @type {Departure | null} */
+  #leftBehind = null;
   /** When a new token is due. @type {number | null} */
   refreshAt = null;
   /** @type {number | null} */
@@ -39,6 +43,7 @@ export class Connections {
   #nextId;
   #channels;
   #requests;
+  #endpoints;
 
   /**
    * @param {object} options
@@ -50,8 +55,9 @@ export class Connections {
    * @param {{ baseMs?: number, capMs?: number }} options.backoff
    * @param {Channels} options.channels
    * @param {Requests} options.requests
+   * @param {string[]} options.endpoints hosts, with ports, of the app's own addresses
    */
-  constructor({ emit, nextId, random, makeKey, limits, backoff, channels, requests }) {
+  constructor({ emit, nextId, random, makeKey, limits, backoff, channels, requests, endpoints }) {
     this.#emit = emit;
     this.#nextId = nextId;
     this.#random = random;
@@ -60,6 +66,7 @@ export class Connections {
     this.#ticket = new Ticket(makeKey);
     this.#channels = channels;
     this.#requests = requests;
+    this.#endpoints = endpoints;
   }
 
   /** @returns {'idle' | 'dialing' | 'greeting' | 'live' | 'waiting' | 'closing' | 'ended'} */
@@ -176,7 +183,8 @@ export class Connections {
     opened.isResuming = ticket.resume !== undefined;
     opened.greetingId = this.#nextId();
     opened.liveness.heard(now);
-    const body = { ...(token !== null && { token }), ...ticket };
+    const slot = this.#slot(now);
+    const body = { ...(token !== null && { token }), ...ticket, ...(slot !== undefined && { slot }), moves: true };
     opened.control.push({ id: opened.greetingId, name: "connect", body });
     this.#channels.open(opened);
     if (opened === this.current) this.#emit({ type: "state" });
@@ -218,6 +226,8 @@ export class Connections {
     connection.liveSince = now;
     connection.pingMs = Math.max(body.ping_ms, 1_000);
     connection.connected = body;
+    connection.alternatives = alternatives(body.plan);
+    this.#leftBehind = null;
     this.#ticket.begin(connection.id, body.resume);
     this.setExpiry(now, body.expires_ms);
     if (connection === this.current) {
@@ -231,6 +241,24 @@ export class Connections {
   /** A `ping` may bring a fresher ticket. @param {Connection} connection @param {string | undefined} ticket */
   renewTicket(connection, ticket) {
     this.#ticket.renew(connection.id, ticket);
+  }
+
+  /** The server wants to be left. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
+  handleGoaway(now, connection, body) {
+    if (connection.phase !== "live") return;
+    const isAllowed = (/** @type {string} */ endpoint) =>
+      this.#endpoints.includes(endpoint) || connection.alternatives.includes(endpoint);
+    const asked = departure(now, body, isAllowed);
+    if (!asked) return this.#emit({ type: "goaway_ignored", endpoint: String(body.endpoint).slice(0, 255) });
+    const isLeaving = connection === this.current && (connection.departure?.tries ?? 0) > 0;
+    connection.departure = asked;
+    // Where it was to go before does not count any more.
+    if (isLeaving && this.next?.phase === "dialing") this.abandonMove(now, "the server names another place");
+  }
+
+  /** What `goaway` asked for could not be done now. @param {number} now */
+  notLeft(now) {
+    if (this.current?.departure) putOff(this.current.departure, now, this.#random());
   }
 
   /** A `close` frame. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
@@ -275,12 +303,14 @@ export class Connections {
     for (const each of [...this.#retired, this.next, this.current]) {
       if (each && now >= each.deadAt) this.#dead(now, each);
     }
+    const asked = now >= this.#departureAt ? this.current?.departure : null;
+    if (asked) this.#emit({ type: "goaway", endpoint: takeTurn(asked, now) });
   }
 
   /** @returns {number} when to call `handleTimeout`; infinity for never */
   nextAt() {
     const state = this.#state;
-    let next = Infinity;
+    let next = this.#departureAt;
     for (const { hangupAt } of this.#retired) next = Math.min(next, hangupAt);
     if (state.name === "waiting") next = Math.min(next, state.until);
     if (state.name === "closing") next = Math.min(next, state.deadline);
@@ -290,6 +320,18 @@ export class Connections {
   }
 
   // --- the rest -----------------------------------------------------------------------------------------------------
+
+  /** When to leave; infinity while it is on its way already. */
+  get #departureAt() {
+    const asked = this.state === "live" && !this.next ? this.current?.departure : null;
+    return asked && asked.tryAt < asked.deadline ? asked.tryAt : Infinity;
+  }
+
+  /** What to show in `connect`: the place that is kept for the session elsewhere. @param {number} now */
+  #slot(now) {
+    const asked = this.current?.departure ?? this.#leftBehind;
+    return asked && now < asked.deadline ? asked.slot : undefined;
+  }
 
   /** @param {TokenWanted} token @param {number} now */
   #dial(token, now) {
@@ -392,6 +434,7 @@ export class Connections {
     this.#requests.lost(lost.id);
     this.#channels.handBack(now, current);
     if (wasRefused) return this.#dialNext(why.code === CloseCode.badResume ? "fresh_if_any" : "known", now);
+    this.notLeft(now);
     this.#emit({ type: "move_failed", connection: lost.id, why, isConnected });
   }
 
@@ -415,6 +458,7 @@ export class Connections {
     this.current = null;
     this.refreshAt = null;
     if (died) {
+      this.#leftBehind = died.departure ?? this.#leftBehind;
       this.#resetBackoff(now, died);
       this.#requests.lost(died.id);
       this.#channels.lost(died, null);

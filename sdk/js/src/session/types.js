@@ -28,6 +28,8 @@
  *   | { type: 'moved', connection: number, body: Record<string, any> }
  *   | { type: 'move_failed', connection: number, why: Why, isConnected: boolean }
  *   | { type: 'suspect', isSuspect: boolean }
+ *   | { type: 'goaway', endpoint: string | null }
+ *   | { type: 'goaway_ignored', endpoint: string }
  *   | { type: 'disconnected', code: number, reason: string, policy: ReconnectPolicy, retryInMs: number | null }
  *   | { type: 'subscribed', channel: string, position: Position, how: Begun['how'], missed: number, conflated: boolean,
  *       byServer: boolean }
@@ -41,7 +43,8 @@
  *   | { type: 'token_wanted' }
  *   | { type: 'rtt', ms: number }} Event
  *   `dial` beside: the connection that there is goes on meanwhile. `moved`: the one that was dialled beside it has taken
- *   over. `disconnected` with `retryInMs` 0 while one is dialled beside: that one is all there is now
+ *   over. `goaway`: dial there beside the one that there is, or tell that it is `notLeft`; null for wherever the app's own
+ *   address leads. `disconnected` with `retryInMs` 0 while one is dialled beside: that one is all there is now
  */
 
 /** Error code of a request that ended with its session. */

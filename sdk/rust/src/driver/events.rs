@@ -21,6 +21,11 @@ impl Driver {
                 self.ladder.dial(now);
             }
             Event::Suspect { connection } => self.handle_suspect(now, attempt(connection)),
+            Event::Goaway { endpoint, .. } => self.go_away(now, endpoint),
+            Event::GoawayIgnored { endpoint, .. } => {
+                tracing::warn!(endpoint, "the server wants to send the session where it has no right to");
+                self.tell(ClientEvent::GoawayIgnored { endpoint });
+            }
             Event::Heard { connection } => self.ladder.handle_heard(now, attempt(connection)),
             Event::RoundTrip { connection, round_trip } => {
                 self.ladder.handle_round_trip(now, attempt(connection), round_trip);
@@ -118,6 +123,9 @@ impl Driver {
     fn handle_moved(&mut self, attempt: AttemptId) {
         let Some(transport) = self.connections.transport(attempt) else { return };
         self.ladder.handle_connected(clock::now(), attempt);
+        if let Some(endpoint) = self.destination.arrived(attempt) {
+            tracing::debug!(endpoint = &*endpoint, "left the server that asked for it");
+        }
         if self.connected.is_some_and(|before| before != attempt) {
             self.connected = Some(attempt);
             self.state.send_replace(State::Connected { transport });

@@ -1,5 +1,6 @@
 //! What the ladder says, and what it is told: dials, moves, suspicion.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use tidegate_fallback::ladder::{AttemptId, DialFailure, LadderEvent, Purpose};
@@ -24,6 +25,7 @@ impl Driver {
             LadderEvent::Probe => self.probe(now),
             LadderEvent::Failed { purpose: Purpose::Need } => self.report_no_connection(now),
             LadderEvent::Failed { purpose: Purpose::Request } => self.refuse_move("it did not open"),
+            LadderEvent::Failed { purpose: Purpose::Goaway } => self.session.not_left(now),
             LadderEvent::Failed { .. } => {}
         }
     }
@@ -31,8 +33,8 @@ impl Driver {
     fn dial(&mut self, attempt: AttemptId, kind: TransportKind) {
         self.last_attempt = attempt;
         let Some(transport) = Transport::of_kind(kind) else { return };
-        let endpoints = self.endpoints.iter().filter(|endpoint| endpoint.transport == transport);
-        let endpoints = endpoints.cloned().collect();
+        let leaving = self.ladder.is_leaving();
+        let endpoints = self.destination.choose(&self.endpoints, transport, leaving.then_some(attempt));
         let heard = self.heard_sender.clone();
         let mut dialer = self.dialer.clone();
         // Only where there is nothing to lose: beside another connection the ladder decides first.
@@ -42,6 +44,16 @@ impl Driver {
             let _one_too_many = heard.try_send(attempt);
         });
         self.connections.dial(attempt, transport, Box::pin(dialing));
+    }
+
+    /// The server wants to be left.
+    pub(super) fn go_away(&mut self, now: Instant, endpoint: Option<Arc<str>>) {
+        tracing::debug!(endpoint = endpoint.as_deref(), "leaving the server that asks for it");
+        self.tell(ClientEvent::Leaving { endpoint: endpoint.as_deref().map(str::to_owned) });
+        let anew = self.destination.set(endpoint);
+        if !self.ladder.leave(now, anew) {
+            self.session.not_left(now);
+        }
     }
 
     fn abandon(&mut self, now: Instant, attempt: AttemptId) {

@@ -1,0 +1,314 @@
+//! An edge is drained: its clients go to another one, and neither they nor those who watch them notice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::Bytes;
+use http_body_util::Full;
+use serde_json::{Value, json};
+use tidegate_client::{Client, ClientEvent, Payload};
+use tidegate_interop_tests::clients::browser::Browser;
+use tidegate_interop_tests::clients::{Collector, Native, from_heads, native};
+use tidegate_interop_tests::cluster::{Cluster, ClusterSpec, HOME};
+use tidegate_interop_tests::gateway::Gateway;
+use tidegate_interop_tests::http::{get, post};
+use tidegate_interop_tests::raw::{Carrier, Raw};
+use tidegate_interop_tests::wait::{PATIENCE, until, within};
+use tokio::task::JoinSet;
+
+use super::real::presence::{CONFIG, Person, listed};
+
+const ROOM: &str = "room:1";
+const EACH: usize = 6;
+
+fn spec(edges: usize) -> ClusterSpec {
+    ClusterSpec {
+        nats: 0,
+        engine: "memory",
+        cores: 1,
+        partitions: 4,
+        edges: vec![HOME; edges],
+        config: CONFIG
+            .replace("presence_users = 4", "presence_users = 100")
+            .replace("[namespaces.default]\n", "[namespaces.default]\nhistory_count = 10000\n"),
+        ..ClusterSpec::default()
+    }
+}
+
+fn endpoint(edge: &Gateway) -> String {
+    format!("https://{}", edge.addresses.tls)
+}
+
+/// Begins a drain; what it answers.
+async fn drain(edge: &Gateway, to: &[String], within: &str) -> Result<Value> {
+    let order = json!({ "to": to, "within": within });
+    let answer = edge.api(post("/v1/drain", order.to_string())).await?;
+    ensure!(answer.status == 200, "{}: {}", answer.status, answer.text());
+    Ok(answer.json())
+}
+
+async fn drained(edge: &Gateway) -> Result<Value> {
+    until("the edge is empty", || async {
+        let progress = edge.api(get("/v1/drain")).await?.json();
+        ensure!(progress["drain"]["done"] == true && progress["drain"]["remaining"] == 0, "{progress}");
+        Ok(progress["drain"].clone())
+    })
+    .await
+}
+
+/// All connections of an edge.
+async fn connections(edge: &Gateway) -> Result<f64> {
+    let metrics = edge.metrics().await?;
+    let of_connections = metrics.iter().filter(|(name, _)| name.starts_with("tidegate_edge_connections{"));
+    Ok(of_connections.map(|(_, count)| count).sum())
+}
+
+/// Clients of the SDK on every transport, each of a user of its own.
+async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
+    let wishes = from_heads(&[ROOM]);
+    let mut crowd = Vec::new();
+    for scheme in ["quic", "wss", "https"] {
+        for n in 0..EACH {
+            let token = edge.token(&["--user", &format!("{scheme}-{n}")]).await?;
+            crowd.push(Collector::begin(native(edge, scheme, Some(token), &wishes).await?, &wishes).await?);
+        }
+    }
+    Ok(crowd)
+}
+
+/// Everybody publishes, and so does the backend of `edge`, until told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    tasks: JoinSet<Result<()>>,
+}
+
+impl Load {
+    fn begin(publishers: Vec<Client>, api: std::net::SocketAddr) -> Self {
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        for (index, client) in publishers.into_iter().enumerate() {
+            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+            tasks.spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let payload = Payload::Json(Bytes::from(index.to_string()));
+                    client.publish(ROOM, payload).await.with_context(|| format!("publisher {index}"))?;
+                    acknowledged.fetch_add(1, Ordering::Relaxed);
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Ok(())
+            });
+        }
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+        tasks.spawn(async move {
+            while !stopped.load(Ordering::Relaxed) {
+                let body = json!({ "channel": ROOM, "data": "from the backend" }).to_string();
+                let request: http::Request<Full<Bytes>> = post("/v1/publish", body);
+                let answer = tidegate_interop_tests::http::send(api, None, request).await?;
+                ensure!(answer.status == 200, "{}", answer.text());
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Ok(())
+        });
+        Self { stop, acknowledged, tasks }
+    }
+
+    /// How many were acknowledged.
+    async fn end(mut self) -> Result<usize> {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.tasks.join_next().await {
+            ended??;
+        }
+        Ok(self.acknowledged.load(Ordering::Relaxed))
+    }
+}
+
+/// Each has everything, in order, without having begun anew.
+async fn have_all(crowd: &mut [Collector<Native>], published: usize) -> Result<()> {
+    for collector in crowd {
+        collector.collect(published).await?;
+        ensure!(collector.rebased.is_empty(), "{} was rebased", collector.name());
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() -> Result<()> {
+    let cluster = Cluster::start(spec(2)).await?;
+    let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
+    let mut watcher = Person::join(to, Carrier::WebSocket, Some("kim"), ROOM, true).await?;
+    watcher.hears(&["+kim"]).await?;
+    let mut crowd = crowd(from).await?;
+    let count = crowd.len();
+    while watcher.told.len() < count {
+        watcher.hear_of_people(ROOM).await?;
+    }
+    watcher.told.clear();
+    let before = listed(to, ROOM).await?;
+    let publishers = crowd.iter_mut().map(|each| each.subscriber().client.clone()).collect();
+    let load = Load::begin(publishers, to.addresses.api);
+    let progress = drain(from, &[endpoint(to)], "6s").await?;
+    ensure!(progress["draining"] == true && progress["drain"]["unannounced"] == json!([]), "{progress}");
+    ensure!(from.api(get("/readyz")).await?.status == 503, "it is not to get new clients");
+    let progress = drained(from).await?;
+    let published = load.end().await?;
+    ensure!(progress["moved"] == count && progress["closed"] == 0, "{progress}");
+    ensure!(published > 200, "there was no load: {published}");
+    have_all(&mut crowd, published).await?;
+    ensure!(connections(from).await? == 0.0);
+    until("all of them at the other edge", || async {
+        let there = connections(to).await?;
+        ensure!(there == count as f64 + 1.0, "{there}");
+        Ok(())
+    })
+    .await?;
+    // Nobody came, nobody went: the next that the watcher hears is this.
+    ensure!(listed(to, ROOM).await? == before, "{}", listed(to, ROOM).await?);
+    let late = Person::join(to, Carrier::WebSocket, Some("late"), ROOM, false).await?;
+    while watcher.told.is_empty() {
+        watcher.hear_of_people(ROOM).await?;
+    }
+    ensure!(watcher.told == ["+late"] && watcher.gaps == 0, "{:?}", watcher.told);
+    late.leave().await?;
+    let stopped = from.api(http::Request::delete("/v1/drain").body(Full::default())?).await?.json();
+    ensure!(stopped["draining"] == false && from.api(get("/readyz")).await?.status == 200, "{stopped}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_drains_at_once_lead_everybody_to_the_third_edge() -> Result<()> {
+    let cluster = Cluster::start(spec(3)).await?;
+    let [first, second, third] = &cluster.edges[..] else { anyhow::bail!("three edges") };
+    let mut crowd = crowd(first).await?;
+    let publishers = crowd.iter_mut().map(|each| each.subscriber().client.clone()).collect();
+    let load = Load::begin(publishers, third.addresses.api);
+    drain(second, &[endpoint(third)], "8s").await?;
+    drain(first, &[endpoint(second)], "4s").await?;
+    drained(first).await?;
+    until("all of them at the third edge", || async {
+        let there = connections(third).await?;
+        let left = connections(first).await? + connections(second).await?;
+        ensure!(there == crowd.len() as f64 && left == 0.0, "{there} there, {left} left");
+        Ok(())
+    })
+    .await?;
+    let published = load.end().await?;
+    have_all(&mut crowd, published).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_go_nowhere_that_they_were_not_told_of_and_old_ones_are_closed() -> Result<()> {
+    let cluster = Cluster::start(spec(1)).await?;
+    let edge = &cluster.edges[0];
+    // Somebody listens there, and would see them come.
+    let trap = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let forged = format!("https://{}", trap.local_addr()?);
+    let mut clients = Vec::new();
+    for scheme in ["wss", "https"] {
+        let client = Client::builder(edge.url(scheme)).with_ca_file(edge.ca_file()).connect().await?;
+        let events = client.take_events().context("events")?;
+        clients.push((client, events));
+    }
+    let mut old = Raw::connect(edge, Carrier::WebSocket).await?;
+    let progress = drain(edge, std::slice::from_ref(&forged), "1s").await?;
+    ensure!(progress["drain"]["unannounced"] == json!([forged]), "{progress}");
+    for (client, events) in &mut clients {
+        let ignored = async {
+            while let Some(event) = events.next().await {
+                if let ClientEvent::GoawayIgnored { endpoint } = event {
+                    return Some(endpoint);
+                }
+                if let ClientEvent::Leaving { .. } | ClientEvent::Moved { .. } = event {
+                    return None;
+                }
+            }
+            None
+        };
+        ensure!(within(PATIENCE, "the event", ignored).await? == Some(forged.clone()));
+        client.publish(ROOM, Payload::Json(Bytes::from_static(b"1"))).await?;
+    }
+    // This one follows nothing, and is closed when its time is over.
+    let frame = old.frame().await?;
+    ensure!(frame["goaway"]["endpoint"] == forged && frame["goaway"]["deadline_ms"] == 5000, "{frame}");
+    let end = old.end().await?;
+    ensure!(end.frame == 4100, "{end:?}");
+    let came = tokio::time::timeout(Duration::ZERO, trap.accept()).await;
+    ensure!(came.is_err(), "somebody came to the forged place");
+    edge.api(http::Request::delete("/v1/drain").body(Full::default())?).await?;
+    Ok(())
+}
+
+/// Runs in a page: a client by each transport, which publish until they have moved.
+const MOVES: &str = r#"
+    const { Client } = await import("/sdk/index.js");
+    const clients = ["webtransport", "websocket", "longpoll"].map((name) => {
+        const client = new Client(URL_OF_EDGE, { transports: [name], certificateHashes: [HASH], storage: null });
+        const seen = { name, offsets: [], how: [], moves: [], disconnected: [], errors: [] };
+        client.on("moved", ({ from, to, node, resumed }) => seen.moves.push({ from, to, node, resumed }));
+        client.on("disconnected", ({ reason }) => seen.disconnected.push(reason));
+        client.on("error", ({ message }) => seen.errors.push(message));
+        client.subscribe("room:1", {
+            onSubscribed: ({ how }) => seen.how.push(how),
+            onPublication: ({ offset }) => seen.offsets.push(offset),
+        });
+        return { client, seen };
+    });
+    await Promise.all(clients.map(({ client }) => client.connect()));
+    await Promise.all(clients.map(({ client }) => client.subscriptions.get("room:1").ready()));
+    globalThis.clients = clients;
+    globalThis.isTalking = true;
+    const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+    globalThis.talking = clients.map(async ({ client }) => {
+        let count = 0;
+        for (; globalThis.isTalking; count += 1) {
+            await client.publish("room:1", { count });
+            await pause(5);
+        }
+        return count;
+    });
+    return clients.map(({ client }) => client.transport);
+"#;
+
+const REPORT: &str = r#"
+    globalThis.isTalking = false;
+    const published = (await Promise.all(globalThis.talking)).reduce((sum, count) => sum + count, 0);
+    const all = globalThis.clients.map(({ seen }) => seen);
+    // The last of them are on their way.
+    for (let round = 0; round < 1_000 && all.some(({ offsets }) => offsets.length < published); round += 1) {
+        await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+    return { published, all };
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn browsers_move_to_another_edge_by_each_transport() -> Result<()> {
+    let cluster = Cluster::start(spec(2)).await?;
+    let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
+    let (browser, page) = Browser::inside().await?;
+    browser.open("moves", &page).await?;
+    let hash = from.facts().await?["certificate_hash"].clone();
+    let script = MOVES.replace("URL_OF_EDGE", &json!(endpoint(from)).to_string());
+    let used = browser.evaluate("moves", &script.replace("HASH", &hash.to_string())).await?;
+    ensure!(used == json!(["webtransport", "websocket", "longpoll"]), "{used}");
+    drain(from, &[endpoint(to)], "4s").await?;
+    let progress = drained(from).await?;
+    let report = browser.evaluate("moves", REPORT).await?;
+    ensure!(progress["moved"] == 3, "{progress}: {report}");
+    let published = report["published"].as_u64().context("a number")?;
+    ensure!(published > 100, "there was no load: {published}");
+    for seen in report["all"].as_array().context("all")? {
+        let offsets: Vec<u64> = serde_json::from_value(seen["offsets"].clone())?;
+        ensure!(offsets == (1..=published).collect::<Vec<_>>(), "of {published}: {seen}");
+        let name = &seen["name"];
+        let moves = json!([{ "from": name, "to": name, "node": "edge-2", "resumed": true }]);
+        ensure!(seen["moves"] == moves && seen["how"] == json!(["begun"]), "{seen}");
+        ensure!(seen["disconnected"] == json!([]) && seen["errors"] == json!([]), "{seen}");
+    }
+    Ok(())
+}
+
+/// Between the publications of each.
+const PAUSE: Duration = Duration::from_millis(20);

@@ -1,0 +1,93 @@
+/**
+ * Sans-io: leaving a connection whose server asks to: when to dial where, and what is not believed.
+ *
+ * @typedef {object} Departure what the server of a connection asked for
+ * @property {string | null} endpoint where to, as host and port; null for wherever the app's own address leads
+ * @property {string | undefined} slot
+ * @property {number} tryAt when to dial, or to dial again if nothing is heard of the last one
+ * @property {number} tries dials that were asked for
+ * @property {number} anywhereFrom from then on any place will do
+ * @property {number} deadline the server closes then
+ */
+
+/**
+ * @param {number} now
+ * @param {Record<string, any>} goaway
+ * @param {(endpoint: string) => boolean} isAllowed
+ * @returns {Departure | null} null where the server has no right to send the session there
+ */
+export function departure(now, goaway, isAllowed) {
+  const endpoint = goaway.endpoint === undefined ? null : endpointOf(goaway.endpoint, "https://");
+  if (goaway.endpoint !== undefined && (endpoint === null || !isAllowed(endpoint))) return null;
+  const left = Math.min(goaway.deadline_ms, MAX_DEADLINE_MS);
+  const tryAt = now + Math.min(goaway.after_ms, left);
+  const deadline = now + left;
+  const anywhereFrom = Math.max(deadline - Math.min(MARGIN_MS, left / 4), tryAt);
+  const slot = (goaway.slot?.length ?? 0) <= MAX_SLOT ? goaway.slot : undefined;
+  return { endpoint, slot, tryAt, tries: 0, anywhereFrom, deadline };
+}
+
+/** What was asked for led nowhere. @param {Departure} departure @param {number} now @param {number} random in [0, 1) */
+export function putOff(departure, now, random) {
+  if (departure.tries === 0) return;
+  const at = now + Math.min(RETRY_MS * 2 ** (departure.tries - 1), RETRY_CAP_MS) * (0.5 + random);
+  // The first try anywhere is not put off.
+  departure.tryAt = now < departure.anywhereFrom ? Math.min(at, departure.anywhereFrom) : at;
+}
+
+/** It is time. @param {Departure} departure @param {number} now @returns {string | null} where to */
+export function takeTurn(departure, now) {
+  const isAnywhere = departure.tries > 0 && now >= departure.anywhereFrom;
+  departure.tries += 1;
+  departure.tryAt = now + PATIENCE_MS;
+  return isAnywhere ? null : departure.endpoint;
+}
+
+/** The hosts of a plan, as far as they are believed. @param {Record<string, any> | undefined} plan @returns {string[]} */
+export function alternatives(plan) {
+  const hosts = (plan?.alternatives ?? []).slice(0, MAX_ALTERNATIVES);
+  return hosts.flatMap((/** @type {{ host: string }} */ { host }) => endpointOf(host) ?? []);
+}
+
+/**
+ * Host and port in one spelling. Nothing may stand behind them, lest somebody read another host there.
+ *
+ * @param {string} text
+ * @param {string} [prefix]
+ * @returns {string | null}
+ */
+export function endpointOf(text, prefix = "") {
+  if (typeof text !== "string" || !text.startsWith(prefix)) return null;
+  const match = /^(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?\/?$/i.exec(text.slice(prefix.length));
+  const [, host = "", digits = "4433"] = match ?? [];
+  const port = Number(digits);
+  if (!match || port === 0 || port > 65_535 || host.length > MAX_HOST) return null;
+  return `${host.toLowerCase()}:${port}`;
+}
+
+/** Of the app's own addresses. @param {string} url @returns {string | null} */
+export function endpointOfUrl(url) {
+  if (!URL.canParse(url)) return null;
+  const { hostname, port, protocol } = new URL(url);
+  return endpointOf(`${hostname}:${port || (protocol === "https:" || protocol === "wss:" ? "443" : "80")}`);
+}
+
+/** The same address at another place. @param {string} url @param {string} endpoint */
+export function urlAt(url, endpoint) {
+  const at = new URL(url);
+  at.host = endpoint;
+  return at.href;
+}
+
+/** From a dial to the next, where nothing is heard of it. */
+const PATIENCE_MS = 12_000;
+/** Before the deadline: long enough to connect elsewhere. */
+const MARGIN_MS = 5_000;
+/** Bound of the first wait after a failure, ± 50 %; doubles up to the cap. */
+const RETRY_MS = 500;
+const RETRY_CAP_MS = 8_000;
+const MAX_DEADLINE_MS = 24 * 3_600_000;
+const MAX_SLOT = 512;
+const MAX_ALTERNATIVES = 16;
+/** Of a name in DNS. */
+const MAX_HOST = 253;

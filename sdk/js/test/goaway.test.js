@@ -1,0 +1,207 @@
+/** A server that asks to be left: when and where the client goes, and where it does not. */
+
+import assert from "node:assert/strict";
+import { afterEach, beforeEach, test } from "node:test";
+import { WebSocket } from "ws";
+
+import { seededRandom } from "../src/backoff.js";
+import { Client } from "../src/index.js";
+import { endpointOf, urlAt } from "../src/session/goaway.js";
+import { Gateway } from "./gateway.js";
+import { World } from "./world.js";
+
+/** A live session that was told of other places. */
+function live(hosts = ["edge-2", "edge-3:9"]) {
+  const world = new World(1, { hasTickets: true });
+  const { server } = world;
+  const handleFrame = server.handleFrame.bind(server);
+  server.handleFrame = (connection, frame) => {
+    handleFrame(connection, frame);
+    const reply = frame.name === "connect" && server.connection.lanes.get("control").at(-1);
+    if (reply?.name === "connected") reply.body.plan = { alternatives: hosts.map((host) => ({ host, weight: 1 })) };
+  };
+  world.session.open(0);
+  world.session.subscribe("room:1", null);
+  world.run();
+  assert.equal(world.session.state, "live");
+  world.events.length = world.sent.length = 0;
+  return world;
+}
+
+function goaway(world, endpoint, { after_ms = 0, deadline_ms = 30_000, connection } = {}) {
+  const body = { ...(endpoint && { endpoint }), slot: `slot for ${endpoint}`, after_ms, deadline_ms, reason: "drained" };
+  world.receive("goaway", body, 0, connection);
+}
+
+/** Where it was asked to go, and when; each time that leads nowhere. */
+function leaves(world, ms) {
+  const [start, found] = [world.now, []];
+  for (let seen = world.events.length; world.now - start < ms; ) {
+    world.wait(ms - (world.now - start));
+    world.settle();
+    for (; seen < world.events.length; seen += 1) {
+      if (world.events[seen].type !== "goaway") continue;
+      found.push([world.now - start, world.events[seen].endpoint]);
+      world.session.notLeft(world.now);
+    }
+  }
+  return found;
+}
+
+test("it is told when it is time, moves, and shows its slot", () => {
+  const world = live();
+  goaway(world, "https://EDGE-2", { after_ms: 2_000 });
+  world.pass(1_999);
+  assert.equal(world.count("goaway"), 0);
+  world.pass(1);
+  assert.deepEqual(world.last("goaway"), { type: "goaway", endpoint: "edge-2:4433" });
+  assert.ok(world.session.move(world.now));
+  world.run();
+  const [, connect] = world.sentFrames("connect")[0];
+  assert.equal(connect.slot, "slot for https://EDGE-2");
+  assert.ok(connect.resume && connect.moves);
+  assert.equal(world.count("moved"), 1);
+  assert.equal(world.sentFrames("done").length, 1);
+  assert.deepEqual(leaves(world, 60_000), [], "it has left");
+});
+
+test("nobody sends it where it does not belong", () => {
+  const world = live();
+  const forged = ["https://evil", "https://edge-2:4434", "https://edge-2@evil", "https://evil/edge-2", "http://edge-2", "edge-2", "https://"];
+  for (const endpoint of forged) {
+    goaway(world, endpoint);
+    assert.deepEqual(leaves(world, 1_000), []);
+    assert.deepEqual(world.last("goaway_ignored"), { type: "goaway_ignored", endpoint });
+  }
+  assert.equal(world.count("goaway_ignored"), forged.length);
+  goaway(world, "https://edge-3:9/");
+  assert.equal(leaves(world, 100)[0][1], "edge-3:9");
+});
+
+test("where it cannot go it tries again, and anywhere before it is too late", () => {
+  const world = live();
+  goaway(world, "https://edge-2");
+  const found = leaves(world, 40_000);
+  const there = found.filter(([, endpoint]) => endpoint);
+  assert.ok(there.length >= 4 && there.every(([at]) => at < 25_000), JSON.stringify(found));
+  assert.equal(found[there.length][0], 25_000, JSON.stringify(found));
+  assert.ok(found.every(([at]) => at < 30_000));
+  world.server.publish("room:1", "one");
+  world.run();
+  assert.equal(world.count("publication"), 1, "it is served meanwhile");
+});
+
+test("a newer one takes the place of the one before, and one on the next connection holds there", () => {
+  const world = live();
+  goaway(world, "https://edge-2", { after_ms: 10_000 });
+  goaway(world, "https://edge-3:9", { after_ms: 1_000 });
+  world.pass(1_000);
+  assert.equal(world.last("goaway").endpoint, "edge-3:9");
+  world.session.move(world.now);
+  world.settle();
+  // Only `connected`.
+  world.run(1);
+  goaway(world, "https://edge-2");
+  world.run();
+  assert.equal(world.count("moved"), 1);
+  world.pass(1);
+  assert.equal(world.last("goaway").endpoint, "edge-2:4433");
+});
+
+test("a connection that is lost first shows its slot where it comes back", () => {
+  const world = live();
+  goaway(world, "https://edge-2", { after_ms: 20_000 });
+  world.lose();
+  world.pass(5_000, { runs: true });
+  assert.equal(world.sentFrames("connect")[0][1].slot, "slot for https://edge-2");
+});
+
+test("endpoints have one spelling and nothing behind it", () => {
+  assert.equal(endpointOf("Edge-2.example.COM"), "edge-2.example.com:4433");
+  assert.equal(endpointOf("[2001:DB8::1]:9"), "[2001:db8::1]:9");
+  for (const none of ["", ":1", "a:", "a:0", "a:65536", "a:1:2", "a/b", "a@b", "a?b", "a b", "[]:1", "[::1", "é", "a\\b"]) {
+    assert.equal(endpointOf(none), null, none);
+  }
+  assert.equal(urlAt("https://one:4433/v1/connect?x=1", "two:443"), "https://two/v1/connect?x=1");
+  assert.equal(urlAt("wss://one/v1/connect", "[::1]:9"), "wss://[::1]:9/v1/connect");
+});
+
+// --- over real sockets ----------------------------------------------------------------------------------------------
+
+let gateways;
+let clients;
+
+beforeEach(() => {
+  gateways = [];
+  clients = [];
+});
+
+afterEach(async () => {
+  await Promise.all(clients.map((client) => client.close()));
+  await Promise.all(gateways.map((gateway) => gateway.close()));
+});
+
+async function until(holds) {
+  const deadline = Date.now() + 15_000;
+  while (!holds()) {
+    assert.ok(Date.now() < deadline, `it never came to ${holds}`);
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** Two gateways with the same channels, of which the first tells of the second. */
+async function two() {
+  const [first, second] = (gateways = [new Gateway(), new Gateway()]);
+  first.hasTickets = second.hasTickets = true;
+  second.share(first);
+  const [urls, others] = [await first.listen(), await second.listen()];
+  const host = new URL(others.longpoll).host;
+  first.alternatives = [host];
+  second.alternatives = [new URL(urls.longpoll).host];
+  return { first, second, urls, host };
+}
+
+for (const name of ["websocket", "longpoll"]) {
+  test(`it leaves by ${name}, under load, and stays where it went`, { timeout: 30_000 }, async () => {
+    const { first, second, urls, host } = await two();
+    const one = new Client({ [name]: urls[name] }, { WebSocket, random: seededRandom(3) });
+    clients.push(one);
+    const offsets = [];
+    const moved = [];
+    one.on("moved", ({ from, to, resumed }) => moved.push(`${from} ${to} ${resumed}`));
+    one.on("disconnected", ({ reason }) => moved.push(reason));
+    const subscription = one.subscribe("room:1", { onPublication: ({ offset }) => offsets.push(offset) });
+    await one.connect();
+    await subscription.ready();
+    const acknowledged = [];
+    for (let count = 0; count < 300; count += 1) {
+      first.publish("room:1", { data: count });
+      acknowledged.push(one.publish("room:1", { own: count }));
+      if (count === 100) first.goaway({ endpoint: `https://${host}`, after_ms: 0, deadline_ms: 20_000, reason: "" });
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    await Promise.all(acknowledged);
+    await until(() => first.sessions.size === 0 && offsets.length >= 600);
+    assert.deepEqual(offsets, Array.from({ length: 600 }, (_, index) => index + 1));
+    assert.deepEqual(moved, [`${name} ${name} true`]);
+    assert.equal(second.sessions.size, 1);
+    one.disconnect();
+    await until(() => one.state === "connected");
+    assert.equal(second.sessions.size + first.sessions.size > 0 && first.sessions.size, 0, "it comes back where it was");
+  });
+}
+
+test("a forged place is not gone to", { timeout: 30_000 }, async () => {
+  const { first, second, urls, host } = await two();
+  first.alternatives = [];
+  const one = new Client(urls, { WebSocket, random: seededRandom(3) });
+  clients.push(one);
+  const errors = [];
+  one.on("error", ({ message }) => errors.push(message));
+  await one.connect();
+  first.goaway({ endpoint: `https://${host}`, after_ms: 0, deadline_ms: 20_000, reason: "" });
+  await until(() => errors.length > 0);
+  assert.match(errors[0], new RegExp(`no right to send the session to https://${host}`));
+  await one.measureRtt();
+  assert.deepEqual([first.sessions.size, second.sessions.size], [1, 0]);
+});
