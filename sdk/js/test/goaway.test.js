@@ -108,6 +108,25 @@ test("a newer one takes the place of the one before, and one on the next connect
   assert.equal(world.last("goaway").endpoint, "edge-2:4433");
 });
 
+test("where it was on its way to another place, that does not count any more", () => {
+  const world = live();
+  world.answersDials = false;
+  goaway(world, "https://edge-2");
+  world.pass(1);
+  assert.ok(world.session.move(world.now));
+  world.settle();
+  assert.equal(world.dials.length, 1);
+  goaway(world, "https://edge-3:9");
+  world.pass(1);
+  assert.equal(world.dials.length, 0, "given up");
+  assert.equal(world.last("goaway").endpoint, "edge-3:9");
+  world.answersDials = true;
+  world.session.move(world.now);
+  world.run();
+  assert.equal(world.count("moved"), 1);
+  assert.equal(world.sentFrames("connect")[0][1].slot, "slot for https://edge-3:9");
+});
+
 test("a connection that is lost first shows its slot where it comes back", () => {
   const world = live();
   goaway(world, "https://edge-2", { after_ms: 20_000 });
