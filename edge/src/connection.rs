@@ -147,16 +147,16 @@ impl Session {
         SessionKey { worker: self.worker.index(), is_stream: false, index, serial: self.serial }
     }
 
-    /// What those outside may know; `None` before it is served, and once it is over.
+    /// What those outside may know; `None` before it is served.
     pub(crate) fn info(&self) -> Option<SessionInfo> {
         let inner = self.inner.borrow();
         let machine = &inner.machine;
-        machine.is_served().then(|| SessionInfo {
+        (machine.is_served() || machine.is_ended()).then(|| SessionInfo {
             key: self.key(),
             transport: self.kind,
             moves: machine.moves(),
             busy: inner.backlog.is_some() || machine.is_busy(),
-            moved: machine.has_moved(),
+            leaving: machine.has_moved() || machine.is_ended(),
         })
     }
 

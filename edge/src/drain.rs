@@ -97,7 +97,14 @@ async fn run(sessions: Sessions, order: DrainOrder, progress: watch::Sender<Prog
         let mut asked = Vec::new();
         while let Some(event) = pace.poll_event() {
             match event {
-                Event::List => pace.handle_sessions(clock::now(), sessions.list().await),
+                Event::List => {
+                    let all = sessions.list().await;
+                    // Of those that are missing, most have been told of.
+                    while let Ok(end) = ends.try_recv() {
+                        pace.handle_end(end);
+                    }
+                    pace.handle_sessions(clock::now(), all);
+                }
                 Event::Goaway(key, goaway) => asked.push((key, goaway)),
             }
         }

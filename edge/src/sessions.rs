@@ -31,8 +31,8 @@ pub struct SessionInfo {
     pub moves: bool,
     /// Something waits for it, or for an answer: others lose less by moving now.
     pub busy: bool,
-    /// The session was resumed on another connection: this one ends soon, unasked.
-    pub moved: bool,
+    /// It ends soon, unasked: the session is over, or was resumed on another connection.
+    pub leaving: bool,
 }
 
 /// How a connection ended.
@@ -40,7 +40,7 @@ pub struct SessionInfo {
 pub enum EndKind {
     /// The session had been resumed on another connection.
     Moved,
-    /// The client was done.
+    /// The client was done: for good, or before word of its resume elsewhere had come.
     Done,
     /// In another way.
     Closed(CloseCode),
@@ -66,7 +66,7 @@ impl Sessions {
         Self { shared }
     }
 
-    /// All that are served now, worker by worker. Those that have not said `connect` are not among them yet.
+    /// All that are served now, or on their way out, worker by worker. Those that have not said `connect` are not among them yet.
     pub async fn list(&self) -> Vec<SessionInfo> {
         let mut all = Vec::new();
         for worker in &self.shared.workers {

@@ -281,7 +281,7 @@ impl Worker {
             transport: TransportKind::Sse,
             moves: false,
             busy: false,
-            moved: false,
+            leaving: false,
         });
         sessions.iter().filter_map(|(_, session)| session.info()).chain(streams).collect()
     }

@@ -29,7 +29,7 @@ pub struct Progress {
     pub asked: usize,
     /// Of those: ended since, their sessions resumed elsewhere.
     pub moved: usize,
-    /// Ended by the client without a resume that this node knows of.
+    /// Ended by the client: for good, or before word of its resume elsewhere had come.
     pub left: usize,
     /// Ended in another way: closed at their deadline, or lost.
     pub closed: usize,
@@ -102,7 +102,7 @@ impl Pace {
                 kind: EndKind::Closed(tidegate_protocol::frame::CloseCode::ConnectionLost),
             });
         }
-        sessions.retain(|session| !session.moved && !self.known.contains(&session.key));
+        sessions.retain(|session| !session.leaving && !self.known.contains(&session.key));
         // Who notices least goes first; long polls are served best while others keep the node warm.
         sessions.sort_by_key(|session| (!session.moves, session.busy));
         for session in sessions {

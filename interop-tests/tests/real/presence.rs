@@ -83,21 +83,15 @@ impl Person {
         self.note(&frame).await
     }
 
-    /// Reads one frame of whatever the channel carries, of which only who comes and goes counts.
-    pub(crate) async fn hear_of_people(&mut self, channel: &str) -> Result<()> {
-        let frame = self.raw.frame().await?;
-        if frame["publication"]["channel"] == channel {
-            return Ok(());
-        }
-        self.note(&frame).await
-    }
-
     async fn note(&mut self, frame: &Value) -> Result<()> {
         if frame["ping"].is_object() {
             return self.raw.send(&json!({ "pong": {} })).await;
         }
         if frame["presence_gap"].is_object() {
             self.gaps += 1;
+            return Ok(());
+        }
+        if frame["publication"].is_object() {
             return Ok(());
         }
         let (sign, change) =

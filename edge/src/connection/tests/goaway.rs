@@ -39,7 +39,7 @@ fn a_session_is_listed_asked_served_and_its_end_is_told() {
         let client = bench.open(TransportKind::Quic).await;
         client.live(bench, 2, "room", 0).await;
         let info = only(bench);
-        assert_eq!((info.transport, info.moves, info.moved), (TransportKind::Quic, false, false));
+        assert_eq!((info.transport, info.moves, info.leaving), (TransportKind::Quic, false, false));
         let other = SessionKey { serial: info.key.serial.wrapping_add(1), ..info.key };
         assert!(
             !bench.worker().goaway(other, goaway(Duration::from_secs(9))),
@@ -71,7 +71,7 @@ fn a_session_that_moved_is_not_asked_again() {
         assert!(bench.worker().goaway(info.key, goaway(Duration::from_secs(30))));
         let session = client.connected().expect("just seen").session.parse().expect("an id");
         bench.send(CoreFrame::SessionMoved { session, generation: 1, told: Told::Resumed });
-        until(|| only(bench).moved).await;
+        until(|| only(bench).leaving).await;
         assert!(!bench.worker().goaway(info.key, goaway(Duration::from_secs(30))));
         client.say(0, ClientBody::Done(Empty {}));
         client.ended().await;

@@ -8,7 +8,7 @@ use super::*;
 
 fn session(index: u32, moves: bool, busy: bool) -> SessionInfo {
     let key = SessionKey { worker: 0, is_stream: false, index, serial: 1 };
-    SessionInfo { key, transport: TransportKind::Quic, moves, busy, moved: false }
+    SessionInfo { key, transport: TransportKind::Quic, moves, busy, leaving: false }
 }
 
 /// Runs for so long; who was asked, when, and with what.
@@ -81,8 +81,8 @@ fn ends_are_counted_once_and_newcomers_are_sent_on() {
     run(&mut pace, &mut now, Duration::from_secs(1), Vec::new);
     assert_eq!((pace.progress().closed, pace.progress().remaining), (1, 0));
     assert!(pace.progress().done);
-    let moved = SessionInfo { moved: true, ..session(8, true, false) };
-    let asked = run(&mut pace, &mut now, Duration::from_secs(3), || vec![session(7, true, false), moved]);
+    let leaving = SessionInfo { leaving: true, ..session(8, true, false) };
+    let asked = run(&mut pace, &mut now, Duration::from_secs(3), || vec![session(7, true, false), leaving]);
     let asked: Vec<u32> = asked.iter().map(|(_, key, _)| key.index).collect();
     assert_eq!(asked, [7], "who has moved is on its way out");
 }
