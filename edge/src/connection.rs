@@ -224,7 +224,7 @@ impl Session {
     }
 
     /// Hands on what the core answered.
-    pub(crate) fn answered(&self, answer: Answer) {
+    pub(crate) fn answered(self: &Rc<Self>, answer: Answer) {
         let inner = &mut *self.inner.borrow_mut();
         if inner.machine.is_ended() {
             // Nothing may follow the `close` frame.
@@ -256,7 +256,7 @@ impl Session {
     }
 
     fn recovered(
-        &self,
+        self: &Rc<Self>,
         inner: &mut Inner,
         slot: u32,
         ask: u32,
@@ -276,6 +276,10 @@ impl Session {
             && Some(&epoch) != before.as_ref()
         {
             self.begin_epoch(inner, slot, &epoch);
+        }
+        // Announced first: where the client comes from another edge, it may leave there as soon as it reads of this.
+        while let Some(event) = inner.machine.poll_present() {
+            self.present(inner, event);
         }
         // The frame that begins the subscription comes first on one pipe.
         self.transmit(inner);

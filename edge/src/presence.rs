@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_protocol::ChannelName;
 use tidegate_protocol::link::{Delivery, EdgeFrame};
@@ -101,6 +102,28 @@ impl Worker {
         present.push(one);
     }
 
+    /// A session that goes on at another edge is gone from here. What that edge says of it takes another way to the core,
+    /// and may take longer: it counts here for a while, lest others be told that its user left.
+    pub(crate) fn be_gone_later(self: &Rc<Self>, mut present: Vec<Present>) {
+        if present.is_empty() {
+            return;
+        }
+        for one in &mut present {
+            let unwatch = one.watcher.take().and_then(|key| self.presence().unwatch(&one.channel, key));
+            if let Some(frame) = unwatch {
+                self.upstream().send(frame);
+            }
+        }
+        let worker = Rc::clone(self);
+        self.spawn(async move {
+            let end = &worker.shared().drain;
+            let _ended_first = end.run_until_cancelled(tokio::time::sleep(LINGER)).await;
+            for slot in present.iter().map(|one| one.slot).collect::<Vec<_>>() {
+                worker.be_gone(&mut present, slot);
+            }
+        });
+    }
+
     /// The subscription of a slot is gone.
     pub(crate) fn be_gone(&self, present: &mut Vec<Present>, slot: u32) {
         let Some(index) = present.iter().position(|one| one.slot == slot) else { return };
@@ -159,6 +182,8 @@ fn announcement(channel: &ChannelName, user: &Option<Arc<str>>, sessions: u32) -
     EdgeFrame::Presence { channel: channel.clone(), user: user.clone(), sessions, again: false }
 }
 
+/// How long who moved to another edge counts here as well.
+const LINGER: Duration = Duration::from_secs(2);
 /// Connections between two yields, as for publications.
 const CHUNK: usize = 32;
 

@@ -203,9 +203,7 @@ impl Session {
                     }
                     self.worker.subscribe(self, slot, ask, channel, position);
                 }
-                Event::Present { slot, channel, user, watch } => {
-                    self.worker.be_present(self, &mut inner.present, slot, &channel, user, watch);
-                }
+                event @ Event::Present { .. } => self.present(inner, event),
                 Event::Unsubscribe { slot, .. } => self.leave(inner, slot),
                 Event::Publish { id, publish } => self.worker.publish(self, id, publish),
                 Event::History { id, channel, since, limit } => {
@@ -225,6 +223,13 @@ impl Session {
             }
         }
         ending
+    }
+
+    /// Says that a subscription counts for who is on its channel.
+    pub(super) fn present(self: &Rc<Self>, inner: &mut Inner, event: Event) {
+        if let Event::Present { slot, channel, user, watch } = event {
+            self.worker.be_present(self, &mut inner.present, slot, &channel, user, watch);
+        }
     }
 
     fn authenticate(&self, inner: &mut Inner, token: Option<String>) {
@@ -318,6 +323,9 @@ impl Session {
     /// Takes every subscription off the registry, so that nothing more is delivered.
     fn release(&self) {
         let inner = &mut *self.inner.borrow_mut();
+        if inner.machine.is_expected_elsewhere() {
+            self.worker.be_gone_later(std::mem::take(&mut inner.present));
+        }
         for slot in (0u32..).take(inner.keys.len()) {
             self.leave(inner, slot);
         }

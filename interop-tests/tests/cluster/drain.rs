@@ -153,6 +153,13 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
         watcher.hear().await?;
     }
     watcher.told.clear();
+    let mut watching = JoinSet::new();
+    watching.spawn(async move {
+        while watcher.told.is_empty() {
+            watcher.hear().await?;
+        }
+        anyhow::Ok(watcher)
+    });
     let before = listed(to, ROOM).await?;
     let publishers = crowd.iter_mut().map(|each| each.subscriber().client.clone()).collect();
     let load = Load::begin(publishers, to.addresses.api);
@@ -172,11 +179,15 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
     })
     .await?;
     // Nobody came, nobody went: the next that the watcher hears is this.
-    ensure!(listed(to, ROOM).await? == before, "{}", listed(to, ROOM).await?);
+    until("everybody counts once again", || async {
+        let listed = listed(to, ROOM).await?;
+        ensure!(listed == before, "{listed}");
+        Ok(())
+    })
+    .await?;
     let late = Person::join(to, Carrier::WebSocket, Some("late"), ROOM, false).await?;
-    while watcher.told.is_empty() {
-        watcher.hear().await?;
-    }
+    let watcher =
+        within(PATIENCE, "the next who comes", watching.join_next()).await?.context("the watcher")???;
     ensure!(watcher.told == ["+late"] && watcher.gaps == 0, "{:?}", watcher.told);
     late.leave().await?;
     let stopped = from.api(http::Request::delete("/v1/drain").body(Full::default())?).await?.json();

@@ -36,6 +36,11 @@ impl Session {
         matches!(self.tickets, Tickets::Superseded(_))
     }
 
+    /// True where the session goes on elsewhere, or was asked to.
+    pub fn is_expected_elsewhere(&self) -> bool {
+        self.has_moved() || self.leave_by.is_some()
+    }
+
     /// True while the session is served: `connect` was answered, or is about to be.
     pub fn is_served(&self) -> bool {
         matches!(self.state, State::Open { .. } | State::Opening { .. })

@@ -25,6 +25,13 @@ impl Session {
         }
     }
 
+    /// The next [`Event::Present`], before all other events: what `subscribed` begins is to count before the client can know
+    /// of it, and leave another connection where it counted till then.
+    pub fn poll_present(&mut self) -> Option<Event> {
+        let at = self.events.iter().position(|event| matches!(event, Event::Present { .. }))?;
+        self.events.remove(at)
+    }
+
     pub(super) fn ask_presence(&mut self, id: u64, request: &PresenceRequest) {
         let channel = match ChannelName::new(&request.channel) {
             Ok(channel) => channel,
