@@ -133,7 +133,8 @@ impl EdgeNode {
         let control = DrainControl::new(Sessions::new(Arc::clone(&shared)), drain.clone());
         let handover = Mutex::new(handover);
         let workers = Vec::with_capacity(count);
-        let mut node = Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control };
+        let mut node =
+            Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();

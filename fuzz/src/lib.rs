@@ -71,7 +71,10 @@ pub const TARGETS: &[(&str, Body)] = &[
 pub fn endpoint(input: &[u8]) {
     let Some(endpoint) = std::str::from_utf8(input).ok().and_then(endpoint_of) else { return };
     assert_eq!(endpoint_of(&endpoint).as_deref(), Some(&*endpoint), "one spelling");
-    assert!(!endpoint.contains(|c: char| c.is_whitespace() || "/?#@\\%".contains(c)), "nothing but host and port");
+    assert!(
+        !endpoint.contains(|c: char| c.is_whitespace() || "/?#@\\%".contains(c)),
+        "nothing but host and port"
+    );
 }
 
 /// The folder that holds `corpus/` and `fuzz_targets/`.

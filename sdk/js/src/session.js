@@ -272,7 +272,7 @@ export class Session {
       case "error":
         return this.#failed(now, connection, id, /** @type {any} */ (body));
       case "ping":
-        this.#connections.renewTicket(connection, body.resume);
+        this.#connections.handlePing(connection, body);
         // Long poll has no heartbeat: there it only brings a ticket.
         if (connection.heartbeat) connection.control.push({ id: 0, name: "pong", body: {} });
         return;

@@ -238,9 +238,10 @@ export class Connections {
     this.settle(now);
   }
 
-  /** A `ping` may bring a fresher ticket. @param {Connection} connection @param {string | undefined} ticket */
-  renewTicket(connection, ticket) {
-    this.#ticket.renew(connection.id, ticket);
+  /** A `ping` may bring a fresher ticket, and a newer plan. @param {Connection} connection @param {Record<string, any>} ping */
+  handlePing(connection, { resume, plan }) {
+    this.#ticket.renew(connection.id, resume);
+    if (plan) connection.alternatives = alternatives(plan);
   }
 
   /** The server wants to be left. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
