@@ -16,7 +16,7 @@ use tidegate_edge::policy::drain::{
 use tidegate_protocol::NodeId;
 
 use super::agenda::Agenda;
-use super::network::Network;
+use super::network::{KNOWN_PATH, Network};
 
 /// One drain.
 #[derive(Debug, Clone)]
@@ -195,7 +195,7 @@ impl<'a> Simulation<'a> {
     fn new(config: &'a DrainConfig) -> Self {
         let mut agenda = Agenda::new();
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let network = Network { loss: config.loss };
+        let network = Network { loss: config.loss, first_timer: KNOWN_PATH };
         let keys = Arc::new(SlotKeys::new(&[7; 32], None));
         let wall = (agenda.now(), 1_790_000_000_000);
         let targets: Vec<_> = (0..config.targets)

@@ -16,7 +16,7 @@ use tidegate_protocol::reconnect::{Cause, Reconnect};
 use super::agenda::Agenda;
 use super::client::{Brain, DEAD, NextDial, Whom, live};
 use super::door::{Answer, Bucket, Costs, Cpu, Door};
-use super::network::Network;
+use super::network::{Network, UNKNOWN_PATH};
 
 pub use super::client::Strategy;
 
@@ -218,7 +218,7 @@ impl<'a> Storm<'a> {
     fn new(config: &'a StormConfig) -> Self {
         let mut agenda = Agenda::new();
         let mut rng = ChaCha8Rng::seed_from_u64(config.seed);
-        let network = Network { loss: config.loss };
+        let network = Network { loss: config.loss, first_timer: UNKNOWN_PATH };
         let plans = Plans::new(config, &agenda, &mut rng);
         let keys = Arc::new(SlotKeys::new(&[7; 32], None));
         let rate = config.rate / f64::from(config.nodes);
