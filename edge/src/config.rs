@@ -10,6 +10,7 @@ use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::quic::QuicConfig;
 
 use crate::listener::ListenError;
+use crate::policy::admission::AdmissionConfig;
 
 /// An edge's settings.
 #[derive(Debug, Clone)]
@@ -37,6 +38,8 @@ pub struct Config {
     pub alternatives: Vec<Alternative>,
     /// Resume tickets; `None` where none are issued or honoured.
     pub resume: Option<Resume>,
+    /// How many clients it takes on, and how fast.
+    pub admission: AdmissionConfig,
     /// Bounds on everything that a peer can grow.
     pub limits: Limits,
 }

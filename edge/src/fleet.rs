@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::door::Door;
 use crate::metrics::Metrics;
 use crate::upstream::hub::Uplink;
 use announcer::Announcer;
@@ -179,8 +180,8 @@ impl Fleet {
         }
     }
 
-    /// Announces this edge for as long as `end` is not cancelled, and forgets others in time.
-    pub async fn run(&self, about: About, metrics: Arc<Metrics>, end: CancellationToken) {
+    /// Announces this edge, with the slack of its door, for as long as `end` is not cancelled, and forgets others in time.
+    pub async fn run(&self, about: About, metrics: Arc<Metrics>, door: Door, end: CancellationToken) {
         let started = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
         let started_ms = u64::try_from(started.as_millis()).unwrap_or(u64::MAX);
         let mut announcer = Announcer::new(about, started_ms);
@@ -188,7 +189,7 @@ impl Fleet {
         loop {
             let now = clock::now();
             announcer.handle_condition(*condition.borrow_and_update());
-            announcer.handle_load(now, metrics.sessions(), metrics.sessions_opened());
+            announcer.handle_load(metrics.sessions(), door.slack());
             if let Some(state) = announcer.poll_announcement(now) {
                 self.announce(state);
             }

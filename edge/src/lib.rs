@@ -3,6 +3,7 @@
 
 mod channel_poll;
 mod connection;
+mod door;
 mod events;
 mod fleet;
 mod key_file;
@@ -21,6 +22,7 @@ pub mod config;
 pub mod drain;
 pub mod resume;
 
+pub use door::{Answer, Door, Entry, Knock};
 pub use fleet::{About, Fleet, FleetView, FleetWatch};
 pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;

@@ -302,11 +302,6 @@ impl Metrics {
         u64::try_from(live).unwrap_or_default()
     }
 
-    /// All that were ever opened.
-    pub(crate) fn sessions_opened(&self) -> u64 {
-        self.connects.iter().map(Counter::get).sum()
-    }
-
     /// What came to the wrong socket; goes on counting.
     pub fn strays(&self) -> Strays {
         self.strays.clone()

@@ -20,6 +20,7 @@ use tracing::{error, info};
 
 use crate::auth::Authenticator;
 use crate::config::Config;
+use crate::door::Door;
 use crate::drain::DrainControl;
 use crate::listener::{self, Handover, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
@@ -75,6 +76,7 @@ pub struct EdgeNode {
     handover: Mutex<Handover>,
     workers: Vec<Running>,
     control: DrainControl,
+    door: Door,
 }
 
 #[derive(Debug)]
@@ -105,6 +107,7 @@ impl EdgeNode {
         let Sockets { addresses, handover, workers: sockets } = sockets;
         let sockets =
             listener::prepare(&config, parts.tls.as_ref(), sockets, &handover, keys, &metrics.strays)?;
+        let door = Door::new(config.admission.clone(), keys, &config.node);
         let (open, handed_over) = (CancellationToken::new(), CancellationToken::new());
         if !parts.waits {
             open.cancel();
@@ -118,6 +121,7 @@ impl EdgeNode {
             authenticator: parts.authenticator,
             tickets,
             spent: Mutex::new(SpentTable::new(Bounds { sessions: SPENT_HERE })),
+            door: door.clone(),
             origins: parts.origins,
             routes: parts.routes,
             alt_svc: addresses.http3.map(|address| listener::alt_svc(address.port())),
@@ -134,7 +138,7 @@ impl EdgeNode {
         let handover = Mutex::new(handover);
         let workers = Vec::with_capacity(count);
         let mut node =
-            Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control };
+            Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control, door };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
@@ -157,6 +161,11 @@ impl EdgeNode {
     /// Where it listens; ports that were 0 are known here.
     pub fn addresses(&self) -> &Addresses {
         &self.addresses
+    }
+
+    /// Who comes in.
+    pub fn door(&self) -> &Door {
+        &self.door
     }
 
     /// Its counters.

@@ -31,6 +31,7 @@ use crate::auth::{AuthError, Authenticator};
 use crate::channel_poll::Waiter;
 use crate::config::{Config, Limits};
 use crate::connection::Session;
+use crate::door::Door;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::presence::Presence;
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) tickets: Arc<TicketKeys>,
     /// Tickets spent in this process, for when the core is out of reach. Locked once for each resume.
     pub(crate) spent: Mutex<SpentTable<()>>,
+    pub(crate) door: Door,
     pub(crate) origins: OriginPolicy,
     pub(crate) routes: Option<Routes>,
     /// `Alt-Svc` for answers over TLS, where HTTP/3 is served (RFC 7838 §3).

@@ -8,6 +8,7 @@
 //! given out before it and for clocks that are ahead.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub const TICKET_EPOCH: Duration = Duration::from_secs(6 * 60 * 60);
 /// What is derived from a fleet's secrets, now.
 pub struct SharedKeys {
     roots: RwLock<Arc<[Root]>>,
+    /// Counts how often they were replaced.
+    version: AtomicU64,
 }
 
 impl SharedKeys {
@@ -39,7 +42,7 @@ impl SharedKeys {
     /// # Panics
     /// Without one.
     pub fn new<'a>(secrets: impl IntoIterator<Item = &'a [u8; SECRET_BYTES]>) -> Self {
-        Self { roots: RwLock::new(roots(secrets)) }
+        Self { roots: RwLock::new(roots(secrets)), version: AtomicU64::new(0) }
     }
 
     /// Other secrets from now on. Keys of connection ids and of resets stay, where they are in use.
@@ -48,6 +51,19 @@ impl SharedKeys {
     /// Without one.
     pub fn replace<'a>(&self, secrets: impl IntoIterator<Item = &'a [u8; SECRET_BYTES]>) {
         *self.roots.write().unwrap_or_else(PoisonError::into_inner) = roots(secrets);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number whenever secrets were replaced.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// For tickets of slots: the key that makes them, and the one that is taken besides, of the second secret.
+    pub fn slot_keys(&self) -> ([u8; 32], Option<[u8; 32]>) {
+        let roots = self.roots();
+        let key = |root: &Root| root.expand(b"slot tickets", b"");
+        (key(&roots[0]), roots.get(1).map(key))
     }
 
     /// What masks the connection ids of a node.
@@ -300,6 +316,17 @@ mod tests {
         keys.replace([&NEW]);
         assert!(keys.open(b"", &ticket).is_none() && !opens(&keys, &token));
         assert!(keys.open(b"", &newer).is_some());
+    }
+
+    #[test]
+    fn slot_keys_are_of_the_first_two_secrets_and_a_change_is_noticed() {
+        let keys = SharedKeys::new([&OLD]);
+        let (old, none) = keys.slot_keys();
+        assert!(none.is_none() && old == SharedKeys::new([&OLD]).slot_keys().0);
+        let before = keys.version();
+        keys.replace([&NEW, &OLD]);
+        let (new, previous) = keys.slot_keys();
+        assert!(new != old && previous == Some(old) && keys.version() != before);
     }
 
     #[test]

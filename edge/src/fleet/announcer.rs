@@ -1,6 +1,6 @@
 //! Sans-io: what an edge says of itself, and when.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tidegate_protocol::link::fleet::{ANNOUNCE_EVERY, EdgeCondition, EdgeState};
 use tidegate_protocol::{NodeId, Region};
@@ -18,7 +18,7 @@ pub struct About {
     pub rate: u32,
 }
 
-/// Counts, and puts words together.
+/// Puts words together.
 #[derive(Debug)]
 pub(super) struct Announcer {
     about: About,
@@ -26,10 +26,8 @@ pub(super) struct Announcer {
     sequence: u64,
     condition: EdgeCondition,
     sessions: u64,
-    /// Sessions opened so far, and when they were counted.
-    opened: Option<(u64, Instant)>,
-    /// Sessions opened per second, over about a second.
-    demand: f64,
+    /// Clients per second that could come beyond those that do.
+    slack: f64,
     /// When to speak next; `None`: now.
     due: Option<Instant>,
 }
@@ -43,8 +41,7 @@ impl Announcer {
             sequence: 0,
             condition: EdgeCondition::Serve,
             sessions: 0,
-            opened: None,
-            demand: 0.0,
+            slack: 0.0,
             due: None,
         }
     }
@@ -57,19 +54,11 @@ impl Announcer {
         }
     }
 
-    /// How many sessions there are, and how many were opened since the start. Several times a second.
-    pub(super) fn handle_load(&mut self, now: Instant, sessions: u64, opened: u64) {
+    /// How many sessions there are, and how many clients per second could come beyond those that do. Several times a
+    /// second.
+    pub(super) fn handle_load(&mut self, sessions: u64, slack: f64) {
         self.sessions = sessions;
-        if let Some((before, counted)) = self.opened {
-            let passed = now.saturating_duration_since(counted).as_secs_f64();
-            if passed <= 0.0 {
-                return;
-            }
-            let rate = opened.saturating_sub(before) as f64 / passed;
-            let weight = 1.0 - (-passed / MEMORY.as_secs_f64()).exp();
-            self.demand += weight * (rate - self.demand);
-        }
-        self.opened = Some((opened, now));
+        self.slack = slack;
     }
 
     /// What is to be said now, if anything.
@@ -96,17 +85,16 @@ impl Announcer {
     fn slack(&self) -> u32 {
         match self.condition {
             // Rounded down, and none below 0.
-            EdgeCondition::Serve => (f64::from(self.about.rate) - self.demand) as u32,
+            EdgeCondition::Serve => self.slack as u32,
             _ => 0,
         }
     }
 }
 
-/// Over which demand is averaged.
-const MEMORY: Duration = Duration::from_secs(1);
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn start() -> Instant {
@@ -135,7 +123,7 @@ mod tests {
             if tick == 6 {
                 announcer.handle_condition(EdgeCondition::Drain { drain: 5 });
             }
-            announcer.handle_load(now, 3, 3);
+            announcer.handle_load(3, 100.0);
             said.extend(
                 announcer.poll_announcement(now).map(|state| (tick, state.sequence, state.condition)),
             );
@@ -147,24 +135,15 @@ mod tests {
     }
 
     #[test]
-    fn slack_is_what_those_who_come_leave_of_the_rate() {
-        let mut now = start();
+    fn slack_is_whole_clients_and_none_where_nobody_is_taken() {
         let mut announcer = announcer();
-        let mut slack = |per_tick: u64, ticks: u64, opened: &mut u64| {
-            for _ in 0..ticks {
-                *opened += per_tick;
-                now += TICK;
-                announcer.handle_load(now, 1, *opened);
-            }
+        let mut slack = |slack: f64, condition| {
+            announcer.handle_condition(condition);
+            announcer.handle_load(1, slack);
             announcer.slack()
         };
-        let mut opened = 1000;
-        assert_eq!(slack(0, 1, &mut opened), 100, "those of before are not demand");
-        let soon = slack(10, 4, &mut opened);
-        assert!((70..80).contains(&soon), "after a second 63 % of 40 per second: {soon}");
-        assert_eq!(slack(10, 40, &mut opened), 60);
-        assert_eq!(slack(50, 40, &mut opened), 0, "never below nothing");
-        announcer.handle_condition(EdgeCondition::LameDuck);
-        assert_eq!(announcer.slack(), 0);
+        assert_eq!(slack(99.9, EdgeCondition::Serve), 99);
+        assert_eq!(slack(-0.5, EdgeCondition::Serve), 0, "never below nothing");
+        assert_eq!(slack(99.9, EdgeCondition::LameDuck), 0);
     }
 }

@@ -37,7 +37,7 @@ use self::spent::SpentSlots;
 pub use self::addresses::AddressLimits;
 pub use self::leases::{DrainId, Lease, LeaseAsk};
 pub(crate) use self::ticket::{Claims, Kind, Serial, SlotTime};
-pub use self::ticket::{Holder, Issuer, SlotKeys, SlotTicket};
+pub use self::ticket::{Issuer, SlotKeys, SlotTicket};
 
 /// What a node can take.
 #[derive(Debug, Clone, PartialEq)]
@@ -76,9 +76,7 @@ impl AdmissionConfig {
 /// Somebody at the door.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {
-    /// Who, as far as one can tell.
-    pub holder: Holder,
-    /// From where.
+    /// From where; a slot is kept for it.
     pub address: IpAddr,
     /// True: the address is the sender's. TCP, or QUIC with a token.
     pub validated: bool,
@@ -256,6 +254,16 @@ impl Admission {
         }
     }
 
+    /// Other keys from now on.
+    pub fn set_keys(&mut self, keys: Arc<SlotKeys>) {
+        self.keys = keys;
+    }
+
+    /// The keys in force.
+    pub fn keys(&self) -> &Arc<SlotKeys> {
+        &self.keys
+    }
+
     /// Clients per second that could come beyond those that do, migrating ones not counted.
     pub fn slack(&self, now: Instant) -> f64 {
         if self.lame_duck {
@@ -277,7 +285,7 @@ impl Admission {
     fn standing(&mut self, now: Instant, attempt: &Attempt<'_>) -> Standing {
         let unix_ms = self.unix_ms(now);
         let Some(ticket) = attempt.ticket else { return Standing::Newcomer };
-        let Some(claims) = self.keys.open(ticket, &attempt.holder) else { return Standing::Newcomer };
+        let Some(claims) = self.keys.open(ticket, attempt.address) else { return Standing::Newcomer };
         if claims.issuer != self.issuer {
             // Promised elsewhere: nothing is kept for him here.
             return Standing::Newcomer;
@@ -345,7 +353,7 @@ impl Admission {
             slot: SlotTime::at(self.unix_ms(slot)),
             serial: Serial::new(self.serial),
         };
-        Decision::Defer { retry_after: slot - now, ticket: self.keys.seal(&claims, &attempt.holder) }
+        Decision::Defer { retry_after: slot - now, ticket: self.keys.seal(&claims, attempt.address) }
     }
 
     fn refuse(&mut self, now: Instant, attempt: &Attempt<'_>, refusal: Refusal) -> Decision {

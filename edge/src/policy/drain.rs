@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_protocol::NodeId;
 
-use super::admission::{DrainId, Holder, Lease, LeaseAsk, SlotKeys, SlotTicket};
+use super::admission::{DrainId, Lease, LeaseAsk, SlotKeys, SlotTicket};
 use queue::Queue;
 use targets::{PlaceAt, Targets};
 
@@ -417,7 +417,7 @@ impl Drainer {
         let Some(candidate) = self.connections.get(&key).map(|connection| connection.candidate) else {
             return;
         };
-        let Some(place) = self.targets.take(&self.keys, unix_ms, &candidate.holder) else {
+        let Some(place) = self.targets.take(&self.keys, unix_ms) else {
             // Not as long as no more are sent away than there are places.
             self.enqueue(candidate);
             return;
@@ -448,8 +448,8 @@ impl Drainer {
     }
 
     fn place(&mut self, unix_ms: u64, key: ConnectionKey) -> Option<PlaceAt> {
-        let holder = self.connections.get(&key)?.candidate.holder;
-        self.targets.take(&self.keys, unix_ms, &holder)
+        self.connections.get(&key)?;
+        self.targets.take(&self.keys, unix_ms)
     }
 
     fn close(&mut self, key: ConnectionKey, place: Option<(NodeId, SlotTicket)>, forced: bool) {

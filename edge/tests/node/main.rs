@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tidegate_edge::auth::{AuthConfig, Authenticator};
 use tidegate_edge::config::{Config, Limits, MAX_QUIC_WORKERS, MAX_WORKERS};
+use tidegate_edge::policy::admission::AdmissionConfig;
 use tidegate_edge::{EdgeNode, ListenError, Parts};
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::frame::shared::SharedFrame;
@@ -222,6 +223,7 @@ fn config(workers: usize, limits: Limits) -> Config {
         namespaces: Namespaces::new(open, BTreeMap::new(), false),
         anonymous: true,
         resume: None,
+        admission: AdmissionConfig::for_rate(1e5),
         limits,
     }
 }

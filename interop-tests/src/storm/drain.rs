@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tidegate_edge::policy::admission::{
-    AddressLimits, Admission, AdmissionConfig, Attempt, Decision, DrainId, Holder, Lease, LeaseAsk, SlotKeys,
+    AddressLimits, Admission, AdmissionConfig, Attempt, Decision, DrainId, Lease, LeaseAsk, SlotKeys,
     SlotTicket,
 };
 use tidegate_edge::policy::drain::{
@@ -227,7 +227,6 @@ impl<'a> Simulation<'a> {
                 rank: client,
                 // Few large tenants, many small ones.
                 tenant: (rng.random_range(0.0_f64..1.0).powi(4) * 1_000.0) as u64,
-                holder: holder(client),
             });
             poll_due.push(class == Class::LongPoll);
             if class == Class::LongPoll {
@@ -355,7 +354,6 @@ impl<'a> Simulation<'a> {
         let now = self.agenda.now();
         let ticket = self.tickets[client as usize];
         let attempt = Attempt {
-            holder: holder(client),
             address: address(client),
             validated: true,
             ticket: ticket.as_ref(),
@@ -378,13 +376,8 @@ impl<'a> Simulation<'a> {
         let now = self.agenda.now();
         self.others += 1;
         let client = (self.others as u32).wrapping_add(1 << 31);
-        let attempt = Attempt {
-            holder: holder(client),
-            address: address(client),
-            validated: true,
-            ticket: None,
-            costly_answer: false,
-        };
+        let attempt =
+            Attempt { address: address(client), validated: true, ticket: None, costly_answer: false };
         match self.targets[usize::from(target)].1.handle_attempt(now, &attempt) {
             Decision::Admit { at } => {
                 self.admitted[usize::from(target)].push(self.agenda.micros_of(at));
@@ -450,12 +443,6 @@ impl<'a> Simulation<'a> {
             seconds: self.seconds,
         }
     }
-}
-
-fn holder(client: u32) -> Holder {
-    let mut bytes = [0; 16];
-    bytes[..4].copy_from_slice(&client.to_be_bytes());
-    Holder(bytes)
 }
 
 fn address(client: u32) -> IpAddr {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use tidegate_edge::policy::admission::{Admission, AdmissionConfig, Attempt, Holder, SlotKeys, SlotTicket};
+use tidegate_edge::policy::admission::{Admission, AdmissionConfig, Attempt, SlotKeys, SlotTicket};
 use tidegate_edge::policy::plan::{Domain, FleetView, Planner};
 use tidegate_protocol::NodeId;
 use tidegate_protocol::plan::{Alternative, ReconnectPlan};
@@ -345,10 +345,7 @@ impl<'a> Storm<'a> {
         let costly = self.config.costly;
         let now = self.agenda.now();
         let state = &self.clients[client as usize];
-        let mut holder = [0; 16];
-        holder[..4].copy_from_slice(&client.to_be_bytes());
         let attempt = Attempt {
-            holder: Holder(holder),
             address: address(client),
             validated: true,
             ticket: state.ticket.as_ref(),

@@ -13,7 +13,9 @@ use serde_json::Value;
 use tidegate_certs::{CertStore, ClusterAuthority, link_client_config, link_server_config};
 use tidegate_core::engine::{Engine, MemoryEngine, NodeRecord};
 use tidegate_core::{CoreConfig, CoreMetrics, CoreNode, Lifecycle};
-use tidegate_edge::{About, HomeRules, Hub, HubConfig, HubMetrics};
+use tidegate_edge::policy::admission::AdmissionConfig;
+use tidegate_edge::resume::TicketKeys;
+use tidegate_edge::{About, Door, HomeRules, Hub, HubConfig, HubMetrics};
 use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tidegate_protocol::frame::Payload;
 use tidegate_protocol::link::fleet::{RelayError, Relayed};
@@ -110,8 +112,9 @@ async fn edges_know_of_each_other_and_reach_each_other_within_their_allowance() 
             endpoints: vec![format!("quic://{}:4433", name.as_str())],
             rate: 700,
         };
+        let door = Door::new(AdmissionConfig::for_rate(700.0), TicketKeys::of(&[1; 32]).shared(), name);
         let (fleet, end) = (hub.fleet().clone(), end.clone());
-        tasks.spawn(async move { fleet.run(about, Arc::default(), end).await });
+        tasks.spawn(async move { fleet.run(about, Arc::default(), door, end).await });
         hubs.push((hub, links));
     }
     let [one, two] = [hubs[0].0.fleet(), hubs[1].0.fleet()];

@@ -7,6 +7,7 @@ use tidegate_certs::CertificateFiles;
 use tidegate_core::CoreConfig;
 use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
 use tidegate_edge::config::Config as EdgeConfig;
+use tidegate_edge::policy::admission::AdmissionConfig;
 use tidegate_edge::resume::{TicketKeyError, TicketKeys};
 use tidegate_edge::{About, Addresses, HomeRules};
 use tidegate_protocol::grants::ChannelPattern;
@@ -33,6 +34,7 @@ impl Settings {
             anonymous: self.auth.anonymous,
             alternatives: self.alternatives(),
             resume: self.resume.enabled.then_some(self.resume.times),
+            admission: AdmissionConfig::for_rate(self.admission_rate().into()),
             limits: self.limits.edge.clone(),
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
-use tidegate_edge::{About, Fleet, Metrics};
+use tidegate_edge::{About, EdgeNode, Fleet};
 use tidegate_protocol::link::fleet::EdgeCondition;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,11 +17,12 @@ pub(super) struct Announced {
 
 impl Announced {
     /// Tells others of this node from now on.
-    pub(super) fn start(fleet: Fleet, about: About, metrics: Arc<Metrics>, registry: &mut Registry) -> Self {
+    pub(super) fn start(fleet: Fleet, about: About, edge: &EdgeNode, registry: &mut Registry) -> Self {
         fleet.register(registry);
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (running, ended) = (fleet.clone(), end.clone());
-        tasks.spawn(async move { running.run(about, metrics, ended).await });
+        let (metrics, door) = (Arc::clone(edge.metrics()), edge.door().clone());
+        tasks.spawn(async move { running.run(about, metrics, door, ended).await });
         Self { fleet, end, tasks }
     }
 

@@ -73,7 +73,7 @@ impl Node {
         let edge = edge::start(config, parts, links, registry)?;
         let addresses = edge.addresses().clone();
         let about = settings.about(&addresses);
-        let announced = Announced::start(fleet, about, Arc::clone(edge.metrics()), registry);
+        let announced = Announced::start(fleet, about, &edge, registry);
         Ok(Self { edge: Some(edge), hub, announced: Some(announced), core, addresses, backend })
     }
 

@@ -35,7 +35,9 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::{AuthConfig, Authenticator};
 use crate::config::{Config, Limits, Resume};
 use crate::connection;
+use crate::door::Door;
 use crate::metrics::Metrics;
+use crate::policy::admission::AdmissionConfig;
 use crate::resume::TicketKeys;
 use crate::upstream::{self, Upstream};
 use crate::worker::{Shared, Worker};
@@ -98,6 +100,7 @@ impl Bench {
             namespaces: Namespaces::new(open, named, false),
             anonymous: true,
             resume: Some(Resume::default()),
+            admission: AdmissionConfig::for_rate(1_000.0),
             limits,
         };
         let auth = AuthConfig {
@@ -109,11 +112,13 @@ impl Bench {
             max_token_bytes: 1024,
             max_subscriptions: 16,
         };
+        let tickets = Arc::new(TicketKeys::random(&mut clock::rng()));
         let shared = Shared {
+            door: Door::new(config.admission.clone(), tickets.shared(), &config.node),
             settings: Arc::new(crate::node::settings(&config)),
             config,
             authenticator: Arc::new(Authenticator::new(auth).expect("no keys to be wrong")),
-            tickets: Arc::new(TicketKeys::random(&mut clock::rng())),
+            tickets,
             spent: Mutex::new(SpentTable::new(Bounds { sessions: 2 })),
             origins: OriginPolicy::default(),
             routes: None,

@@ -5,9 +5,19 @@
 //! characters, which fit a WebSocket close beside a time.
 //!
 //! ```text
-//!  0      1      3            7               12                  20
-//!  │ kind │ node │ slot, ms   │ serial        │ MAC               │    HMAC-SHA256 over holder and what is before it
+//!  0      1                   9      11           15              20
+//!  │ kind │ MAC               │ node │ slot, ms   │ serial        │    HMAC-SHA256 over holder and all the rest
 //! ```
+//!
+//! The holder of a slot is the address that was refused: what the door knows before it spends anything. A place of a lease
+//! is whoever's has the ticket: the node that grants it does not know who will come, and the ticket travels on encrypted
+//! connections alone. Both serve once.
+//!
+//! The kind's three high bits are set: as a connection id a ticket is one that balancers cannot read (QUIC-LB), and of
+//! another length than those that servers here give out, so it is never taken for one of theirs. The byte behind it, by
+//! which the kernel spreads such ids over a node's workers, is one of the MAC.
+
+use std::net::IpAddr;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
@@ -15,11 +25,6 @@ use aws_lc_rs::hmac::{self, HMAC_SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use tidegate_protocol::NodeId;
-
-/// For whom a ticket is: whatever the door knows of a client before it spends anything on it. A hash of the session id
-/// where that is known, else of the address.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Holder(pub [u8; 16]);
 
 /// A node, as tickets name it: two bytes of a hash. Two nodes of one name in a fleet of hundreds do no harm: a ticket is
 /// looked up by its serial then, and found nowhere.
@@ -86,32 +91,39 @@ impl SlotKeys {
         Self { current: key(current), previous: previous.map(key) }
     }
 
-    pub(crate) fn seal(&self, claims: &Claims, holder: &Holder) -> SlotTicket {
+    /// `holder` counts for nothing where it is the ticket of a lease.
+    pub(crate) fn seal(&self, claims: &Claims, holder: IpAddr) -> SlotTicket {
         let mut bytes = [0; SlotTicket::BYTES];
         bytes[0] = claims.kind.number();
-        bytes[1..3].copy_from_slice(&claims.issuer.0);
-        bytes[3..7].copy_from_slice(&claims.slot.0.to_be_bytes());
-        bytes[7..12].copy_from_slice(&claims.serial.0.to_be_bytes()[3..]);
-        let mac = mac(&self.current, &bytes[..SIGNED], holder);
-        bytes[SIGNED..].copy_from_slice(&mac);
+        bytes[ISSUER..SLOT].copy_from_slice(&claims.issuer.0);
+        bytes[SLOT..SERIAL].copy_from_slice(&claims.slot.0.to_be_bytes());
+        bytes[SERIAL..].copy_from_slice(&claims.serial.0.to_be_bytes()[3..]);
+        let mac = mac(&self.current, &bytes, claims.kind.holder(holder));
+        bytes[MAC..ISSUER].copy_from_slice(&mac);
         SlotTicket(bytes)
     }
 
-    /// What a ticket says, if it is genuine and `holder`'s.
-    pub(crate) fn open(&self, ticket: &SlotTicket, holder: &Holder) -> Option<Claims> {
-        let (signed, given) = ticket.0.split_at(SIGNED);
-        let kind = Kind::from_number(signed[0])?;
-        let genuine = |key| verify_slices_are_equal(&mac(key, signed, holder), given).is_ok();
+    /// Of a place of a lease: good for whoever has it.
+    pub(crate) fn seal_lease(&self, issuer: Issuer, slot: SlotTime, serial: Serial) -> SlotTicket {
+        self.seal(&Claims { kind: Kind::Lease, issuer, slot, serial }, NOBODY)
+    }
+
+    /// What a ticket says, if it is genuine, and of a lease or `holder`'s.
+    pub(crate) fn open(&self, ticket: &SlotTicket, holder: IpAddr) -> Option<Claims> {
+        let bytes = &ticket.0;
+        let kind = Kind::from_number(bytes[0])?;
+        let holder = kind.holder(holder);
+        let genuine = |key| verify_slices_are_equal(&mac(key, bytes, holder), &bytes[MAC..ISSUER]).is_ok();
         if !genuine(&self.current) && !self.previous.as_ref().is_some_and(genuine) {
             return None;
         }
         let mut slot = [0; 4];
-        slot.copy_from_slice(&signed[3..7]);
+        slot.copy_from_slice(&bytes[SLOT..SERIAL]);
         let mut serial = [0; 8];
-        serial[3..].copy_from_slice(&signed[7..12]);
+        serial[3..].copy_from_slice(&bytes[SERIAL..]);
         Some(Claims {
             kind,
-            issuer: Issuer([signed[1], signed[2]]),
+            issuer: Issuer([bytes[ISSUER], bytes[ISSUER + 1]]),
             slot: SlotTime(u32::from_be_bytes(slot)),
             serial: Serial(u64::from_be_bytes(serial)),
         })
@@ -124,14 +136,38 @@ impl std::fmt::Debug for SlotKeys {
     }
 }
 
-fn mac(key: &hmac::Key, signed: &[u8], holder: &Holder) -> [u8; SlotTicket::BYTES - SIGNED] {
+fn mac(key: &hmac::Key, ticket: &[u8; SlotTicket::BYTES], holder: Holder) -> [u8; ISSUER - MAC] {
     let mut context = hmac::Context::with_key(key);
     context.update(b"tidegate slot");
     context.update(&holder.0);
-    context.update(signed);
-    let mut short = [0; SlotTicket::BYTES - SIGNED];
-    short.copy_from_slice(&context.sign().as_ref()[..SlotTicket::BYTES - SIGNED]);
+    context.update(&ticket[..MAC]);
+    context.update(&ticket[ISSUER..]);
+    let mut short = [0; ISSUER - MAC];
+    short.copy_from_slice(&context.sign().as_ref()[..ISSUER - MAC]);
     short
+}
+
+/// For whom a ticket is: an IPv4 address, the /64 of an IPv6 address, or all zeros.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Holder([u8; 9]);
+
+impl Holder {
+    const ANYBODY: Self = Self([0; 9]);
+
+    fn of(address: IpAddr) -> Self {
+        let mut bytes = [0; 9];
+        match address.to_canonical() {
+            IpAddr::V4(address) => {
+                bytes[0] = 4;
+                bytes[1..5].copy_from_slice(&address.octets());
+            }
+            IpAddr::V6(address) => {
+                bytes[0] = 6;
+                bytes[1..].copy_from_slice(&address.octets()[..8]);
+            }
+        }
+        Self(bytes)
+    }
 }
 
 /// What a ticket says.
@@ -156,9 +192,16 @@ pub(crate) enum Kind {
 impl Kind {
     fn number(self) -> u8 {
         match self {
-            Self::Slot => 1,
-            Self::Renewed => 2,
-            Self::Lease => 3,
+            Self::Slot => 0xe1,
+            Self::Renewed => 0xe2,
+            Self::Lease => 0xe3,
+        }
+    }
+
+    fn holder(self, address: IpAddr) -> Holder {
+        match self {
+            Self::Slot | Self::Renewed => Holder::of(address),
+            Self::Lease => Holder::ANYBODY,
         }
     }
 
@@ -205,7 +248,12 @@ impl Serial {
     }
 }
 
-const SIGNED: usize = 12;
+/// Where things begin.
+const MAC: usize = 1;
+const ISSUER: usize = 9;
+const SLOT: usize = 11;
+const SERIAL: usize = 15;
+const NOBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 const TEXT: usize = 27;
 
 #[cfg(test)]
@@ -213,7 +261,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALICE: Holder = Holder([1; 16]);
+    const ALICE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn claims() -> Claims {
         Claims {
@@ -227,14 +275,14 @@ mod tests {
     #[test]
     fn keys_are_rotated_without_losing_tickets() {
         let (old, new, other) = ([1; 32], [2; 32], [3; 32]);
-        let ticket = SlotKeys::new(&old, None).seal(&claims(), &ALICE);
-        assert_eq!(SlotKeys::new(&new, Some(&old)).open(&ticket, &ALICE), Some(claims()));
-        assert_eq!(SlotKeys::new(&other, Some(&new)).open(&ticket, &ALICE), None);
+        let ticket = SlotKeys::new(&old, None).seal(&claims(), ALICE);
+        assert_eq!(SlotKeys::new(&new, Some(&old)).open(&ticket, ALICE), Some(claims()));
+        assert_eq!(SlotKeys::new(&other, Some(&new)).open(&ticket, ALICE), None);
     }
 
     #[test]
     fn it_fits_a_connection_id_and_a_close_reason() {
-        let text = SlotKeys::new(&[1; 32], None).seal(&claims(), &ALICE).to_text();
+        let text = SlotKeys::new(&[1; 32], None).seal(&claims(), ALICE).to_text();
         assert_eq!((text.len(), SlotTicket::BYTES), (27, 20));
         assert!(format!("ra=120000;t={text}").len() <= 120);
         assert!(SlotTicket::from_text(&"x".repeat(28)).is_none());
@@ -244,25 +292,51 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_sealed_is_opened_by_its_holder_alone(kind in 1_u8..=3, slot: u64, serial: u64, holder: [u8; 16], thief: [u8; 16]) {
+        fn what_is_sealed_is_opened_by_its_holder_alone(slot: u64, serial: u64, holder: [u8; 4], thief: [u8; 4], kind in 0..3_usize) {
             let keys = SlotKeys::new(&[9; 32], None);
-            let kind = Kind::from_number(kind).expect("there are three");
+            let kind = [Kind::Slot, Kind::Renewed, Kind::Lease][kind];
             let claims = Claims { kind, slot: SlotTime::at(slot), serial: Serial::new(serial), ..claims() };
-            let ticket = keys.seal(&claims, &Holder(holder));
+            let ticket = keys.seal(&claims, holder.into());
             let again = SlotTicket::from_text(&ticket.to_text()).expect("our own");
-            prop_assert_eq!(keys.open(&again, &Holder(holder)), Some(claims));
+            prop_assert_eq!(keys.open(&again, holder.into()), Some(claims));
+            let mapped = std::net::Ipv4Addr::from(holder).to_ipv6_mapped();
+            prop_assert_eq!(keys.open(&again, mapped.into()), Some(claims));
             if thief != holder {
-                prop_assert_eq!(keys.open(&again, &Holder(thief)), None);
+                let expected = (kind == Kind::Lease).then_some(claims);
+                prop_assert_eq!(keys.open(&again, thief.into()), expected, "a lease is whoever's has it");
             }
+        }
+
+        #[test]
+        fn an_ipv6_network_is_one_holder(address: u128, host: u64, other: u128) {
+            let keys = SlotKeys::new(&[9; 32], None);
+            let holder = std::net::Ipv6Addr::from(address | 1 << 127);
+            let ticket = keys.seal(&claims(), holder.into());
+            let neighbour = std::net::Ipv6Addr::from(u128::from(holder) >> 64 << 64 | u128::from(host));
+            prop_assert_eq!(keys.open(&ticket, neighbour.into()), Some(claims()));
+            let other = std::net::Ipv6Addr::from(other);
+            if u128::from(other) >> 64 != u128::from(holder) >> 64 {
+                prop_assert_eq!(keys.open(&ticket, other.into()), None);
+            }
+        }
+
+        #[test]
+        fn no_ticket_is_taken_for_a_connection_id_of_ours(key: u32, slot: u64, serial: u64, kind in 0..3_usize) {
+            let kind = [Kind::Slot, Kind::Renewed, Kind::Lease][kind];
+            let claims = Claims { kind, slot: SlotTime::at(slot), serial: Serial::new(serial), ..claims() };
+            let ticket = SlotKeys::new(&[9; 32], None).seal(&claims, ALICE);
+            let datagram = [&[0xc0, 0, 0, 0, 1, SlotTicket::BYTES as u8][..], ticket.as_bytes(), &[0; 8]].concat();
+            let key = tidegate_transport::quic::IdKey(key);
+            prop_assert_eq!(tidegate_transport::quic::place_in_datagram(key, &datagram), None);
         }
 
         #[test]
         fn a_changed_bit_is_found(position in 0..SlotTicket::BYTES * 8) {
             let keys = SlotKeys::new(&[9; 32], None);
-            let mut bytes = *keys.seal(&claims(), &ALICE).as_bytes();
+            let mut bytes = *keys.seal(&claims(), ALICE).as_bytes();
             bytes[position / 8] ^= 1 << (position % 8);
             let forged = SlotTicket::from_bytes(&bytes).expect("the right length");
-            prop_assert_eq!(keys.open(&forged, &ALICE), None);
+            prop_assert_eq!(keys.open(&forged, ALICE), None);
         }
 
         #[test]

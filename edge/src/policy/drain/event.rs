@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidegate_protocol::NodeId;
 
-use super::{ConnectionKey, Holder, LeaseAsk, SlotTicket};
+use super::{ConnectionKey, LeaseAsk, SlotTicket};
 
 /// A connection that is to leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +17,6 @@ pub struct Candidate {
     pub rank: u32,
     /// Whose it is: those of one tenant use one part of the channel tier.
     pub tenant: u64,
-    /// For whom its ticket is to be made.
-    pub holder: Holder,
 }
 
 /// How a connection can leave. Idle ones go before busy ones; the other two have moments of their own.

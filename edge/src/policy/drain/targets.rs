@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use tidegate_protocol::NodeId;
 
-use super::super::admission::{Claims, Kind, Serial, SlotTime};
-use super::{Holder, Lease, SlotKeys, SlotTicket};
+use super::super::admission::{Serial, SlotTime};
+use super::{Lease, SlotKeys, SlotTicket};
 
 /// Places by node.
 #[derive(Debug, Default)]
@@ -85,8 +85,8 @@ impl Targets {
         leases.into_iter().flatten().map(|(lease, next)| usize::from(lease.count - next)).sum()
     }
 
-    /// Uses the place that comes first, for `holder`.
-    pub(super) fn take(&mut self, keys: &SlotKeys, unix_ms: u64, holder: &Holder) -> Option<PlaceAt> {
+    /// Uses the place that comes first.
+    pub(super) fn take(&mut self, keys: &SlotKeys, unix_ms: u64) -> Option<PlaceAt> {
         let (node, target) = self
             .nodes
             .iter_mut()
@@ -96,17 +96,13 @@ impl Targets {
         let index = *next;
         *next += 1;
         let slot_ms = lease.slot_ms(index);
-        let claims = Claims {
-            kind: Kind::Lease,
-            issuer: lease.issuer,
-            slot: SlotTime::at(slot_ms),
-            serial: Serial::of_lease(lease.number, index),
-        };
+        let serial = Serial::of_lease(lease.number, index);
+        let ticket = keys.seal_lease(lease.issuer, SlotTime::at(slot_ms), serial);
         if *next == lease.count {
             target.leases.pop_front();
         }
         let after = Duration::from_millis(slot_ms.saturating_sub(unix_ms));
-        Some(PlaceAt { target: node.clone(), ticket: keys.seal(&claims, holder), after })
+        Some(PlaceAt { target: node.clone(), ticket, after })
     }
 
     /// Everything that is unused.

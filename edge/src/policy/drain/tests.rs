@@ -84,8 +84,8 @@ impl Rig {
                 }
                 Event::Return { .. } => self.returned += 1,
                 Event::Goaway { connection, target, after, deadline, ticket } => {
-                    let holder = Holder([connection.0 as u8; 16]);
-                    let claims = keys().open(&ticket, &holder).expect("for this client");
+                    let anybody = std::net::IpAddr::from([192, 0, 2, 1]);
+                    let claims = keys().open(&ticket, anybody).expect("genuine");
                     assert!(deadline > after);
                     self.used += 1;
                     assert!(claims.serial.lease().0 < self.next_lease);
@@ -145,13 +145,7 @@ fn order_of(drain: u64, now: Instant, seconds: u64, targets: &[&str]) -> Order {
 }
 
 fn candidate(number: u64, class: Class) -> Candidate {
-    Candidate {
-        connection: ConnectionKey(number),
-        class,
-        rank: number as u32,
-        tenant: number % 20,
-        holder: Holder([number as u8; 16]),
-    }
+    Candidate { connection: ConnectionKey(number), class, rank: number as u32, tenant: number % 20 }
 }
 
 fn many(count: u64, class: Class) -> impl Iterator<Item = Candidate> {

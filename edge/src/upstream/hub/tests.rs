@@ -13,7 +13,9 @@ use tidegate_transport::link::{CoreLink, LinkSender};
 use tokio::task::LocalSet;
 
 use super::*;
-use crate::{About, FleetWatch};
+use crate::policy::admission::AdmissionConfig;
+use crate::resume::TicketKeys;
+use crate::{About, Door, FleetWatch};
 
 /// A cluster whose cores share one log.
 #[derive(Debug, Clone)]
@@ -527,10 +529,12 @@ fn the_hub_tells_cores_of_this_edge_and_this_edge_of_others() {
                 endpoints: Vec::new(),
                 rate: 100,
             };
+            let keys = TicketKeys::random(&mut clock::rng());
+            let door = Door::new(AdmissionConfig::for_rate(100.0), keys.shared(), &about.node);
             let end = CancellationToken::new();
             let running = {
                 let (fleet, end) = (fleet.clone(), end.clone());
-                async move { fleet.run(about, Arc::default(), end).await }
+                async move { fleet.run(about, Arc::default(), door, end).await }
             };
             let running = tokio::task::spawn_local(running);
             let mut watch = fleet.watch();
