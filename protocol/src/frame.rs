@@ -610,6 +610,10 @@ pub struct Reconnect {
     #[prost(uint64, optional, tag = "2")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
+    /// The place that is kept for the client at that time: to be shown as `slot` of `connect`.
+    #[prost(string, optional, tag = "3")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
 }
 
 /// First message on each stream that the server opens: what the length-delimited [`ServerFrame`]s after it belong to.

@@ -10,6 +10,7 @@ pub mod backoff;
 pub mod endpoint;
 pub mod frame;
 pub mod grants;
+pub mod hint;
 pub mod link;
 pub mod namespace;
 pub mod placement;

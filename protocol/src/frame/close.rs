@@ -152,7 +152,7 @@ impl CloseCode {
         Close {
             code: self.number(),
             reason: reason[..end].to_owned(),
-            reconnect: Some(Reconnect { policy: self.policy().into(), after_ms: None }),
+            reconnect: Some(Reconnect { policy: self.policy().into(), after_ms: None, slot: None }),
         }
     }
 

@@ -264,7 +264,8 @@ fn error() -> impl Strategy<Value = ErrorReply> {
 
 fn reconnect() -> impl Strategy<Value = Reconnect> {
     // Numbers of a later protocol have no name in JSON; `codec::tests` has those.
-    (0..4, option::of(any::<u64>())).prop_map(|(policy, after_ms)| Reconnect { policy, after_ms })
+    (0..4, option::of(any::<u64>()), option::of(text()))
+        .prop_map(|(policy, after_ms, slot)| Reconnect { policy, after_ms, slot })
 }
 
 fn position() -> impl Strategy<Value = Position> {

@@ -86,7 +86,11 @@ const PresentUser = message("PresentUser", [field(1, "user", "string"), field(2,
 const change = (name) =>
   message(name, [field(1, "channel", "string"), field(2, "user", "string"), field(3, "time_ms", "uint64")]);
 
-const Reconnect = message("Reconnect", [field(1, "policy", "policy"), field(2, "after_ms", "uint64", OPTIONAL)]);
+const Reconnect = message("Reconnect", [
+  field(1, "policy", "policy"),
+  field(2, "after_ms", "uint64", OPTIONAL),
+  field(3, "slot", "string", OPTIONAL),
+]);
 
 const Alternative = message("Alternative", [
   field(1, "host", "string"),

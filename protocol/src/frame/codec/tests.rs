@@ -213,7 +213,7 @@ fn an_unknown_policy_counts_as_backoff_in_both_encodings() {
     let close = Close {
         code: 4150,
         reason: String::new(),
-        reconnect: Some(Reconnect { policy: 77, after_ms: None }),
+        reconnect: Some(Reconnect { policy: 77, after_ms: None, slot: None }),
     };
     let frame = ServerFrame::new(0, ServerBody::Close(close));
     let policy_of = |frame: &ServerFrame| match &frame.body {

@@ -318,6 +318,7 @@ impl Session {
         let reconnect = close.reconnect.unwrap_or_else(|| frame::Reconnect {
             policy: CloseCode::policy_of(close.code).into(),
             after_ms: None,
+            slot: None,
         });
         let after = Duration::from_millis(reconnect.after_ms.unwrap_or(0).min(MAX_AFTER_MS));
         self.end_connection(now, side, close.code, close.reason, reconnect.policy(), after);

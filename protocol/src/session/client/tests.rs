@@ -168,7 +168,7 @@ fn close(code: u32, policy: ReconnectPolicy, after_ms: Option<u64>) -> ServerBod
     ServerBody::Close(Close {
         code,
         reason: "because".to_owned(),
-        reconnect: Some(frame::Reconnect { policy: policy.into(), after_ms }),
+        reconnect: Some(frame::Reconnect { policy: policy.into(), after_ms, slot: None }),
     })
 }
 
