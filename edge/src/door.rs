@@ -83,7 +83,7 @@ impl Door {
     /// Decides.
     pub fn attempt(&self, knock: &Knock<'_>) -> Answer {
         let Knock { address, validated, ticket, costly_answer } = *knock;
-        let attempt = Attempt { address, validated, ticket, costly_answer };
+        let attempt = Attempt { address, validated, ticket, costly_answer, arrived: false };
         let decision = self.state().admission.handle_attempt(clock::now(), &attempt);
         match decision {
             Decision::Admit { at } => Answer::Admit(Entry { at, door: self.clone() }),

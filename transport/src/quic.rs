@@ -16,6 +16,7 @@ mod group;
 mod http3;
 mod ids;
 mod inbound;
+mod initials;
 mod lanes;
 mod path_watch;
 mod socket;

@@ -14,13 +14,17 @@
 //! - An address that may be forged gets neither a slot nor a long hold: it is to be validated first.
 //! - Clients of a node that is being drained come with a *lease*: places that this node granted before. They are not
 //!   refused.
+//! - Where no ticket can be shown before a handshake, who may shake hands is decided first ([`Admission::handle_arrival`]),
+//!   as if he were a newcomer; who comes in, once he has shown what he has.
 
 mod addresses;
 mod calendar;
+mod expected;
 mod leases;
 mod spent;
 mod ticket;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,10 +35,12 @@ use tidegate_protocol::NodeId;
 
 use self::addresses::Addresses;
 use self::calendar::{Calendar, LATE};
+use self::expected::Expected;
 use self::leases::{Leases, Place};
 use self::spent::SpentSlots;
+use self::ticket::Holder;
 
-pub use self::addresses::AddressLimits;
+pub use self::addresses::{AddressLimits, BadNetworkRange, NetworkRange};
 pub use self::leases::{DrainId, Lease, LeaseAsk};
 pub(crate) use self::ticket::{Claims, Kind, Serial, SlotTime};
 pub use self::ticket::{Issuer, SlotKeys, SlotTicket};
@@ -54,7 +60,8 @@ pub struct AdmissionConfig {
     pub costly_answers: f64,
     /// Attempts without a ticket.
     pub addresses: AddressLimits,
-    /// Used tickets that are remembered, each for about 20 s. Beyond it, holders count as newcomers.
+    /// Used tickets that are remembered, each for about 20 s, and slots of clients that can show nothing before a handshake.
+    /// Beyond it, holders count as newcomers.
     pub spent: usize,
 }
 
@@ -67,7 +74,7 @@ impl AdmissionConfig {
             horizon: Duration::from_secs(120),
             handshakes: 8_192,
             costly_answers: rate * 0.4,
-            addresses: AddressLimits { rate: 50.0, burst: 500, networks: 65_536 },
+            addresses: AddressLimits { rate: 50.0, burst: 500, networks: 65_536, exempt: Vec::new() },
             spent: 65_536,
         }
     }
@@ -84,6 +91,20 @@ pub struct Attempt<'a> {
     pub ticket: Option<&'a SlotTicket>,
     /// True: to tell him anything costs a handshake.
     pub costly_answer: bool,
+    /// True: [`Admission::handle_arrival`] counted him against his network, and let him shake hands. So that his slot is
+    /// recognised by his address when he comes again.
+    pub arrived: bool,
+}
+
+/// Whether somebody who could show nothing yet may shake hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arrival {
+    /// He may; [`Admission::handle_decided`] with this number once it is known what becomes of him.
+    Pass(u64),
+    /// Prove the address first.
+    Unvalidated,
+    /// Drop him without a word.
+    Busy,
 }
 
 /// One decision.
@@ -133,6 +154,12 @@ pub struct Admission {
     wall: (Instant, u64),
     calendar: Calendar,
     addresses: Addresses,
+    /// The same for those that may be forged: whoever uses another's address uses up nothing of his.
+    unproved: Addresses,
+    expected: Expected,
+    /// Who was let shake hands for a place that was free, lately, by number.
+    undecided: BTreeMap<u64, Instant>,
+    arrivals: u64,
     spent: SpentSlots,
     leases: Leases,
     serial: u64,
@@ -170,7 +197,11 @@ impl Admission {
             issuer,
             wall: (now, wall_ms),
             calendar: Calendar::new(now, config.rate),
-            addresses: Addresses::new(config.addresses),
+            addresses: Addresses::new(config.addresses.clone()),
+            unproved: Addresses::new(config.addresses.clone()),
+            expected: Expected::new(config.spent),
+            undecided: BTreeMap::new(),
+            arrivals: 0,
             spent: SpentSlots::new(config.spent),
             leases: Leases::new(issuer),
             // A node that starts again does not take tickets of its first life for those of its second.
@@ -207,11 +238,47 @@ impl Admission {
                 }
             }
             Standing::Late => self.admit_newcomer(now, attempt, Kind::Renewed),
-            Standing::Newcomer => match self.addresses.knock(now, attempt.address) {
+            Standing::Newcomer => match self.knock(now, attempt) {
                 Ok(()) => self.admit_newcomer(now, attempt, Kind::Slot),
+                Err(_) if !attempt.validated => Decision::Refuse(Refusal::Unvalidated),
                 Err(retry_after) => self.refuse(now, attempt, Refusal::Address { retry_after }),
             },
         }
+    }
+
+    /// Somebody knocks who can show what he has only after a handshake. He may where a place is free for a newcomer, where
+    /// a slot or a lease is about now that may be his, and where an answer can be afforded.
+    pub fn handle_arrival(&mut self, now: Instant, address: IpAddr, validated: bool) -> Arrival {
+        self.calendar.roll(now);
+        // Who is at it for longer than that is counted no more: he keeps nobody out.
+        while let Some(entry) = self.undecided.first_entry()
+            && now.saturating_duration_since(*entry.get()) >= self.config.hold
+        {
+            entry.remove();
+        }
+        if validated && self.expected.take(now, Holder::of(address), (EARLY, LATE)) {
+            return self.pass();
+        }
+        let attempt = Attempt { address, validated, ticket: None, costly_answer: true, arrived: false };
+        if self.knock(now, &attempt).is_err() {
+            return if validated { Arrival::Busy } else { Arrival::Unvalidated };
+        }
+        let hold = if validated { self.config.hold } else { self.config.hold / 2 };
+        let (free, leased) = self.calendar.open(now, hold, EARLY);
+        let free = if self.lame_duck || self.handshakes >= self.config.handshakes { 0 } else { free };
+        if self.undecided.len() < free + leased {
+            self.undecided.insert(self.arrivals + 1, now);
+            return self.pass();
+        }
+        if !validated {
+            return Arrival::Unvalidated;
+        }
+        if self.has_answer(now) { self.pass() } else { Arrival::Busy }
+    }
+
+    /// Of one who was let shake hands: it is decided what becomes of him, or he is gone.
+    pub fn handle_decided(&mut self, number: u64) {
+        self.undecided.remove(&number);
     }
 
     /// A handshake that was admitted is over, whatever became of it.
@@ -277,6 +344,11 @@ impl Admission {
         self.calendar.no_show()
     }
 
+    /// Slots whose holders have not come yet and still may.
+    pub fn slots(&self) -> usize {
+        self.calendar.awaited()
+    }
+
     /// Admitted and not finished.
     pub fn handshakes(&self) -> usize {
         self.handshakes
@@ -316,6 +388,19 @@ impl Admission {
         if late > LATE { Standing::Late } else { Standing::OnTime(slot) }
     }
 
+    fn pass(&mut self) -> Arrival {
+        self.arrivals += 1;
+        Arrival::Pass(self.arrivals)
+    }
+
+    fn knock(&mut self, now: Instant, attempt: &Attempt<'_>) -> Result<(), Duration> {
+        match (attempt.arrived, attempt.validated) {
+            (true, _) => Ok(()),
+            (false, true) => self.addresses.knock(now, attempt.address),
+            (false, false) => self.unproved.knock(now, attempt.address),
+        }
+    }
+
     fn admit_newcomer(&mut self, now: Instant, attempt: &Attempt<'_>, kind: Kind) -> Decision {
         if self.handshakes < self.config.handshakes {
             // An address that may be forged comes second.
@@ -345,6 +430,9 @@ impl Admission {
         };
         if kind == Kind::Slot {
             self.demand.count(now);
+        }
+        if attempt.arrived {
+            self.expected.promise(slot, Holder::of(attempt.address));
         }
         self.serial = self.serial.wrapping_add(1);
         let claims = Claims {

@@ -201,7 +201,8 @@ impl<'a> Simulation<'a> {
         let targets: Vec<_> = (0..config.targets)
             .map(|target| {
                 let name = NodeId::new(&format!("target-{target}"));
-                let addresses = AddressLimits { rate: 1e6, burst: 1_000_000, networks: 65_536 };
+                let addresses =
+                    AddressLimits { rate: 1e6, burst: 1_000_000, networks: 65_536, exempt: Vec::new() };
                 let limits = AdmissionConfig { addresses, ..AdmissionConfig::for_rate(config.rate()) };
                 let rng = ChaCha8Rng::from_rng(&mut rng);
                 let admission = Admission::new(limits, Arc::clone(&keys), &name, wall, rng);
@@ -358,6 +359,7 @@ impl<'a> Simulation<'a> {
             validated: true,
             ticket: ticket.as_ref(),
             costly_answer: false,
+            arrived: false,
         };
         match self.targets[usize::from(target)].1.handle_attempt(now, &attempt) {
             Decision::Admit { at } => {

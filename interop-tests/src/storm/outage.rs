@@ -350,6 +350,7 @@ impl<'a> Storm<'a> {
             validated: true,
             ticket: state.ticket.as_ref(),
             costly_answer: costly,
+            arrived: false,
         };
         match self.nodes[usize::from(node)].door.decide(now, &attempt) {
             Answer::Admit(at) => {

@@ -264,8 +264,11 @@ fn error() -> impl Strategy<Value = ErrorReply> {
 
 fn reconnect() -> impl Strategy<Value = Reconnect> {
     // Numbers of a later protocol have no name in JSON; `codec::tests` has those.
-    (0..4, option::of(any::<u64>()), option::of(text()))
-        .prop_map(|(policy, after_ms, slot)| Reconnect { policy, after_ms, slot })
+    (0..4, option::of(any::<u64>()), option::of(text())).prop_map(|(policy, after_ms, slot)| Reconnect {
+        policy,
+        after_ms,
+        slot,
+    })
 }
 
 fn position() -> impl Strategy<Value = Position> {

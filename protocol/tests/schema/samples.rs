@@ -505,7 +505,11 @@ fn full_close(policy: ReconnectPolicy) -> Close {
     Close {
         code: CloseCode::Overloaded.number(),
         reason: "full".to_owned(),
-        reconnect: Some(Reconnect { policy: policy.into(), after_ms: Some(1_500), slot: Some("slot".to_owned()) }),
+        reconnect: Some(Reconnect {
+            policy: policy.into(),
+            after_ms: Some(1_500),
+            slot: Some("slot".to_owned()),
+        }),
     }
 }
 

@@ -3,13 +3,17 @@
 use std::fmt;
 use std::future::Future;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::HandshakeData;
+use quinn::udp::Transmit;
 use quinn::{
-    AckFrequencyConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
+    AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
 };
+use quinn_proto::ConnectionId;
 use tidegate_protocol::frame::CloseCode;
 
 use super::connection::QuicConnection;
@@ -57,8 +61,10 @@ impl QuicServer {
         let crypto = ServerCrypto::new(&tls, &config, Arc::clone(keys))?;
         let mut server = ServerConfig::new(Arc::new(crypto), keys.token_key());
         server.transport_config(Arc::new(transport_config(&config)?)).max_incoming(config.max_incoming);
-        // No address-validation tokens for later connections: each costs memory and a frame.
-        server.validation_token.sent(0);
+        // Two: who comes back is known to be where it is, and one of its packets may be lost.
+        server.validation_token.sent(2);
+        // Who waits to be let in sends its first flight again, and early data.
+        server.incoming_buffer_size(WAITING_BYTES).incoming_buffer_size_total(ALL_WAITING_BYTES);
         let mut endpoint = EndpointConfig::new(keys.reset_key(node));
         // After a crash all clients ask at once; quinn's own interval would answer 50 a second.
         endpoint.supported_versions(vec![QUIC_V1]).min_reset_interval(RESET_INTERVAL);
@@ -81,17 +87,19 @@ impl QuicServer {
     /// Outside a tokio runtime, or when there is no such worker.
     pub fn endpoint(&self, socket: UdpSocket, worker: usize) -> Result<QuicEndpoint, QuicError> {
         let place = self.scheme.place(worker);
-        let arrivals = Arrivals::new(self.scheme.key(), place, self.strays.clone());
+        let arrivals = Arc::new(Arrivals::new(self.scheme.key(), place, self.strays.clone()));
         let scheme = self.scheme.clone();
         let mut endpoint = self.endpoint.clone();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(scheme.clone(), place, clock::rng())));
+        let socket = socket::wrap(socket, self.config.send_segments, Arc::clone(&arrivals))?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint,
             Some(self.server.clone()),
-            socket::wrap(socket, self.config.send_segments, arrivals)?,
+            Arc::clone(&socket),
             Arc::new(TokioRuntime),
         )?;
-        Ok(QuicEndpoint { endpoint, config: self.config.clone() })
+        let refusals = Arc::new(Refusals { socket, arrivals, crypto: Arc::clone(&self.server.crypto) });
+        Ok(QuicEndpoint { endpoint, refusals, config: self.config.clone() })
     }
 }
 
@@ -99,6 +107,7 @@ impl QuicServer {
 #[derive(Debug, Clone)]
 pub struct QuicEndpoint {
     endpoint: quinn::Endpoint,
+    refusals: Arc<Refusals>,
     config: Arc<QuicConfig>,
 }
 
@@ -106,7 +115,7 @@ impl QuicEndpoint {
     /// The next client; `None` once the endpoint is closed. Cancel-safe.
     pub async fn accept(&self) -> Option<Incoming> {
         let incoming = self.endpoint.accept().await?;
-        Some(Incoming { incoming, config: self.config.clone() })
+        Some(Incoming { incoming, refusals: Arc::clone(&self.refusals), config: self.config.clone() })
     }
 
     /// Where it is bound.
@@ -138,9 +147,23 @@ impl QuicEndpoint {
     }
 }
 
+/// What it takes to refuse with a reason.
+struct Refusals {
+    socket: Arc<dyn AsyncUdpSocket>,
+    arrivals: Arc<Arrivals>,
+    crypto: Arc<dyn quinn::crypto::ServerConfig>,
+}
+
+impl fmt::Debug for Refusals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusals").finish_non_exhaustive()
+    }
+}
+
 /// A client's first packet. Dropping it refuses the client.
 pub struct Incoming {
     pub(super) incoming: quinn::Incoming,
+    refusals: Arc<Refusals>,
     pub(super) config: Arc<QuicConfig>,
 }
 
@@ -164,6 +187,38 @@ impl Incoming {
     /// Answers `CONNECTION_REFUSED`: the cheapest way to say no.
     pub fn refuse(self) {
         self.incoming.refuse();
+    }
+
+    /// The connection id that the client chose for the server at first. Its first packet may say something by it.
+    pub fn chosen_id(&self) -> impl Deref<Target = [u8]> + use<> {
+        self.incoming.orig_dst_cid()
+    }
+
+    /// Answers `CONNECTION_REFUSED` with a reason, in one packet of less than 250 bytes, before any of TLS. The client
+    /// cannot tell whose it is: whoever saw its first packet could have sent it. Not an address but a validated one should
+    /// be answered so, nor more than 127 bytes said.
+    ///
+    /// Where so many clients came since that nothing is known of this one's ids any more: [`Incoming::refuse`].
+    pub fn refuse_with(self, reason: &str) {
+        let Refusals { socket, arrivals, crypto } = &*self.refusals;
+        let remote = self.incoming.remote_address();
+        let initial = arrivals.find_initial(remote, &self.incoming.orig_dst_cid());
+        let keyed = initial.and_then(|initial| {
+            let keys = crypto.initial_keys(QUIC_V1, &ConnectionId::new(initial.to.as_bytes())).ok()?;
+            Some(initial.refuse(&keys, reason.as_bytes()))
+        });
+        let Some(contents) = keyed else { return self.refuse() };
+        let src_ip = self.incoming.local_ip();
+        let transmit =
+            Transmit { destination: remote, ecn: None, contents: &contents, segment_size: None, src_ip };
+        // Not sent: as lost on the way. The client asks again.
+        let _lost = socket.try_send(&transmit);
+        self.incoming.ignore();
+    }
+
+    /// Says nothing, as if the packet had been lost.
+    pub fn ignore(self) {
+        self.incoming.ignore();
     }
 
     /// Lets the client prove its address first, at the price of a round trip and of no memory here. Where it has done so
@@ -310,6 +365,9 @@ fn transport_config(config: &QuicConfig) -> Result<TransportConfig, QuicError> {
     Ok(transport)
 }
 
+/// Of a client that waits to be let in: some ten datagrams.
+const WAITING_BYTES: u64 = 16 << 10;
+const ALL_WAITING_BYTES: u64 = 32 << 20;
 /// Between two stateless resets of one endpoint.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 

@@ -1,17 +1,18 @@
 //! The UDP socket as quinn sees it: tokio's, sending fewer datagrams in one call, and watched for datagrams that belong
-//! elsewhere.
+//! elsewhere, and for clients' first packets.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
 use super::ids::{IdKey, Place, place_in_datagram};
+use super::initials::{Initial, Initials};
 
 /// Datagrams with an id of ours that came to another socket than the id names. None should: what is counted here was
 /// lost to its connection, unless that is gone.
@@ -42,14 +43,24 @@ pub(crate) struct Arrivals {
     key: IdKey,
     place: Place,
     strays: Strays,
+    /// One thread uses the socket.
+    initials: Mutex<Initials>,
 }
 
 impl Arrivals {
     pub(crate) fn new(key: IdKey, place: Place, strays: Strays) -> Self {
-        Self { key, place, strays }
+        Self { key, place, strays, initials: Mutex::new(Initials::new(INITIALS)) }
     }
 
-    fn look(&self, datagram: &[u8]) {
+    /// The ids of the first packet of a client that wrote to `first`.
+    pub(super) fn find_initial(&self, remote: SocketAddr, first: &[u8]) -> Option<Initial> {
+        self.initials.lock().unwrap_or_else(PoisonError::into_inner).find(remote, first)
+    }
+
+    fn look(&self, remote: SocketAddr, datagram: &[u8]) {
+        if let Some(initial) = Initial::of(datagram) {
+            self.initials.lock().unwrap_or_else(PoisonError::into_inner).note(remote, initial);
+        }
         let Some(place) = place_in_datagram(self.key, datagram) else { return };
         let counts = &self.strays.0;
         if place.generation != self.place.generation {
@@ -66,7 +77,7 @@ impl Arrivals {
 pub(crate) fn wrap(
     socket: UdpSocket,
     segments: usize,
-    arrivals: Arrivals,
+    arrivals: Arc<Arrivals>,
 ) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     Ok(Arc::new(Frugal {
         socket: TokioRuntime.wrap_udp_socket(socket)?,
@@ -79,7 +90,7 @@ pub(crate) fn wrap(
 struct Frugal {
     socket: Arc<dyn AsyncUdpSocket>,
     segments: usize,
-    arrivals: Arrivals,
+    arrivals: Arc<Arrivals>,
 }
 
 impl AsyncUdpSocket for Frugal {
@@ -101,7 +112,7 @@ impl AsyncUdpSocket for Frugal {
         for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
             // One buffer holds several datagrams of one size where the kernel joined them (GRO).
             for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
-                self.arrivals.look(datagram);
+                self.arrivals.look(meta.addr, datagram);
             }
         }
         Poll::Ready(Ok(received))
@@ -123,3 +134,7 @@ impl AsyncUdpSocket for Frugal {
         self.socket.may_fragment()
     }
 }
+
+/// First packets that are remembered, for as long as it takes to decide about their clients. Beyond it, a client is refused
+/// without a reason.
+const INITIALS: usize = 8_192;

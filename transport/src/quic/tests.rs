@@ -4,6 +4,7 @@ mod early;
 mod lanes;
 mod mobility;
 mod native;
+mod refusals;
 mod relay;
 mod steering;
 mod webtransport;

@@ -1,7 +1,8 @@
-//! Sans-io: how often networks may knock. GCRA for each /24 (IPv4) and /56 (IPv6).
+//! Sans-io: how often networks may knock. GCRA for each /24 (IPv4) and /56 (IPv6), but for networks that are trusted.
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Attempts by network.
@@ -16,7 +17,7 @@ pub(super) struct Addresses {
 }
 
 /// What one network may do.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AddressLimits {
     /// Attempts per second, in the long run.
     pub rate: f64,
@@ -24,6 +25,50 @@ pub struct AddressLimits {
     pub burst: u32,
     /// Networks that are remembered. Beyond it, further ones share a rate eight times as high, and a burst.
     pub networks: usize,
+    /// Networks that may knock as often as they like, beside loopback: balancers, for which all their clients knock.
+    pub exempt: Vec<NetworkRange>,
+}
+
+/// A range of addresses, as `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkRange {
+    address: IpAddr,
+    bits: u8,
+}
+
+/// A text that is no range of addresses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no range of addresses such as 10.0.0.0/8, 2001:db8::/32 or 192.0.2.7")]
+pub struct BadNetworkRange(String);
+
+impl NetworkRange {
+    /// Whether an address is in it.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let drop = |all: u32| all.saturating_sub(self.bits.into());
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(net), IpAddr::V4(one)) => {
+                (u32::from(net) ^ u32::from(one)).checked_shr(drop(32)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(net), IpAddr::V6(one)) => {
+                (u128::from(net) ^ u128::from(one)).checked_shr(drop(128)).unwrap_or(0) == 0
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for NetworkRange {
+    type Err = BadNetworkRange;
+
+    fn from_str(text: &str) -> Result<Self, BadNetworkRange> {
+        let bad = || BadNetworkRange(text.to_owned());
+        let (address, bits) =
+            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let address: IpAddr = address.parse().map_err(|_| bad())?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.map_or(Ok(most), str::parse).map_err(|_| bad())?;
+        if bits > most { Err(bad()) } else { Ok(Self { address, bits }) }
+    }
 }
 
 impl Addresses {
@@ -36,6 +81,10 @@ impl Addresses {
     /// # Errors
     /// When there were too many: how long until the next is taken.
     pub(super) fn knock(&mut self, now: Instant, address: IpAddr) -> Result<(), Duration> {
+        if address.to_canonical().is_loopback() || self.limits.exempt.iter().any(|net| net.contains(address))
+        {
+            return Ok(());
+        }
         for _ in 0..EXPIRE_STEPS {
             match self.by_age.first() {
                 Some(&(until, network)) if until <= now => {
@@ -88,3 +137,25 @@ impl Network {
 
 const OTHERS: f64 = 8.0;
 const EXPIRE_STEPS: usize = 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_and_hold_what_is_in_them() {
+        let holds = |range: &str, address: &str| {
+            let range: NetworkRange = range.parse().expect("a range");
+            range.contains(address.parse().expect("an address"))
+        };
+        assert!(holds("10.0.0.0/8", "10.255.1.2") && !holds("10.0.0.0/8", "11.0.0.0"));
+        assert!(holds("10.0.0.0/8", "::ffff:10.1.2.3"), "mapped");
+        assert!(holds("192.0.2.7", "192.0.2.7") && !holds("192.0.2.7", "192.0.2.6"));
+        assert!(holds("0.0.0.0/0", "203.0.113.9") && !holds("0.0.0.0/0", "2001:db8::1"));
+        assert!(holds("::/0", "2001:db8::1") && holds("2001:db8::/32", "2001:db8:1::1"));
+        assert!(!holds("2001:db8::/32", "2001:db9::1"));
+        for bad in ["", "10.0.0.0/33", "::/129", "10.0.0.0/", "10.0.0/8", "host/8", "10.0.0.0/-1"] {
+            assert!(bad.parse::<NetworkRange>().is_err(), "{bad}");
+        }
+    }
+}

@@ -82,6 +82,24 @@ impl Calendar {
         self.take(now, hold, |piece| piece.admitted)
     }
 
+    /// Places within `hold` that nobody has or was promised, and leased ones whose holders may come now, `early` or late.
+    pub(super) fn open(&self, now: Instant, hold: Duration, early: Duration) -> (usize, usize) {
+        let (current, last) = (self.number(now), self.number(now + hold));
+        let mut free = 0;
+        for number in current..=last.min(self.first + PIECES as u64 - 1) {
+            let piece = self.piece(number);
+            let taken = piece.admitted + piece.awaited + piece.leased;
+            free += self.places(number).saturating_sub(taken) as usize;
+        }
+        let leased = (self.first..=self.number(now + early)).map(|number| self.piece(number).leased as usize);
+        (free, leased.sum())
+    }
+
+    /// Slots whose holders have not come yet and still may.
+    pub(super) fn awaited(&self) -> usize {
+        self.ring.iter().map(|piece| piece.awaited as usize).sum()
+    }
+
     /// A promised place, not before `lead` has passed and not after `horizon`.
     pub(super) fn promise(&mut self, now: Instant, lead: Duration, horizon: Duration) -> Option<Instant> {
         let show = 1.0 - self.no_show();
@@ -162,6 +180,10 @@ impl Calendar {
         let number = self.number(at);
         let kept = self.first..self.first + PIECES as u64;
         kept.contains(&number).then(|| self.piece_mut(number))
+    }
+
+    fn piece(&self, number: u64) -> Piece {
+        self.ring[(number % PIECES as u64) as usize]
     }
 
     fn piece_mut(&mut self, number: u64) -> &mut Piece {

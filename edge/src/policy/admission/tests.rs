@@ -2,6 +2,8 @@
 
 #![expect(clippy::disallowed_methods, reason = "a test needs some first instant")]
 
+mod arrivals;
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -48,6 +50,7 @@ impl Rig {
             validated: true,
             ticket: ticket.as_ref(),
             costly_answer: false,
+            arrived: false,
         };
         change(&mut attempt);
         let decision = self.admission.handle_attempt(self.now, &attempt);
@@ -92,7 +95,7 @@ fn keys() -> Arc<SlotKeys> {
 }
 
 fn generous() -> AddressLimits {
-    AddressLimits { rate: 1e6, burst: 1_000_000, networks: 1_024 }
+    AddressLimits { rate: 1e6, burst: 1_000_000, networks: 1_024, exempt: Vec::new() }
 }
 
 fn address(client: u64) -> IpAddr {
@@ -204,8 +207,13 @@ fn the_wait_has_an_end_and_it_is_another_region() {
 #[test]
 fn handshakes_are_bounded_and_holders_are_told_when() {
     let mut rig = Rig::with(AdmissionConfig { handshakes: 3, ..AdmissionConfig::for_rate(100.0) });
-    let attempt =
-        |number, ticket| Attempt { address: address(number), validated: true, ticket, costly_answer: false };
+    let attempt = |number, ticket| Attempt {
+        address: address(number),
+        validated: true,
+        ticket,
+        costly_answer: false,
+        arrived: false,
+    };
     let now = rig.now;
     for number in 0..3 {
         assert!(is_admitted(rig.admission.handle_attempt(now, &attempt(number, None))));
@@ -253,7 +261,7 @@ fn a_forged_address_gets_no_slot() {
 
 #[test]
 fn a_network_knocks_as_often_as_it_may() {
-    let limits = AddressLimits { rate: 10.0, burst: 20, networks: 2 };
+    let limits = AddressLimits { rate: 10.0, burst: 20, networks: 2, exempt: Vec::new() };
     let mut rig = Rig::with(AdmissionConfig { addresses: limits, ..AdmissionConfig::for_rate(1000.0) });
     let mut refused = 0;
     for host in 0..100 {

@@ -148,13 +148,13 @@ fn mac(key: &hmac::Key, ticket: &[u8; SlotTicket::BYTES], holder: Holder) -> [u8
 }
 
 /// For whom a ticket is: an IPv4 address, the /64 of an IPv6 address, or all zeros.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Holder([u8; 9]);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Holder([u8; 9]);
 
 impl Holder {
     const ANYBODY: Self = Self([0; 9]);
 
-    fn of(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         let mut bytes = [0; 9];
         match address.to_canonical() {
             IpAddr::V4(address) => {
