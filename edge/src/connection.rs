@@ -4,6 +4,7 @@
 //! connection that takes them, and wait in the session's backlog otherwise. The session's task does everything else.
 
 mod driver;
+mod gate;
 mod outbound;
 mod repeat;
 mod resume;
@@ -22,6 +23,8 @@ use tidegate_protocol::{ChannelName, Epoch, Position, SessionId};
 use tidegate_transport::{Connection, RecvError, TransportKind, clock};
 use tracing::{Instrument, debug_span};
 
+pub(crate) use self::gate::Entrance;
+use self::gate::Gate;
 use crate::metrics::Metrics;
 use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
@@ -66,6 +69,8 @@ struct Inner {
     resuming: Option<Box<resume::Resuming>>,
     /// What is sent again where the path loses packets.
     repeats: Repeats,
+    /// Until the client has come in.
+    gate: Option<Box<Gate>>,
     /// What a send met: the task ends the session with it.
     broken: Option<RecvError>,
 }
@@ -83,12 +88,16 @@ pub(crate) fn start(
     connection: Box<dyn Connection>,
     identity: Option<Identity>,
     admitted: Admitted,
+    entrance: Entrance,
 ) {
     let kind = connection.kind();
     let opened = clock::now();
     // Polling is long poll's heartbeat.
     let heartbeats = kind != TransportKind::LongPoll;
     let mut machine = server::Session::new(opened, worker.settings(), id, identity, heartbeats);
+    if matches!(entrance, Entrance::Asks(_)) {
+        machine.ask_first();
+    }
     // Admitted before the worker began to end: told why, as all others.
     if let Some((code, reason)) = worker.ending() {
         machine.end(code, reason);
@@ -104,6 +113,7 @@ pub(crate) fn start(
         unread: VecDeque::new(),
         resuming: None,
         repeats: Repeats::default(),
+        gate: Some(Box::new(Gate::new(entrance))),
         broken: None,
     };
     let session = Rc::new(Session {

@@ -3,17 +3,24 @@
 //! It is locked for a decision, which is made of a few dozen comparisons and at most two MACs; once for each client that
 //! comes, never for what connections carry.
 
+mod metrics;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus_client::registry::Registry;
 use tidegate_protocol::NodeId;
+use tidegate_protocol::frame::{Close, CloseCode};
+use tidegate_protocol::hint::Hint;
+use tidegate_protocol::session::server::refusal;
 use tidegate_transport::clock;
 use tidegate_transport::keys::SharedKeys;
 
+use self::metrics::DoorMetrics;
 use crate::policy::admission::{
-    Admission, AdmissionConfig, Attempt, Decision, Lease, LeaseAsk, Refusal, SlotKeys, SlotTicket,
+    self, Admission, AdmissionConfig, Attempt, Decision, Lease, LeaseAsk, Refusal, SlotKeys, SlotTicket,
 };
 
 /// Who comes in, and when. Clones are the same.
@@ -25,6 +32,7 @@ pub struct Door {
 struct Inner {
     shared: Arc<SharedKeys>,
     state: Mutex<State>,
+    metrics: DoorMetrics,
 }
 
 struct State {
@@ -33,22 +41,9 @@ struct State {
     version: u64,
 }
 
-/// Somebody who knocks.
-#[derive(Debug, Clone, Copy)]
-pub struct Knock<'a> {
-    /// From where; a slot is kept for it.
-    pub address: IpAddr,
-    /// True: the address is the sender's. TCP, or QUIC with a token.
-    pub validated: bool,
-    /// What he shows.
-    pub ticket: Option<&'a SlotTicket>,
-    /// True: to tell him anything costs a handshake.
-    pub costly_answer: bool,
-}
-
 /// One decision.
 #[derive(Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Go on, at the entry's moment.
     Admit(Entry),
     /// Tell him to come back.
@@ -62,11 +57,67 @@ pub enum Answer {
     Refuse(Refusal),
 }
 
+/// What somebody is told who does not come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    /// When to come back, or that it is no use.
+    Told(Hint),
+    /// This node takes nobody any more.
+    LameDuck,
+    /// To prove his address first.
+    Unvalidated,
+    /// Nothing.
+    Busy,
+}
+
+impl Rejection {
+    /// What is said to who has shaken hands; `later` is when to come back where nothing better is known.
+    pub(crate) fn close(self, later: Duration) -> Close {
+        match self {
+            Self::Told(hint) => refusal(&hint),
+            Self::LameDuck => CloseCode::Shutdown.frame("this server is being drained"),
+            Self::Unvalidated | Self::Busy => refusal(&Hint::Later { after: later, ticket: None }),
+        }
+    }
+}
+
+/// Whether somebody who could show nothing yet may shake hands.
+#[derive(Debug)]
+pub(crate) enum Arrival {
+    /// He may.
+    Pass(Visitor),
+    /// To prove his address first.
+    Unvalidated,
+    /// He may not, and is told nothing.
+    Busy,
+}
+
 /// A place that was given: counts as a handshake until dropped.
 #[must_use]
-pub struct Entry {
+pub(crate) struct Entry {
     at: Instant,
     door: Door,
+}
+
+/// Somebody about whom nothing is decided.
+#[must_use]
+pub(crate) struct Visitor {
+    door: Door,
+    address: IpAddr,
+    /// That he was let shake hands by.
+    arrived: Option<u64>,
+}
+
+/// What can be seen of a door.
+pub(crate) struct Figures {
+    /// Admitted and not finished.
+    pub(crate) handshakes: usize,
+    /// Kept for clients that were told to come back.
+    pub(crate) slots: usize,
+    /// Share of those expected to stay empty.
+    pub(crate) no_show: f64,
+    /// Clients per second.
+    pub(crate) slack: f64,
 }
 
 impl Door {
@@ -74,22 +125,35 @@ impl Door {
     pub fn new(config: AdmissionConfig, keys: &Arc<SharedKeys>, node: &NodeId) -> Self {
         let version = keys.version();
         let slot_keys = Arc::new(slot_keys(keys));
-        let admission =
-            Admission::new(config, slot_keys, node, (clock::now(), clock::unix_ms()), clock::rng());
+        let now = (clock::now(), clock::unix_ms());
+        let admission = Admission::new(config, slot_keys, node, now, clock::rng());
         let state = Mutex::new(State { admission, version });
-        Self { inner: Arc::new(Inner { shared: Arc::clone(keys), state }) }
+        Self { inner: Arc::new(Inner { shared: Arc::clone(keys), state, metrics: DoorMetrics::default() }) }
     }
 
-    /// Decides.
-    pub fn attempt(&self, knock: &Knock<'_>) -> Answer {
-        let Knock { address, validated, ticket, costly_answer } = *knock;
-        let attempt = Attempt { address, validated, ticket, costly_answer, arrived: false };
-        let decision = self.state().admission.handle_attempt(clock::now(), &attempt);
-        match decision {
-            Decision::Admit { at } => Answer::Admit(Entry { at, door: self.clone() }),
-            Decision::Defer { retry_after, ticket } => Answer::Defer { retry_after, ticket },
-            Decision::Refuse(refusal) => Answer::Refuse(refusal),
-        }
+    /// Somebody comes who can be told anything before it costs much, and shows a ticket or none. `validated`: the address
+    /// is the sender's.
+    pub(crate) fn knock(&self, address: IpAddr, validated: bool, ticket: Option<&SlotTicket>) -> Answer {
+        self.attempt(&Attempt { address, validated, ticket, costly_answer: false, arrived: false })
+    }
+
+    /// Somebody comes who can show what he has only after a handshake.
+    pub(crate) fn arrive(&self, address: IpAddr, validated: bool) -> Arrival {
+        let arrival = self.state().admission.handle_arrival(clock::now(), address, validated);
+        let arrival = match arrival {
+            admission::Arrival::Pass(number) => {
+                Arrival::Pass(Visitor { door: self.clone(), address, arrived: Some(number) })
+            }
+            admission::Arrival::Unvalidated => Arrival::Unvalidated,
+            admission::Arrival::Busy => Arrival::Busy,
+        };
+        self.inner.metrics.count_arrival(&arrival);
+        arrival
+    }
+
+    /// Somebody for whom no handshake is needed, or whose handshake was for something else.
+    pub(crate) fn visitor(&self, address: IpAddr) -> Visitor {
+        Visitor { door: self.clone(), address, arrived: None }
     }
 
     /// Clients per second that could come beyond those that do; 0 for a lame duck.
@@ -123,6 +187,33 @@ impl Door {
         Arc::clone(self.state().admission.keys())
     }
 
+    /// Names its metrics in `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        self.inner.metrics.register(self, registry);
+    }
+
+    pub(crate) fn figures(&self) -> Figures {
+        let state = self.state();
+        let admission = &state.admission;
+        Figures {
+            handshakes: admission.handshakes(),
+            slots: admission.slots(),
+            no_show: admission.no_show(),
+            slack: admission.slack(clock::now()),
+        }
+    }
+
+    fn attempt(&self, attempt: &Attempt<'_>) -> Answer {
+        let decision = self.state().admission.handle_attempt(clock::now(), attempt);
+        let answer = match decision {
+            Decision::Admit { at } => Answer::Admit(Entry { at, door: self.clone() }),
+            Decision::Defer { retry_after, ticket } => Answer::Defer { retry_after, ticket },
+            Decision::Refuse(refusal) => Answer::Refuse(refusal),
+        };
+        self.inner.metrics.count(&answer);
+        answer
+    }
+
     /// With the keys of now.
     fn state(&self) -> MutexGuard<'_, State> {
         // It decides, and waits for nobody.
@@ -142,15 +233,37 @@ impl fmt::Debug for Door {
     }
 }
 
+impl Answer {
+    /// The place, or what is to be told instead.
+    pub(crate) fn into_entry(self) -> Result<Entry, Rejection> {
+        match self {
+            Self::Admit(entry) => Ok(entry),
+            Self::Defer { retry_after, ticket } => {
+                let ticket = Some(ticket.to_text().into());
+                Err(Rejection::Told(Hint::Later { after: round_up(retry_after), ticket }))
+            }
+            Self::Refuse(Refusal::Address { retry_after }) => {
+                Err(Rejection::Told(Hint::Later { after: round_up(retry_after), ticket: None }))
+            }
+            Self::Refuse(Refusal::Elsewhere) => Err(Rejection::Told(Hint::Elsewhere)),
+            Self::Refuse(Refusal::LameDuck) => Err(Rejection::LameDuck),
+            Self::Refuse(Refusal::Unvalidated) => Err(Rejection::Unvalidated),
+            Self::Refuse(Refusal::Busy) => Err(Rejection::Busy),
+        }
+    }
+}
+
 impl Entry {
     /// When to go on. Never before the decision, and a second after it at most (five with a lease).
-    pub fn at(&self) -> Instant {
+    pub(crate) fn at(&self) -> Instant {
         self.at
     }
 
     /// Waits until then. Cancel-safe.
-    pub async fn wait(&self) {
-        tokio::time::sleep_until(self.at.into()).await;
+    pub(crate) async fn wait(&self) {
+        if self.at > clock::now() {
+            tokio::time::sleep_until(self.at.into()).await;
+        }
     }
 }
 
@@ -166,6 +279,48 @@ impl fmt::Debug for Entry {
     }
 }
 
+impl Visitor {
+    /// From where.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Shows a ticket, or none. Where it is done again, for another session of the same connection, it counts against the
+    /// network again.
+    pub(crate) fn knock(&mut self, ticket: Option<&SlotTicket>) -> Answer {
+        let arrived = self.decided();
+        let Self { door, address, .. } = &*self;
+        let attempt = Attempt { address: *address, validated: true, ticket, costly_answer: false, arrived };
+        door.attempt(&attempt)
+    }
+
+    /// True where somebody waits for it.
+    fn decided(&mut self) -> bool {
+        let number = self.arrived.take();
+        if let Some(number) = number {
+            self.door.state().admission.handle_decided(number);
+        }
+        number.is_some()
+    }
+}
+
+impl Drop for Visitor {
+    fn drop(&mut self) {
+        self.decided();
+    }
+}
+
+impl fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Visitor").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// To whole milliseconds: nobody is to come before his time.
+fn round_up(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
+}
+
 fn slot_keys(keys: &SharedKeys) -> SlotKeys {
     let (current, previous) = keys.slot_keys();
     SlotKeys::new(&current, previous.as_ref())
@@ -177,12 +332,7 @@ mod tests {
 
     const OLD: [u8; 32] = [1; 32];
     const NEW: [u8; 32] = [2; 32];
-    const CLIENT: Knock<'static> = Knock {
-        address: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)),
-        validated: true,
-        ticket: None,
-        costly_answer: false,
-    };
+    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 
     fn door(keys: &Arc<SharedKeys>) -> Door {
         Door::new(AdmissionConfig::for_rate(20.0), keys, &NodeId::new("edge-1"))
@@ -194,13 +344,13 @@ mod tests {
         let door = door(&keys);
         let mut entries = Vec::new();
         let ticket = loop {
-            match door.attempt(&CLIENT) {
+            match door.knock(CLIENT, true, None) {
                 Answer::Admit(entry) => entries.push(entry),
                 Answer::Defer { ticket, .. } => break ticket,
                 Answer::Refuse(refusal) => panic!("{refusal:?}"),
             }
         };
-        let shown = |door: &Door| match door.attempt(&Knock { ticket: Some(&ticket), ..CLIENT }) {
+        let shown = |door: &Door| match door.knock(CLIENT, true, Some(&ticket)) {
             Answer::Defer { ticket: again, .. } => again.as_bytes() == ticket.as_bytes(),
             other => panic!("{other:?}"),
         };
@@ -216,9 +366,9 @@ mod tests {
         let keys = Arc::new(SharedKeys::new([&OLD]));
         let config = AdmissionConfig { handshakes: 1, ..AdmissionConfig::for_rate(1000.0) };
         let door = Door::new(config, &keys, &NodeId::new("edge-1"));
-        let Answer::Admit(entry) = door.attempt(&CLIENT) else { panic!("there is room") };
-        assert!(matches!(door.attempt(&CLIENT), Answer::Defer { .. }));
+        let Answer::Admit(entry) = door.knock(CLIENT, true, None) else { panic!("there is room") };
+        assert!(matches!(door.knock(CLIENT, true, None), Answer::Defer { .. }));
         drop(entry);
-        assert!(matches!(door.attempt(&CLIENT), Answer::Admit(_)));
+        assert!(matches!(door.knock(CLIENT, true, None), Answer::Admit(_)));
     }
 }

@@ -22,7 +22,7 @@ pub mod config;
 pub mod drain;
 pub mod resume;
 
-pub use door::{Answer, Door, Entry, Knock};
+pub use door::Door;
 pub use fleet::{About, Fleet, FleetView, FleetWatch};
 pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;

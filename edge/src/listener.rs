@@ -1,6 +1,7 @@
 //! What a node listens with, one set for each worker, and their accept loops.
 
 mod channels;
+mod entrance;
 mod h3;
 mod http;
 mod quic;

@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use serde::Serialize;
 use tidegate_protocol::frame::CloseCode;
 use tidegate_protocol::frame::shared::Framing;
-use tidegate_protocol::frame::{self, ErrorCode, ServerBody, ServerFrame};
+use tidegate_protocol::frame::{self, Close, ErrorCode, ServerBody, ServerFrame};
 use tidegate_protocol::{ChannelName, Epoch, Offset, Position};
 
 use crate::channel_poll::{ChannelPoll, ChannelPollError};
@@ -142,8 +142,13 @@ impl EventWriter {
 
     /// Why the stream ends, and when to come back.
     pub fn close(&mut self, code: CloseCode, reason: &str, after: Duration) {
+        self.closing(code.frame(reason), after);
+    }
+
+    /// The same with the frame that says so.
+    pub fn closing(&mut self, close: Close, after: Duration) {
         self.retry(after);
-        let frame = ServerFrame::new(0, ServerBody::Close(code.frame(reason)));
+        let frame = ServerFrame::new(0, ServerBody::Close(close));
         self.0.put_slice(&Framing::Event.encode(&frame));
         self.0.put_u8(b'\n');
     }

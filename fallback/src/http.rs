@@ -46,6 +46,31 @@ pub fn error_code_response(code: ErrorCode, message: &str) -> Response<Bytes> {
     error_reply_response(&code.reply(message))
 }
 
+/// 503: come back after `after`, with `slot` in the query where there is one.
+pub fn deferred_response(message: &str, after: Duration, slot: Option<&str>) -> Response<Bytes> {
+    let error = ErrorCode::Unavailable.reply(message);
+    let retry_after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let body = to_json(&DeferredBody { error: &error, retry_after_ms, slot });
+    let mut response = json_response(StatusCode::SERVICE_UNAVAILABLE, body);
+    retry_after(response.headers_mut(), after);
+    response
+}
+
+/// What `?slot=` says; nothing where it is there twice.
+pub fn request_slot(uri: &Uri) -> Option<String> {
+    let mut slots = query_pairs(uri.query()).filter_map(Result::ok).filter(|(name, _)| name == "slot");
+    let slot = slots.next()?.1.into_owned();
+    slots.next().is_none().then_some(slot)
+}
+
+#[derive(Serialize)]
+struct DeferredBody<'a> {
+    error: &'a ErrorReply,
+    retry_after_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<&'a str>,
+}
+
 #[derive(Serialize)]
 struct ErrorBody<'a> {
     error: &'a ErrorReply,

@@ -86,9 +86,11 @@ impl Session {
         if self.poll_resume(cx, inner)? {
             return Ok(Turn::Again);
         }
-        let timeouts = [inner.machine.poll_timeout(), inner.repeats.poll_timeout()];
+        let gate = inner.gate.as_ref().and_then(|gate| gate.poll_timeout());
+        let timeouts = [inner.machine.poll_timeout(), inner.repeats.poll_timeout(), gate];
         if timer.poll_elapsed(cx, timeouts.into_iter().flatten().min()) {
             inner.machine.handle_timeout(clock::now());
+            self.open_gate(inner);
             self.repeat(inner);
             return Ok(Turn::Again);
         }
@@ -188,11 +190,13 @@ impl Session {
             self.transmit(inner);
             let Some(event) = inner.machine.poll_event() else { break };
             match event {
+                Event::Knock => self.knock(inner),
                 Event::Authenticate { token } => self.authenticate(inner, token),
                 Event::Resume { ticket, key } => self.resume(inner, &ticket, key.as_deref()),
                 Event::Unanswered => self.decide_here(inner),
                 Event::Issue => self.issue(inner),
                 Event::Opened => {
+                    inner.gate = None;
                     self.worker.metrics().connects[Metrics::index(self.kind)].inc();
                 }
                 Event::Subscribe { slot, ask, begins, channel, position, rank } => {
@@ -292,12 +296,14 @@ impl Session {
                 closing.code
             }
         };
-        self.discard_backlog(&mut self.inner.borrow_mut());
+        let inner = &mut *self.inner.borrow_mut();
+        self.discard_backlog(inner);
+        inner.gate = None;
         let metrics = self.worker.metrics();
         metrics.connections[Metrics::index(self.kind)].dec();
         metrics.closes.get_or_create(&CloseLabels { transport: self.kind.name(), code: Code(code) }).inc();
         let kind = match code {
-            _ if self.inner.borrow().machine.has_moved() => EndKind::Moved,
+            _ if inner.machine.has_moved() => EndKind::Moved,
             CloseCode::Done => EndKind::Done,
             code => EndKind::Closed(code),
         };

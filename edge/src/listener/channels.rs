@@ -1,17 +1,18 @@
 //! `GET /v1/channels/{channel}/…`: poll and events, subscribers without a session.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use ::http::{HeaderMap, Response, StatusCode, Uri, Version};
 use bytes::Bytes;
 use tidegate_fallback::channel_poll::{ChannelPoll, answer as channel_poll_answer};
 use tidegate_fallback::events::{EventWriter, EventsRequest, stream_response, wants_events};
-use tidegate_fallback::http::{error_code_response, json_response};
+use tidegate_fallback::http::{deferred_response, error_code_response, json_response};
 use tidegate_protocol::ChannelName;
-use tidegate_protocol::frame::{CloseCode, ErrorCode};
+use tidegate_protocol::frame::{Close, CloseCode, ErrorCode};
 use tidegate_protocol::grants::Identity;
 
-use super::http::identify;
+use super::http::{Carrier, identify};
 use crate::channel_poll::Waiter;
 use crate::events::{self, AnswerBody, Opening, RETRY_MAX, RETRY_MIN};
 use crate::worker::Worker;
@@ -32,7 +33,13 @@ pub(super) fn route(path: &str) -> Option<(&str, Verb)> {
     }
 }
 
-pub(super) async fn poll(worker: &Worker, segment: &str, headers: &HeaderMap, uri: &Uri) -> Response<Bytes> {
+pub(super) async fn poll(
+    context: &Carrier,
+    segment: &str,
+    headers: &HeaderMap,
+    uri: &Uri,
+) -> Response<Bytes> {
+    let worker = &**context.worker();
     let ChannelPoll { channel, position, wait } = match ChannelPoll::parse(segment, uri.query()) {
         Ok(request) => request,
         Err(error) => return error_code_response(error.error_code(), &error.to_string()),
@@ -42,6 +49,9 @@ pub(super) async fn poll(worker: &Worker, segment: &str, headers: &HeaderMap, ur
     }
     if worker.upstream().is_congested() {
         return error_code_response(ErrorCode::Unavailable, BEHIND);
+    }
+    if let Err(rejection) = context.let_in(uri).await {
+        return deferred(&rejection.close(worker.jitter(RETRY_MIN, RETRY_MAX)), worker);
     }
     let waiter = Rc::new(Waiter::new(position.is_none()));
     let key = worker.wait_on(Rc::clone(&waiter), &channel, position);
@@ -63,12 +73,13 @@ pub(super) async fn poll(worker: &Worker, segment: &str, headers: &HeaderMap, ur
 }
 
 pub(super) async fn events(
-    worker: &Rc<Worker>,
+    context: &Carrier,
     segment: &str,
     version: Version,
     headers: &HeaderMap,
     uri: &Uri,
 ) -> Response<AnswerBody> {
+    let worker = context.worker();
     let EventsRequest { channel, position } = match EventsRequest::parse(segment, uri.query(), headers) {
         Ok(request) => request,
         Err(error) => {
@@ -84,6 +95,16 @@ pub(super) async fn events(
     }
     if worker.upstream().is_congested() {
         return not_now(worker, headers, CloseCode::Overloaded, BEHIND);
+    }
+    if let Err(rejection) = context.let_in(uri).await {
+        let close = rejection.close(worker.jitter(RETRY_MIN, RETRY_MAX));
+        if !wants_events(headers) {
+            return deferred(&close, worker).map(AnswerBody::from);
+        }
+        let after = retry_of(&close, worker);
+        let mut writer = EventWriter::default();
+        writer.closing(close, after);
+        return stream_response(AnswerBody::from(writer.take()));
     }
     // Over HTTP/1.1 the stream is all that its connection carries; otherwise it is one of many, and counts by itself.
     let admitted = if version >= Version::HTTP_2 {
@@ -114,6 +135,17 @@ fn not_now(worker: &Worker, headers: &HeaderMap, code: CloseCode, reason: &str) 
     let mut writer = EventWriter::default();
     writer.close(code, reason, worker.jitter(RETRY_MIN, RETRY_MAX));
     stream_response(AnswerBody::from(writer.take()))
+}
+
+/// 503, with what a refusal says.
+fn deferred(close: &Close, worker: &Worker) -> Response<Bytes> {
+    let slot = close.reconnect.as_ref().and_then(|reconnect| reconnect.slot.as_deref());
+    deferred_response(&close.reason, retry_of(close, worker), slot)
+}
+
+fn retry_of(close: &Close, worker: &Worker) -> Duration {
+    let after_ms = close.reconnect.as_ref().and_then(|reconnect| reconnect.after_ms);
+    after_ms.map_or_else(|| worker.jitter(RETRY_MIN, RETRY_MAX), Duration::from_millis)
 }
 
 /// Who asks, where they may read the channel; otherwise the refusal.

@@ -17,9 +17,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
 
+use super::entrance::{arrive_incoming, refuse_incoming};
 use super::http::{self, Carrier};
 use super::quic::has_room;
 use super::tcp::failed;
+use crate::door::Visitor;
 use crate::worker::{Admitted, Worker};
 
 /// Accepts until the node drains and every long poll has been told.
@@ -53,20 +55,18 @@ pub(super) fn serve(
             let Some(incoming) = incoming else { return };
             match accepting.admit_connection().filter(|_| has_room(&accepting, &listening)) {
                 Some(admitted) => {
+                    let Some((incoming, visitor)) = arrive_incoming(&accepting, incoming) else { continue };
                     let worker = Rc::clone(&accepting);
-                    accepting.spawn(Box::pin(begin(worker, incoming, admitted)));
+                    accepting.spawn(Box::pin(begin(worker, incoming, admitted, visitor)));
                 }
-                None => {
-                    incoming.refuse();
-                    failed(&accepting, "overloaded");
-                }
+                None => refuse_incoming(&accepting, incoming),
             }
         }
     });
     Some(endpoint)
 }
 
-async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
+async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted, visitor: Visitor) {
     let limits = Http3Limits { headers: worker.limits().http_headers, body: worker.limits().http_body };
     let shaken = tokio::select! {
         shaken = incoming.http3(limits) => shaken,
@@ -74,7 +74,7 @@ async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
         () = worker.shared().farewell() => return,
     };
     match shaken {
-        Ok(connection) => requests(&worker, connection).await,
+        Ok(connection) => requests(Rc::new(Carrier::over_http3(&worker, visitor)), connection).await,
         Err(error) => {
             debug!(%error, "HTTP/3 handshake failed");
             failed(&worker, "quic");
@@ -84,7 +84,8 @@ async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
 }
 
 /// Answers one connection's requests, at most as many at once as it may have streams.
-async fn requests(worker: &Rc<Worker>, mut connection: Http3Connection) {
+async fn requests(carrier: Rc<Carrier>, mut connection: Http3Connection) {
+    let worker = carrier.worker();
     let gone = CancellationToken::new();
     let requests = TaskTracker::new();
     let farewell = worker.shared().farewell();
@@ -108,7 +109,7 @@ async fn requests(worker: &Rc<Worker>, mut connection: Http3Connection) {
             gone.cancel();
             break;
         };
-        let (answering, gone) = (Rc::clone(worker), gone.clone());
+        let (answering, gone) = (Rc::clone(&carrier), gone.clone());
         requests.spawn_local(async move {
             tokio::select! {
                 () = answer(&answering, request) => {}
@@ -121,14 +122,14 @@ async fn requests(worker: &Rc<Worker>, mut connection: Http3Connection) {
     connection.close();
 }
 
-async fn answer(worker: &Rc<Worker>, request: Http3Request) {
-    let read = tokio::time::timeout(worker.limits().handshake, request.read()).await;
+async fn answer(carrier: &Carrier, request: Http3Request) {
+    let read = tokio::time::timeout(carrier.worker().limits().handshake, request.read()).await;
     let Ok(Ok((head, mut stream, body))) = read else {
         debug!("no HTTP/3 request");
         return;
     };
     let head = head.map(|()| RequestBody(body));
-    let response = http::respond(&Carrier::over_http3(worker), head).await;
+    let response = http::respond(carrier, head).await;
     if let Err(error) = send(&mut stream, response).await {
         debug!(%error, "an HTTP/3 answer broke off");
         return stream.reset();

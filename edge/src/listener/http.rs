@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -14,8 +15,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tidegate_fallback::http::{
-    allow_origin, check_origin, error_code_response, error_response, preflight_response, request_token,
-    retry_after, vary_by_origin,
+    allow_origin, check_origin, error_code_response, error_response, preflight_response, request_slot,
+    request_token, retry_after, vary_by_origin,
 };
 use tidegate_fallback::longpoll::{
     BATCH_BYTES, LongPollConnection, LongPollLimits, PollRequest, PollResponse,
@@ -30,8 +31,10 @@ use tracing::debug;
 
 use super::channels::{self, Verb};
 use super::tcp::failed;
-use crate::connection;
+use crate::connection::{self, Entrance};
+use crate::door::{Rejection, Visitor};
 use crate::events::{AnswerBody, RETRY_MAX, RETRY_MIN};
+use crate::policy::admission::SlotTicket;
 use crate::worker::{Admitted, Command, Worker};
 
 /// What the requests of one connection share.
@@ -39,6 +42,11 @@ pub(super) struct Carrier {
     worker: Rc<Worker>,
     /// Taken over by the session of a WebSocket; otherwise given back with the TCP connection.
     admitted: RefCell<Option<Admitted>>,
+    /// Asks to come in; taken over by the first session.
+    visitor: RefCell<Option<Visitor>>,
+    from: IpAddr,
+    /// A request without a session was let in: those that follow are its own.
+    let_in: Cell<bool>,
     /// A request came: from then on hyper's own timeouts hold.
     spoken: Cell<bool>,
     /// Whether the client asked over TLS on TCP: it is told of HTTP/3 then.
@@ -47,22 +55,51 @@ pub(super) struct Carrier {
 
 impl Carrier {
     /// For requests over HTTP/3, whose connection counts by itself.
-    pub(super) fn over_http3(worker: &Rc<Worker>) -> Self {
-        Self { worker: Rc::clone(worker), admitted: RefCell::new(None), spoken: Cell::new(true), tls: false }
+    pub(super) fn over_http3(worker: &Rc<Worker>, visitor: Visitor) -> Self {
+        Self { spoken: Cell::new(true), ..Self::new(worker, None, visitor, false) }
+    }
+
+    fn new(worker: &Rc<Worker>, admitted: Option<Admitted>, visitor: Visitor, tls: bool) -> Self {
+        Self {
+            worker: Rc::clone(worker),
+            admitted: RefCell::new(admitted),
+            from: visitor.address(),
+            visitor: RefCell::new(Some(visitor)),
+            let_in: Cell::new(false),
+            spoken: Cell::new(false),
+            tls,
+        }
+    }
+
+    pub(super) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    /// For the next session: what the connection was let shake hands by, or another attempt of the same client.
+    fn visitor(&self) -> Visitor {
+        let first = self.visitor.borrow_mut().take();
+        first.unwrap_or_else(|| self.worker.shared().door.visitor(self.from))
+    }
+
+    /// Lets in who asks for something without a session, once for its connection; waits for the moment.
+    pub(super) async fn let_in(&self, uri: &Uri) -> Result<(), Rejection> {
+        if self.let_in.get() {
+            return Ok(());
+        }
+        let slot = request_slot(uri).and_then(|text| SlotTicket::from_text(&text));
+        let answer = self.visitor().knock(slot.as_ref());
+        answer.into_entry()?.wait().await;
+        self.let_in.set(true);
+        Ok(())
     }
 }
 
 /// Serves HTTP on an accepted connection, in a task of its own.
-pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted, tls: bool)
+pub(super) fn serve<S>(worker: &Rc<Worker>, stream: S, admitted: Admitted, visitor: Visitor, tls: bool)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let context = Rc::new(Carrier {
-        worker: Rc::clone(worker),
-        admitted: RefCell::new(Some(admitted)),
-        spoken: Cell::new(false),
-        tls,
-    });
+    let context = Rc::new(Carrier::new(worker, Some(admitted), visitor, tls));
     let limits = worker.limits();
     let mut builder = auto::Builder::new(LocalExecutor(Rc::clone(worker)));
     builder
@@ -207,16 +244,16 @@ where
         match (path, channels::route(path)) {
             ("/v1/connect", _) => web_socket(context, request).map(AnswerBody::from),
             ("/v1/poll", _) if request.method() == Method::POST => {
-                long_poll(worker, request).await.map(AnswerBody::from)
+                long_poll(context, request).await.map(AnswerBody::from)
             }
             ("/v1/poll", _) => method_not_allowed("POST").map(AnswerBody::from),
             (_, Some(_)) if !get => method_not_allowed("GET").map(AnswerBody::from),
             (_, Some((channel, Verb::Poll))) => {
-                channels::poll(worker, channel, request.headers(), request.uri()).await.map(AnswerBody::from)
+                channels::poll(context, channel, request.headers(), request.uri()).await.map(AnswerBody::from)
             }
             (_, Some((channel, Verb::Events))) => {
                 let version = request.version();
-                channels::events(worker, channel, version, request.headers(), request.uri()).await
+                channels::events(context, channel, version, request.headers(), request.uri()).await
             }
             (_, None) => elsewhere(worker, &request).map(AnswerBody::from),
         }
@@ -272,6 +309,7 @@ fn web_socket<B>(context: &Carrier, mut request: Request<B>) -> Response<Bytes> 
     let Some(admitted) = own.or_else(|| worker.admit()) else {
         return error_code_response(ErrorCode::Unavailable, "the server is full");
     };
+    let entrance = Entrance::Asks(context.visitor());
     let upgraded = hyper::upgrade::on(&mut request);
     // The request pins hyper's read buffer: it must be gone before the session begins.
     drop(request);
@@ -284,7 +322,7 @@ fn web_socket<B>(context: &Carrier, mut request: Request<B>) -> Response<Bytes> 
                 let connection = WebSocketConnection::new(io, &read_ahead, accepted.subprotocol, limits);
                 drop(read_ahead);
                 let id = starting.new_session_id();
-                connection::start(&starting, id, Box::new(connection), identity, admitted);
+                connection::start(&starting, id, Box::new(connection), identity, admitted, entrance);
             }
             Err(error) => {
                 debug!(%error, "upgrade failed");
@@ -295,11 +333,12 @@ fn web_socket<B>(context: &Carrier, mut request: Request<B>) -> Response<Bytes> 
     accepted.response.map(|()| Bytes::new())
 }
 
-async fn long_poll<B>(worker: &Rc<Worker>, request: Request<B>) -> Response<Bytes>
+async fn long_poll<B>(context: &Carrier, request: Request<B>) -> Response<Bytes>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let worker = &context.worker;
     let (head, body) = request.into_parts();
     let body = match read_body(worker, body).await {
         Ok(body) => body,
@@ -318,6 +357,13 @@ where
         let Some(admitted) = worker.admit() else {
             return overloaded(worker, "the server is full");
         };
+        // Here and not with the session's `connect`: whoever does not come in needs no session to be told.
+        let slot = request.slot().and_then(SlotTicket::from_text);
+        let entry = match context.visitor().knock(slot.as_ref()).into_entry() {
+            Ok(entry) => entry,
+            Err(rejection) => return turned_away(worker, rejection),
+        };
+        entry.wait().await;
         let id = worker.new_session_id();
         let limits = LongPollLimits {
             // What waits beyond a batch waits where ranks and bounds of subscriptions count.
@@ -326,7 +372,8 @@ where
         };
         let (connection, handle) = LongPollConnection::open(id, limits);
         worker.add_long_poll(id, handle.clone());
-        connection::start(worker, id, Box::new(connection), identity, admitted);
+        let entrance = Entrance::Decided(entry);
+        connection::start(worker, id, Box::new(connection), identity, admitted, entrance);
         return handle.poll(request).await.into_http();
     };
     if session.worker() == worker.index() {
@@ -347,6 +394,15 @@ async fn poll_here(worker: &Worker, session: SessionId, request: PollRequest) ->
         Some(handle) => handle.poll(request).await.into_http(),
         None => unknown_session(),
     }
+}
+
+/// Says to who does not come in when he may.
+fn turned_away(worker: &Worker, rejection: Rejection) -> Response<Bytes> {
+    let later = worker.jitter(RETRY_MIN, RETRY_MAX);
+    let is_told = matches!(rejection, Rejection::Told(_));
+    let response = PollResponse::closing(rejection.close(later));
+    let retry_after = response.retry_after.or_else(|| (!is_told).then_some(later));
+    PollResponse { retry_after, ..response }.into_http()
 }
 
 /// Says when to come back, in the header and, to the millisecond, in the body.

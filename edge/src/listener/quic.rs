@@ -13,8 +13,9 @@ use tidegate_transport::quic::{
 };
 use tracing::{debug, error};
 
+use super::entrance::{admit_incoming, refuse_incoming};
 use super::tcp::failed;
-use crate::connection;
+use crate::connection::{self, Entrance};
 use crate::worker::{Admitted, Worker};
 
 /// What is left to close when a worker ends.
@@ -74,21 +75,19 @@ pub(super) fn serve(
             let Some(incoming) = incoming else { return };
             match accepting.admit().filter(|_| has_room(&accepting, &listening)) {
                 Some(admitted) => {
+                    let Some((incoming, entrance)) = admit_incoming(&accepting, incoming) else { continue };
                     let worker = Rc::clone(&accepting);
                     // Boxed: the handshake's state is large, and gone once the session's own task runs.
                     let drain = drain.clone();
                     accepting.spawn(Box::pin(async move {
                         tokio::select! {
-                            () = begin(worker, incoming, admitted) => {}
+                            () = begin(worker, incoming, admitted, entrance) => {}
                             // Whoever is still at it has nothing to lose.
                             () = drain.cancelled() => {}
                         }
                     }));
                 }
-                None => {
-                    incoming.refuse();
-                    failed(&accepting, "overloaded");
-                }
+                None => refuse_incoming(&accepting, incoming),
             }
         }
     });
@@ -102,7 +101,11 @@ pub(super) fn has_room(worker: &Worker, endpoint: &QuicEndpoint) -> bool {
     endpoint.open_connections() < limits.connections.saturating_add(limits.quic.max_incoming)
 }
 
-async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
+async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted, entrance: Entrance) {
+    if let Entrance::Decided(entry) = &entrance {
+        // Nothing but its first packets is held meanwhile.
+        entry.wait().await;
+    }
     let pending = match incoming.handshake().await {
         Ok(pending) => pending,
         Err(error) => {
@@ -117,7 +120,8 @@ async fn begin(worker: Rc<Worker>, incoming: Incoming, admitted: Admitted) {
     };
     match begun {
         Ok(Some((connection, identity))) => {
-            connection::start(&worker, worker.new_session_id(), Box::new(connection), identity, admitted);
+            let id = worker.new_session_id();
+            connection::start(&worker, id, Box::new(connection), identity, admitted, entrance);
         }
         Ok(None) => failed(&worker, "refused"),
         Err(_) => failed(&worker, "timeout"),

@@ -1,5 +1,6 @@
 //! TCP: accept, TLS, HTTP.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
 
 use super::http;
+use crate::door::{Arrival, Visitor};
 use crate::metrics::HandshakeLabels;
 use crate::worker::{Admitted, Worker};
 
@@ -40,7 +42,7 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: O
                 () = &mut farewell => return,
                 () = shared.handed_over.cancelled() => return,
                 accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => begin(&accepting, stream, acceptor.clone()),
+                    Ok((stream, from)) => begin(&accepting, stream, from.ip(), acceptor.clone()),
                     Err(error) => {
                         // Out of descriptors, most likely: accepting again at once would spin.
                         warn!(%error, "cannot accept");
@@ -52,11 +54,19 @@ pub(super) fn serve(worker: &Rc<Worker>, listener: std::net::TcpListener, tls: O
     });
 }
 
-fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) {
+fn begin(worker: &Rc<Worker>, stream: TcpStream, from: IpAddr, acceptor: Option<TlsAcceptor>) {
     let Some(admitted) = worker.admit_connection() else {
         // Dropped before any byte: the cheapest refusal there is.
         failed(worker, "overloaded");
         return;
+    };
+    // A TLS handshake is dear, and what follows it cheap: without one, only what is asked for is decided about.
+    let visitor = match &acceptor {
+        None => worker.shared().door.visitor(from),
+        Some(_) => match worker.shared().door.arrive(from, true) {
+            Arrival::Pass(visitor) => visitor,
+            Arrival::Unvalidated | Arrival::Busy => return failed(worker, "busy"),
+        },
     };
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "no TCP_NODELAY");
@@ -67,15 +77,21 @@ fn begin(worker: &Rc<Worker>, stream: TcpStream, acceptor: Option<TlsAcceptor>) 
         debug!(%error, "no TCP_USER_TIMEOUT");
     }
     match acceptor {
-        None => http::serve(worker, stream, admitted, false),
+        None => http::serve(worker, stream, admitted, visitor, false),
         Some(acceptor) => {
             let handshaking = Rc::clone(worker);
-            worker.spawn(async move { handshake(handshaking, stream, acceptor, admitted).await });
+            worker.spawn(async move { handshake(handshaking, stream, acceptor, admitted, visitor).await });
         }
     }
 }
 
-async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor, admitted: Admitted) {
+async fn handshake(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    admitted: Admitted,
+    visitor: Visitor,
+) {
     // Boxed: the handshake's state is large, and the task's memory would keep its size.
     let handshake = Box::pin(tokio::time::timeout(worker.limits().handshake, acceptor.accept(stream)));
     let shaken = tokio::select! {
@@ -84,7 +100,7 @@ async fn handshake(worker: Rc<Worker>, stream: TcpStream, acceptor: TlsAcceptor,
         () = worker.shared().farewell() => return,
     };
     match shaken {
-        Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted, true),
+        Ok(Ok(stream)) => http::serve(&worker, Box::new(stream), admitted, visitor, true),
         Ok(Err(error)) => {
             debug!(%error, "TLS handshake failed");
             failed(&worker, "tls");

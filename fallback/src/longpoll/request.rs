@@ -10,7 +10,7 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tidegate_protocol::SessionId;
 use tidegate_protocol::frame::codec::{DecodeError, MAX_FRAMES_PER_MESSAGE, decode_text, encode_text};
-use tidegate_protocol::frame::{ClientBody, ClientFrame, CloseCode, ServerBody, ServerFrame};
+use tidegate_protocol::frame::{ClientBody, ClientFrame, Close, CloseCode, ServerBody, ServerFrame};
 
 use super::mailbox::{AckError, Batch};
 use crate::http::{json_response, retry_after};
@@ -117,6 +117,16 @@ impl PollRequest {
     }
 }
 
+impl PollRequest {
+    /// What the client shows to claim a place that is kept for it, where the poll opens a session.
+    pub fn slot(&self) -> Option<&str> {
+        match self.frames.first().map(|frame| &frame.body) {
+            Some(Some(ClientBody::Connect(connect))) => connect.slot.as_deref(),
+            _ => None,
+        }
+    }
+}
+
 /// The wait that a client asks for, within its bound.
 pub(crate) fn wait(milliseconds: Option<u64>) -> Option<Duration> {
     Some(Duration::from_millis(milliseconds?).min(MAX_WAIT))
@@ -187,9 +197,17 @@ impl PollResponse {
         if let Some(reconnect) = &mut close.reconnect {
             reconnect.after_ms = Some(after.as_millis().try_into().unwrap_or_default());
         }
+        Self::closing(close)
+    }
+
+    /// No session: the frame says why, and when to come back. A number that is no close code of ours counts as
+    /// [`CloseCode::Internal`].
+    pub fn closing(close: Close) -> Self {
+        let code = CloseCode::from_number(close.code).unwrap_or(CloseCode::Internal);
+        let after = close.reconnect.as_ref().and_then(|reconnect| reconnect.after_ms);
         let close = ServerFrame::new(0, ServerBody::Close(close));
         let body = body(None, 0, &[encode_text(&close)]);
-        Self { status: status_of(code), body, retry_after: Some(after) }
+        Self { status: status_of(code), body, retry_after: after.map(Duration::from_millis) }
     }
 
     /// A batch, or the lack of one.

@@ -378,8 +378,13 @@ impl<'a> Simulation<'a> {
         let now = self.agenda.now();
         self.others += 1;
         let client = (self.others as u32).wrapping_add(1 << 31);
-        let attempt =
-            Attempt { address: address(client), validated: true, ticket: None, costly_answer: false };
+        let attempt = Attempt {
+            address: address(client),
+            validated: true,
+            ticket: None,
+            costly_answer: false,
+            arrived: false,
+        };
         match self.targets[usize::from(target)].1.handle_attempt(now, &attempt) {
             Decision::Admit { at } => {
                 self.admitted[usize::from(target)].push(self.agenda.micros_of(at));

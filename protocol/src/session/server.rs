@@ -5,6 +5,7 @@
 //! the driver asks [`Session::take`] which of them a subscription is due, and sends shared bytes.
 
 mod border;
+mod door;
 mod goaway;
 mod leaving;
 mod presence;
@@ -26,11 +27,13 @@ use crate::link::{self, LinkError, Recovery};
 use crate::namespace::Namespace;
 use crate::{ChannelName, Epoch, Offset, Position, SessionId};
 
+use door::Knocking;
 use leaving::Leaving;
 use resume::Tickets;
 use subscriptions::{Origin, State as SubscriptionState, Subscriptions};
 
 pub use border::{Event, SessionError, Settings};
+pub use door::refusal;
 pub use resume::Resumption;
 pub use subscriptions::Due;
 
@@ -38,6 +41,7 @@ pub use subscriptions::Due;
 ///             connect              admit,         last server-side subscription begun
 ///                                  resume         and ticket issued
 /// Awaiting ───────────► Checking ─────────► Opening ─────────────► Open
+///     └───► Knocking ──────┘ let in
 ///     │ timeout            │ refuse            │                     │ done, expiry, no pong, error
 ///     └────────────────────┴───────────────────┴─────────► Ended ◄──┘
 /// ```
@@ -45,6 +49,8 @@ pub use subscriptions::Due;
 enum State {
     /// No `connect` yet. A token that came before it (header, query) was already checked.
     Awaiting { until: Instant, identity: Option<Box<Identity>> },
+    /// The driver is asking whether the client may come in.
+    Knocking(Box<Knocking>),
     /// The driver is checking the token, or the core whether the ticket is spent: that should not take longer.
     Checking { id: u64, answer_by: Option<Instant> },
     /// Server-side subscriptions begin and the ticket is sealed; `connected` waits for them.
@@ -80,6 +86,8 @@ pub struct Session {
     /// It does what `goaway` asks.
     moves: bool,
     slot: Option<Box<str>>,
+    /// Whether it may come in is not decided yet.
+    asks_first: bool,
     /// It was asked to move, and is closed then.
     leave_by: Option<Instant>,
     /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
@@ -113,6 +121,7 @@ impl Session {
             repeats: false,
             moves: false,
             slot: None,
+            asks_first: false,
             leave_by: None,
             in_flight: 0,
             leaving: None,
@@ -148,7 +157,7 @@ impl Session {
         self.in_flight < self.settings.max_requests
             && self.leaving.is_none()
             && match &self.state {
-                State::Checking { .. } | State::Ended => false,
+                State::Knocking(_) | State::Checking { .. } | State::Ended => false,
                 // What comes behind a resume may take over what the token lists, once that has begun.
                 State::Opening { connected, .. } => !connected.1.resumed,
                 State::Awaiting { .. } | State::Open { .. } => true,
@@ -167,7 +176,7 @@ impl Session {
                 self.connect(now, id, identity, connect);
                 return Ok(());
             }
-            State::Checking { .. } => return Err(SessionError::AlreadyConnected),
+            State::Knocking(_) | State::Checking { .. } => return Err(SessionError::AlreadyConnected),
             State::Opening { .. } | State::Open { .. } => {}
         }
         match body {
@@ -203,7 +212,9 @@ impl Session {
     pub fn handle_datagram(&mut self, now: Instant, frame: ClientFrame) -> Result<(), SessionError> {
         match (&self.state, &frame.body) {
             // Overtook `connect`, or came too late: at most once, so nothing is owed.
-            (State::Awaiting { .. } | State::Checking { .. } | State::Ended, _) => Ok(()),
+            (State::Awaiting { .. } | State::Knocking(_) | State::Checking { .. } | State::Ended, _) => {
+                Ok(())
+            }
             (_, Some(ClientBody::Publish(publish))) if publish.ephemeral => self.handle_frame(now, frame),
             _ => Err(SessionError::BadDatagram),
         }
@@ -218,7 +229,7 @@ impl Session {
     fn own_timeout(&self) -> Option<Instant> {
         match &self.state {
             State::Awaiting { until, .. } => Some(*until),
-            State::Checking { .. } | State::Ended => None,
+            State::Knocking(_) | State::Checking { .. } | State::Ended => None,
             State::Opening { identity, .. } => identity.expires,
             State::Open { identity, heartbeat } => {
                 let heartbeat = match heartbeat {
@@ -339,13 +350,7 @@ impl Session {
 
     /// Ends the session from the server's side: a `close` frame, then [`Event::End`].
     pub fn end(&mut self, code: CloseCode, reason: &str) {
-        if self.is_ended() {
-            return;
-        }
-        self.state = State::Ended;
-        self.leaving = None;
-        self.transmits.push_back(ServerFrame::new(0, ServerBody::Close(code.frame(reason))));
-        self.events.push_back(Event::End { code, reason: reason.to_owned() });
+        self.end_with(code.frame(reason), code, reason.to_owned());
     }
 
     /// The core answered a subscribe (or the refill of a parked subscription).
@@ -579,6 +584,14 @@ impl Session {
         if !self.note_moving(&mut connect) {
             return;
         }
+        if self.asks_first {
+            self.knock(id, identity, connect)
+        } else {
+            self.check(now, id, identity, connect)
+        }
+    }
+
+    fn check(&mut self, now: Instant, id: u64, identity: Option<Box<Identity>>, connect: Connect) {
         if let Some(ticket) = connect.resume {
             // What a token beside it says does not count.
             return self.resume_with(now, id, ticket, connect.key);

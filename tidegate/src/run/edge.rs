@@ -63,6 +63,7 @@ pub(super) fn start(
     };
     let edge = EdgeNode::start(config, parts).map_err(with_remedy)?;
     edge.metrics().register(registry);
+    edge.door().register(registry);
     Ok(edge)
 }
 

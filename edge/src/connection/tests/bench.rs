@@ -100,7 +100,7 @@ impl Bench {
             namespaces: Namespaces::new(open, named, false),
             anonymous: true,
             resume: Some(Resume::default()),
-            admission: AdmissionConfig::for_rate(1_000.0),
+            admission: AdmissionConfig::for_rate(1e6),
             limits,
         };
         let auth = AuthConfig {
@@ -179,7 +179,10 @@ impl Bench {
         let connection = Box::new(Scripted(Rc::clone(&wire)));
         // One that was let in just before the node began to end has its place too.
         let admitted = crate::worker::Admitted::uncounted();
-        connection::start(&self.worker, self.worker.new_session_id(), connection, identity, admitted);
+        let visitor = self.worker.shared().door.visitor(std::net::Ipv4Addr::LOCALHOST.into());
+        let entrance = connection::Entrance::Asks(visitor);
+        let id = self.worker.new_session_id();
+        connection::start(&self.worker, id, connection, identity, admitted, entrance);
         Client { wire }
     }
 

@@ -49,6 +49,9 @@ pub struct Settings {
 /// What the driver must do.
 #[derive(Debug)]
 pub enum Event {
+    /// Ask whether the client may come in, with [`Session::take_slot`]; then call [`Session::let_in`], at the moment that was
+    /// named, or [`Session::turn_away`], or [`Session::refuse`]. Only after [`Session::ask_first`].
+    Knock,
     /// Check the token (`None`: allow or refuse an anonymous session), then call [`Session::admit`] or
     /// [`Session::refuse`].
     Authenticate {
