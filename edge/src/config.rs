@@ -109,6 +109,9 @@ pub struct Limits {
     pub ping: Duration,
     /// From a ping to its pong.
     pub pong: Duration,
+    /// The age that no connection of a client that can move passes: from half of it on, each is asked to make another one.
+    /// Zero: never.
+    pub renewal: Duration,
     /// A long-poll session that nobody polls.
     pub longpoll_idle: Duration,
     /// A close that the client does not acknowledge.
@@ -137,6 +140,7 @@ impl Default for Limits {
             connect: Duration::from_secs(5),
             ping: Duration::from_secs(25),
             pong: Duration::from_secs(10),
+            renewal: Duration::from_secs(6 * 3600),
             longpoll_idle: Duration::from_secs(60),
             close: Duration::from_secs(3),
             quic: QuicConfig::default(),

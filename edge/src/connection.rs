@@ -98,6 +98,7 @@ pub(crate) fn start(
     if matches!(entrance, Entrance::Asks(_)) {
         machine.ask_first();
     }
+    machine.place(worker.plans().next_rank(), worker.plans().current(), worker.lifetime());
     // Admitted before the worker began to end: told why, as all others.
     if let Some((code, reason)) = worker.ending() {
         machine.end(code, reason);

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
+use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_transport::clock;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -79,9 +80,10 @@ impl DrainControl {
     pub fn status(&self) -> Option<DrainStatus> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_ref()?;
+        let alternatives = self.sessions.alternatives();
         let is_announced = |to: &str| {
             let host = to.trim_start_matches("https://").trim_end_matches('/');
-            self.sessions.alternatives().any(|known| known.eq_ignore_ascii_case(host))
+            alternatives.iter().any(|known| endpoint_of(known) == endpoint_of(host))
         };
         let to = running.order.to.clone();
         let unannounced = to.iter().filter(|to| !is_announced(to)).cloned().collect();

@@ -10,6 +10,7 @@ mod key_file;
 mod listener;
 mod metrics;
 mod node;
+mod plans;
 pub mod policy;
 mod presence;
 mod registry;
@@ -27,6 +28,7 @@ pub use fleet::{About, Fleet, FleetView, FleetWatch};
 pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};
+pub use plans::Plans;
 pub use sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, Sessions};
 pub use upstream::hub::{
     Dialer, HomeRules, Hub, HubConfig, HubError, HubMetrics, OpenFailure, OpenedLink, Uplink, UplinkFuture,

@@ -43,6 +43,7 @@ pub struct Metrics {
     pub(crate) resumes_unchecked: Counter,
     pub(crate) strays: Strays,
     pub(crate) goaways: Counter,
+    pub(crate) renewals: Counter,
     pub(crate) moves: Counter,
     pub(crate) ends_untold: Counter,
     resumes: Family<ResumeLabel, Counter>,
@@ -202,6 +203,7 @@ impl Default for Metrics {
             resumes_unchecked: Counter::default(),
             strays: Strays::default(),
             goaways: Counter::default(),
+            renewals: Counter::default(),
             moves: Counter::default(),
             ends_untold: Counter::default(),
             resumes: Family::default(),
@@ -271,6 +273,11 @@ impl Metrics {
             "resumes_unchecked",
             "Of those honoured, how many without asking whether they were spent: the core did not answer",
             self.resumes_unchecked.clone(),
+        );
+        edge.register(
+            "renewals",
+            "Sessions asked to renew a connection that had grown old",
+            self.renewals.clone(),
         );
         edge.register("goaways", "Sessions asked to move to another connection", self.goaways.clone());
         edge.register(

@@ -24,6 +24,7 @@ use crate::door::Door;
 use crate::drain::DrainControl;
 use crate::listener::{self, Handover, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
+use crate::plans::Plans;
 use crate::resume::TicketKeys;
 use crate::sessions::Sessions;
 use crate::upstream::{self, Upstream};
@@ -77,6 +78,7 @@ pub struct EdgeNode {
     workers: Vec<Running>,
     control: DrainControl,
     door: Door,
+    plans: Plans,
 }
 
 #[derive(Debug)]
@@ -112,6 +114,7 @@ impl EdgeNode {
         if !parts.waits {
             open.cancel();
         }
+        let plans = Plans::new(config.node.clone(), config.alternatives.clone(), clock::rng());
         let drain = CancellationToken::new();
         let abort = CancellationToken::new();
         let (commands, inboxes): (Vec<_>, Vec<_>) = (0..count).map(|_| mpsc::channel(COMMANDS)).unzip();
@@ -120,6 +123,7 @@ impl EdgeNode {
             config,
             authenticator: parts.authenticator,
             tickets,
+            plans: plans.clone(),
             spent: Mutex::new(SpentTable::new(Bounds { sessions: SPENT_HERE })),
             door: door.clone(),
             origins: parts.origins,
@@ -137,8 +141,19 @@ impl EdgeNode {
         let control = DrainControl::new(Sessions::new(Arc::clone(&shared)), drain.clone());
         let handover = Mutex::new(handover);
         let workers = Vec::with_capacity(count);
-        let mut node =
-            Self { addresses, metrics, drain, abort, open, handed_over, handover, workers, control, door };
+        let mut node = Self {
+            addresses,
+            metrics,
+            drain,
+            abort,
+            open,
+            handed_over,
+            handover,
+            workers,
+            control,
+            door,
+            plans,
+        };
         let ends = sockets.into_iter().zip(parts.links).zip(inboxes);
         for (index, ((sockets, link), inbox)) in (0..=u8::MAX).zip(ends) {
             let (end, ended) = oneshot::channel();
@@ -227,6 +242,11 @@ impl EdgeNode {
         &self.control
     }
 
+    /// What its clients are told of when and where to come back: of use once [`Plans::run`] follows the fleet.
+    pub fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
     /// Ends in order: admits nobody, tells every client, waits for them for `grace`, then ends what is left.
     pub async fn shutdown(mut self, grace: Duration) {
         self.drain.cancel();
@@ -273,7 +293,6 @@ pub(crate) fn settings(config: &Config) -> Settings {
         tickets: config.resume.map(|resume| resume.lifetime),
         grace: config.resume.unwrap_or_default().grace,
         resume_wait: RESUME_WAIT,
-        alternatives: config.alternatives.clone(),
     }
 }
 

@@ -111,8 +111,8 @@ impl Sessions {
         receiver
     }
 
-    /// Hosts, with ports, that clients of this edge were told of.
-    pub fn alternatives(&self) -> impl Iterator<Item = &str> {
-        self.shared.settings.alternatives.iter().map(|alternative| alternative.host.as_str())
+    /// Hosts, with ports, that clients of this edge are told of, at the latest when they are asked to move.
+    pub fn alternatives(&self) -> Vec<String> {
+        self.shared.plans.current().alternatives.iter().map(|alternative| alternative.host.clone()).collect()
     }
 }

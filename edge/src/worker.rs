@@ -34,6 +34,8 @@ use crate::connection::Session;
 use crate::door::Door;
 use crate::events::Events;
 use crate::metrics::Metrics;
+use crate::plans::Plans;
+use crate::policy::plan::Renewal;
 use crate::presence::Presence;
 use crate::registry::{Registry, Subscriber};
 use crate::resume::TicketKeys;
@@ -49,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     pub(crate) authenticator: Arc<Authenticator>,
     pub(crate) tickets: Arc<TicketKeys>,
+    /// What clients are told of when and where to come back.
+    pub(crate) plans: Plans,
     /// Tickets spent in this process, for when the core is out of reach. Locked once for each resume.
     pub(crate) spent: Mutex<SpentTable<()>>,
     pub(crate) door: Door,
@@ -256,6 +260,23 @@ impl Worker {
 
     pub(crate) fn new_session_id(&self) -> SessionId {
         SessionId::generate(&mut *self.rng.borrow_mut(), self.index)
+    }
+
+    /// What clients are told of when and where to come back.
+    pub(crate) fn plans(&self) -> &Plans {
+        &self.shared.plans
+    }
+
+    /// After how long a connection that begins now is to be renewed.
+    pub(crate) fn lifetime(&self) -> Option<Duration> {
+        let longest = self.limits().renewal;
+        let share = self.rng.borrow_mut().random_range(0.5..1.0);
+        (!longest.is_zero()).then(|| longest.mul_f64(share))
+    }
+
+    /// Where a connection that has grown old goes on.
+    pub(crate) fn renewal(&self) -> Renewal {
+        self.plans().renewal(&mut self.rng.borrow_mut())
     }
 
     /// Checks a token.

@@ -65,6 +65,16 @@ impl ReconnectPlan {
         self
     }
 
+    /// True where it holds neither windows nor places: as good as none.
+    pub fn says_nothing(&self) -> bool {
+        !self.has_windows() && self.alternatives.is_empty()
+    }
+
+    /// True where it says when to come back; else it only names places.
+    pub fn has_windows(&self) -> bool {
+        self.node_ms > 0 || self.region_ms > 0
+    }
+
     /// The window of this node's clients.
     pub fn node_window(&self) -> Duration {
         Duration::from_millis(self.node_ms.into())

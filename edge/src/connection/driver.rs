@@ -4,10 +4,10 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidegate_protocol::ChannelName;
-use tidegate_protocol::frame::{ClientFrame, CloseCode};
+use tidegate_protocol::frame::{ClientFrame, CloseCode, Goaway};
 use tidegate_protocol::grants::Identity;
 use tidegate_protocol::session::server::Event;
 use tidegate_transport::{Closing, Inbound, Lane, RecvError, clock};
@@ -16,6 +16,7 @@ use tracing::{debug, trace};
 
 use super::{Inner, Session};
 use crate::metrics::{CloseLabels, Code, Metrics};
+use crate::policy::plan::Renewal;
 use crate::registry::Subscriber;
 use crate::sessions::EndKind;
 
@@ -89,6 +90,10 @@ impl Session {
         let gate = inner.gate.as_ref().and_then(|gate| gate.poll_timeout());
         let timeouts = [inner.machine.poll_timeout(), inner.repeats.poll_timeout(), gate];
         if timer.poll_elapsed(cx, timeouts.into_iter().flatten().min()) {
+            let plan = self.worker.plans().current();
+            if inner.machine.plan_epoch() != Some(plan.epoch) {
+                inner.machine.handle_plan(plan);
+            }
             inner.machine.handle_timeout(clock::now());
             self.open_gate(inner);
             self.repeat(inner);
@@ -199,6 +204,7 @@ impl Session {
                     inner.gate = None;
                     self.worker.metrics().connects[Metrics::index(self.kind)].inc();
                 }
+                Event::Renew => self.renew(inner),
                 Event::Subscribe { slot, ask, begins, channel, position, rank } => {
                     if begins {
                         self.join(inner, slot, &channel, rank);
@@ -227,6 +233,21 @@ impl Session {
             }
         }
         ending
+    }
+
+    /// The connection is old: the client is asked to make another one.
+    fn renew(&self, inner: &mut Inner) {
+        let now = clock::now();
+        let endpoint = match self.worker.renewal() {
+            Renewal::To(place) => Some(format!("https://{place}")),
+            Renewal::Anywhere => None,
+            Renewal::Later => return inner.machine.renew_later(now),
+        };
+        let deadline_ms = RENEWAL_DEADLINE.as_millis() as u64;
+        let reason = "renewal".to_owned();
+        if inner.machine.renew(now, Goaway { endpoint, deadline_ms, reason, ..Goaway::default() }) {
+            self.worker.metrics().renewals.inc();
+        }
     }
 
     /// Says that a subscription counts for who is on its channel.
@@ -359,3 +380,5 @@ impl Timer {
 
 /// Rounds of one poll.
 const TURNS: usize = 32;
+/// For a client to have another connection; then it stays where it is.
+const RENEWAL_DEADLINE: Duration = Duration::from_secs(300);

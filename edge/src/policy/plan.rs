@@ -5,12 +5,16 @@
 //! clients hear of another one when it is worth a frame to each of them: every 20 s at most, at once only where it is off by
 //! a fifth.
 
+mod outlook;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use tidegate_protocol::plan::{Alternative, ReconnectPlan};
+
+pub use outlook::Renewal;
 
 /// What may fail at once, and who would take its clients.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,9 +25,9 @@ pub struct Domain {
     pub spare: f64,
 }
 
-/// What an edge knows of the fleet.
+/// What an edge's clients can expect of the fleet.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FleetView {
+pub struct Outlook {
     /// This node; the others of its region take its clients.
     pub node: Domain,
     /// This region; the other ones take its clients.
@@ -66,15 +70,18 @@ impl Planner {
     }
 
     /// The fleet as it is now; about once a second.
-    pub fn handle_view(&mut self, now: Instant, view: FleetView) {
-        let node = self.node.add(now, window(view.node));
-        let region = self.region.add(now, window(view.region));
+    pub fn handle_outlook(&mut self, now: Instant, outlook: Outlook) {
+        let node = self.node.add(now, window(outlook.node));
+        let region = self.region.add(now, window(outlook.region));
         let known = &self.published;
+        // Once anything is known, no window is nothing: that would say that nothing is.
+        let (node, region) = (node.max(SHORTEST), region.max(SHORTEST));
         let settled = self.published_at.is_some_and(|at| now.saturating_duration_since(at) < BETWEEN);
         let worth = if settled { A_FIFTH } else { NEARLY_NOTHING };
-        if is_off(known.node_window(), node, worth)
+        if self.published_at.is_none()
+            || is_off(known.node_window(), node, worth)
             || is_off(known.region_window(), region, worth)
-            || have_moved(&known.alternatives, &view.alternatives)
+            || have_moved(&known.alternatives, &outlook.alternatives)
         {
             self.published_at = Some(now);
             let millis = |window: Duration| u32::try_from(window.as_millis()).unwrap_or(u32::MAX);
@@ -83,7 +90,7 @@ impl Planner {
                 node_ms: millis(node),
                 region_ms: millis(region),
                 rank: 0,
-                alternatives: view.alternatives,
+                alternatives: outlook.alternatives,
             }
             .bounded();
             self.changed = true;
@@ -100,6 +107,12 @@ impl Planner {
         let rank = self.next_rank;
         self.next_rank = rank.wrapping_add(1);
         rank
+    }
+
+    /// Places to name before anything is known of the fleet.
+    pub fn with_alternatives(mut self, alternatives: Vec<Alternative>) -> Self {
+        self.published = ReconnectPlan { alternatives, ..self.published }.bounded();
+        self
     }
 
     /// The plan of the client of this rank.
@@ -173,6 +186,7 @@ const A_FIFTH: f64 = 0.2;
 const NEARLY_NOTHING: f64 = 0.02;
 /// From time to time: pings come every 25 s.
 const BETWEEN: Duration = Duration::from_secs(20);
+const SHORTEST: Duration = Duration::from_millis(1);
 /// Differences that nobody feels.
 const LEAST: Duration = Duration::from_millis(200);
 
@@ -183,9 +197,9 @@ mod tests {
     use proptest::prelude::*;
     use rand::SeedableRng as _;
 
-    fn view(sessions: u64, spare: f64) -> FleetView {
+    fn outlook(sessions: u64, spare: f64) -> Outlook {
         let one = |host: &str, weight| Alternative { host: host.to_owned(), weight, elsewhere: true };
-        FleetView {
+        Outlook {
             node: Domain { sessions: sessions / 20, spare: spare * 2.0 },
             region: Domain { sessions, spare },
             alternatives: vec![one("a", 1_000), one("b", 2_000)],
@@ -203,7 +217,7 @@ mod tests {
     #[test]
     fn a_window_is_as_long_as_the_others_need() {
         let mut planner = planner();
-        planner.handle_view(Instant::now(), view(950_000, 8_000.0));
+        planner.handle_outlook(Instant::now(), outlook(950_000, 8_000.0));
         assert_eq!(planner.poll_event(), Some(PlanEvent::Changed));
         assert_eq!(planner.poll_event(), None);
         let plan = planner.plan(7);
@@ -214,11 +228,12 @@ mod tests {
     #[test]
     fn nobody_to_go_to_is_the_longest_window() {
         let mut planner = planner();
-        planner.handle_view(Instant::now(), view(10, 0.0));
+        planner.handle_outlook(Instant::now(), outlook(10, 0.0));
         assert_eq!(region_ms(&planner), 300_000);
         let mut none = self::planner();
-        none.handle_view(Instant::now(), view(0, 0.0));
-        assert_eq!(region_ms(&none), 0);
+        assert_eq!(region_ms(&none), 0, "nothing is known");
+        none.handle_outlook(Instant::now(), outlook(0, 0.0));
+        assert_eq!(region_ms(&none), 1);
     }
 
     #[test]
@@ -226,25 +241,25 @@ mod tests {
         let start = Instant::now();
         let mut planner = planner();
         let at = |seconds| start + Duration::from_secs(seconds);
-        planner.handle_view(at(0), view(100_000, 1_000.0));
+        planner.handle_outlook(at(0), outlook(100_000, 1_000.0));
         let first = region_ms(&planner);
-        planner.handle_view(at(1), view(110_000, 1_000.0));
+        planner.handle_outlook(at(1), outlook(110_000, 1_000.0));
         assert_eq!(region_ms(&planner), first, "not worth a frame now");
-        planner.handle_view(at(2), view(125_000, 1_000.0));
+        planner.handle_outlook(at(2), outlook(125_000, 1_000.0));
         assert!(region_ms(&planner) > first, "at once");
-        planner.handle_view(at(22), view(128_000, 1_000.0));
+        planner.handle_outlook(at(22), outlook(128_000, 1_000.0));
         let grown = region_ms(&planner);
         assert_eq!(grown, 134_736, "after a while, when it is more than 2 %");
         for second in 23..82 {
-            planner.handle_view(at(second), view(50_000, 1_000.0));
+            planner.handle_outlook(at(second), outlook(50_000, 1_000.0));
             assert_eq!(region_ms(&planner), grown, "the longest of a minute");
         }
-        planner.handle_view(at(83), view(50_000, 1_000.0));
+        planner.handle_outlook(at(83), outlook(50_000, 1_000.0));
         assert!(region_ms(&planner) < grown);
         let epoch = planner.plan(0).epoch;
-        let mut moved = view(50_000, 1_000.0);
+        let mut moved = outlook(50_000, 1_000.0);
         moved.alternatives[1].host = "c".to_owned();
-        planner.handle_view(at(84), moved);
+        planner.handle_outlook(at(84), moved);
         assert_eq!(planner.plan(0).epoch, epoch + 1, "another host is news");
     }
 
@@ -267,7 +282,7 @@ mod tests {
             let mut planner = planner();
             for (sessions, spare) in views {
                 now += Duration::from_secs(1);
-                planner.handle_view(now, view(sessions, spare.into()));
+                planner.handle_outlook(now, outlook(sessions, spare.into()));
                 let needed = window(Domain { sessions, spare: spare.into() }).as_secs_f64();
                 let published = planner.plan(0).region_window().as_secs_f64();
                 prop_assert!(published * 1.2 + 0.202 >= needed, "{published} for {needed}");

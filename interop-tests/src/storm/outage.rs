@@ -8,7 +8,7 @@ use std::time::Duration;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tidegate_edge::policy::admission::{Admission, AdmissionConfig, Attempt, SlotKeys, SlotTicket};
-use tidegate_edge::policy::plan::{Domain, FleetView, Planner};
+use tidegate_edge::policy::plan::{Domain, Outlook, Planner};
 use tidegate_protocol::NodeId;
 use tidegate_protocol::plan::{Alternative, ReconnectPlan};
 use tidegate_protocol::reconnect::{Cause, Reconnect};
@@ -505,12 +505,12 @@ impl Plans {
             let sessions = f64::from(config.clients) * (1.0 + drift * left);
             let spare = config.rate * (1.0 + rng.random_range(-NOISE..NOISE));
             let in_region = config.rate / f64::from(config.nodes) * f64::from(DEAD_NODES - 1);
-            let view = FleetView {
+            let outlook = Outlook {
                 node: Domain { sessions: sessions as u64 / u64::from(DEAD_NODES), spare: in_region },
                 region: Domain { sessions: sessions as u64, spare },
                 alternatives: alternatives.clone(),
             };
-            ranks[0].handle_view(now + Duration::from_secs(second.into()), view);
+            ranks[0].handle_outlook(now + Duration::from_secs(second.into()), outlook);
             if ranks[0].poll_event().is_some() {
                 published.insert(second, ranks[0].plan(0));
             }

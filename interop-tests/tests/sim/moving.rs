@@ -199,7 +199,6 @@ impl World {
             tickets: Some(Duration::from_secs(rng.random_range(20..600))),
             grace: Duration::from_secs(30),
             resume_wait: Duration::from_secs(2),
-            alternatives: Vec::new(),
         };
         let channel = |number: usize| Channel {
             name: ChannelName::new(&format!("room:{number}")).expect("a name"),

@@ -189,7 +189,6 @@ impl World {
             tickets: None,
             grace: Duration::from_secs(30),
             resume_wait: Duration::from_secs(2),
-            alternatives: Vec::new(),
         };
         let channels = CHANNELS.into_iter().map(|name| (name, Channel::default())).collect();
         Self {

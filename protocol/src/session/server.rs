@@ -8,6 +8,7 @@ mod border;
 mod door;
 mod goaway;
 mod leaving;
+mod plan;
 mod presence;
 mod resume;
 mod sizes;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use crate::frame::{
     ClientBody, ClientFrame, Close, CloseCode, Connect, Connected, Empty, ErrorCode, ErrorReply, History,
-    HistoryRequest, Payload, Ping, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame,
-    Subscribe, Subscribed, Unsubscribe, Unsubscribed,
+    HistoryRequest, Payload, Publication, Publish, Published, Refreshed, ServerBody, ServerFrame, Subscribe,
+    Subscribed, Unsubscribe, Unsubscribed,
 };
 use crate::grants::Identity;
 use crate::link::{self, LinkError, Recovery};
@@ -29,6 +30,7 @@ use crate::{ChannelName, Epoch, Offset, Position, SessionId};
 
 use door::Knocking;
 use leaving::Leaving;
+use plan::Place;
 use resume::Tickets;
 use subscriptions::{Origin, State as SubscriptionState, Subscriptions};
 
@@ -67,8 +69,8 @@ enum Heartbeat {
     PingAt(Instant),
     /// Pinged; a pong by then.
     PongBy(Instant),
-    /// This transport needs none.
-    Off,
+    /// This transport needs none; what is new is told then.
+    News(Instant),
 }
 
 /// The edge's half of one session.
@@ -90,6 +92,7 @@ pub struct Session {
     asks_first: bool,
     /// It was asked to move, and is closed then.
     leave_by: Option<Instant>,
+    place: Place,
     /// Questions to the driver or the core that are not answered, also those whose answer nobody waits for any more:
     /// what a client can pile up there is bounded, whatever it does.
     in_flight: usize,
@@ -123,6 +126,7 @@ impl Session {
             slot: None,
             asks_first: false,
             leave_by: None,
+            place: Place::default(),
             in_flight: 0,
             leaving: None,
             asks: 0,
@@ -222,7 +226,13 @@ impl Session {
 
     /// The next instant at which [`Session::handle_timeout`] has something to do.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let own = [self.own_timeout(), self.tickets_timeout(), self.goaway_timeout(), self.leaving_timeout()];
+        let own = [
+            self.own_timeout(),
+            self.tickets_timeout(),
+            self.goaway_timeout(),
+            self.renewal_timeout(),
+            self.leaving_timeout(),
+        ];
         own.into_iter().flatten().min()
     }
 
@@ -234,7 +244,7 @@ impl Session {
             State::Open { identity, heartbeat } => {
                 let heartbeat = match heartbeat {
                     Heartbeat::PingAt(at) | Heartbeat::PongBy(at) => Some(*at),
-                    Heartbeat::Off => None,
+                    Heartbeat::News(at) => self.plan_epoch().map(|_| *at),
                 };
                 heartbeat.into_iter().chain(identity.expires).min()
             }
@@ -247,6 +257,7 @@ impl Session {
         let reads = self.wants_input();
         self.tend_tickets(now);
         self.tend_goaway(now);
+        self.tend_renewal(now);
         self.end_if_left(Some(now));
         match &mut self.state {
             State::Awaiting { until, .. } if *until <= now => {
@@ -258,7 +269,12 @@ impl Session {
             State::Open { heartbeat, .. } => match *heartbeat {
                 Heartbeat::PingAt(at) if at <= now => {
                     *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
-                    self.transmits.push_back(ServerFrame::new(0, ServerBody::Ping(Ping::default())));
+                    let plan = self.untold_plan();
+                    self.ping_aside(now, None, plan);
+                }
+                Heartbeat::News(at) if at <= now => {
+                    *heartbeat = Heartbeat::News(now + self.settings.ping);
+                    self.tell_plan_first(now);
                 }
                 // The pong may be there, unread: the core is slow then, not the client.
                 Heartbeat::PongBy(by) if by <= now && !reads => {
@@ -314,7 +330,7 @@ impl Session {
             expires_ms: expires_ms(now, &identity),
             subscriptions: Vec::new(),
             resumed,
-            plan: self.plan(),
+            plan: self.untold_plan(),
         };
         let mut waiting = 0;
         for channel in identity.subscriptions.iter().take(self.settings.max_subscriptions) {
@@ -618,9 +634,10 @@ impl Session {
         else {
             return;
         };
-        let heartbeat =
-            if self.heartbeats { Heartbeat::PingAt(now + self.settings.ping) } else { Heartbeat::Off };
+        let heartbeat = if self.heartbeats { Heartbeat::PingAt } else { Heartbeat::News };
+        let heartbeat = heartbeat(now + self.settings.ping);
         self.state = State::Open { identity, heartbeat };
+        self.begin_aging(now);
         let (id, connected) = *connected;
         self.transmits.push_front(ServerFrame::new(id, ServerBody::Connected(connected)));
         self.events.push_back(Event::Opened);

@@ -274,6 +274,9 @@ impl Check<'_> {
         if limits.pong >= limits.ping {
             self.report("limits.pong", "`limits.pong` must be shorter than `limits.ping`");
         }
+        if !limits.renewal.is_zero() && limits.renewal < MIN_RENEWAL {
+            self.report("limits.renewal", "`limits.renewal` must be at least 10s, or \"0s\" for never");
+        }
         // Zero would refuse everything, or wait for nothing.
         for key in keys::settings() {
             let bounds =
@@ -321,6 +324,8 @@ const TICKET_LIFETIMES: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60);
 const MAX_GRACE: Duration = Duration::from_secs(60 * 60);
 const ENDPOINT_SCHEMES: [&str; 5] = ["quic", "wss", "ws", "https", "http"];
+/// Below, clients would do little else.
+const MIN_RENEWAL: Duration = Duration::from_secs(10);
 const MIN_API_KEY_BYTES: usize = 16;
-/// At zero, shutdown does not wait, and neither does a log frame; and there are as many threads as fit the machine.
-const MAY_BE_ZERO: [&str; 3] = ["limits.shutdown", "core.linger", "core.threads"];
+/// At zero, no connection is too old, shutdown does not wait, and neither does a log frame; and there are as many threads as fit the machine.
+const MAY_BE_ZERO: [&str; 4] = ["limits.renewal", "limits.shutdown", "core.linger", "core.threads"];

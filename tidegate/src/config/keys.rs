@@ -203,6 +203,8 @@ fn limits() -> Vec<Key<Settings>> {
             "Between two pings, and two comments on a silent stream of events."),
         Key::new("limits.pong", &DURATION, |s| &mut s.limits.edge.pong, "",
             "From a ping to its pong."),
+        Key::new("limits.renewal", &DURATION, |s| &mut s.limits.edge.renewal, "",
+            "The age that no client's connection passes, where the client can move without a break: from half of it on, each is\nasked to make another one, here or on another node, so that load stays even. \"0s\": never."),
         Key::new("limits.longpoll_idle", &DURATION, |s| &mut s.limits.edge.longpoll_idle, "",
             "After which a long-poll session that nobody polls ends."),
         Key::new("limits.close", &DURATION, |s| &mut s.limits.edge.close, "",

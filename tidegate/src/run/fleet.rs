@@ -16,13 +16,15 @@ pub(super) struct Announced {
 }
 
 impl Announced {
-    /// Tells others of this node from now on.
+    /// Tells others of this node from now on, and its clients of the others.
     pub(super) fn start(fleet: Fleet, about: About, edge: &EdgeNode, registry: &mut Registry) -> Self {
         fleet.register(registry);
         let (end, tasks) = (CancellationToken::new(), TaskTracker::new());
         let (running, ended) = (fleet.clone(), end.clone());
         let (metrics, door) = (Arc::clone(edge.metrics()), edge.door().clone());
         tasks.spawn(async move { running.run(about, metrics, door, ended).await });
+        let (plans, followed, ended) = (edge.plans().clone(), fleet.clone(), end.clone());
+        tasks.spawn(async move { plans.run(followed, ended).await });
         Self { fleet, end, tasks }
     }
 

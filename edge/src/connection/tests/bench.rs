@@ -37,6 +37,7 @@ use crate::config::{Config, Limits, Resume};
 use crate::connection;
 use crate::door::Door;
 use crate::metrics::Metrics;
+use crate::plans::Plans;
 use crate::policy::admission::AdmissionConfig;
 use crate::resume::TicketKeys;
 use crate::upstream::{self, Upstream};
@@ -119,6 +120,7 @@ impl Bench {
             config,
             authenticator: Arc::new(Authenticator::new(auth).expect("no keys to be wrong")),
             tickets,
+            plans: Plans::new(NodeId::new("edge-1"), Vec::new(), clock::rng()),
             spent: Mutex::new(SpentTable::new(Bounds { sessions: 2 })),
             origins: OriginPolicy::default(),
             routes: None,

@@ -6,7 +6,6 @@ use std::time::Duration;
 use crate::frame::CloseCode;
 use crate::link;
 use crate::namespace::Namespaces;
-use crate::plan::Alternative;
 use crate::{ChannelName, NodeId, Position, Region};
 
 /// What all sessions of an edge share.
@@ -40,10 +39,6 @@ pub struct Settings {
     pub grace: Duration,
     /// For the core to say whether a ticket is spent.
     pub resume_wait: Duration,
-    /// Where else clients may be sent, told in `connected`; at most [`ReconnectPlan::MAX_ALTERNATIVES`].
-    ///
-    /// [`ReconnectPlan::MAX_ALTERNATIVES`]: crate::plan::ReconnectPlan::MAX_ALTERNATIVES
-    pub alternatives: Vec<Alternative>,
 }
 
 /// What the driver must do.
@@ -71,6 +66,8 @@ pub enum Event {
     Issue,
     /// The session is open.
     Opened,
+    /// The connection is old enough to be renewed: call [`Session::renew`] or [`Session::renew_later`].
+    Renew,
     /// Ask the core, then call [`Session::recovered`] with the same slot and ask.
     Subscribe {
         /// The session's name for the subscription.

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use super::{Session, State, Tickets};
 use crate::frame::{CloseCode, Connect, Goaway, ServerBody, ServerFrame};
-use crate::plan::ReconnectPlan;
 
 impl Session {
     /// Asks the client to move. The newest holds: where the one before was not sent yet, it never is. False where nobody
@@ -15,14 +14,10 @@ impl Session {
             return false;
         }
         self.leave_by = Some(now + Duration::from_millis(goaway.deadline_ms).min(MAX_DEADLINE));
-        let unsent = self.transmits.iter_mut().find_map(|frame| match &mut frame.body {
-            Some(ServerBody::Goaway(unsent)) => Some(unsent),
-            _ => None,
-        });
-        match unsent {
-            Some(unsent) => *unsent = goaway,
-            None => self.transmits.push_back(ServerFrame::new(0, ServerBody::Goaway(goaway))),
-        }
+        self.place.renewing = false;
+        self.transmits.retain(|frame| !matches!(frame.body, Some(ServerBody::Goaway(_))));
+        self.tell_plan_first(now);
+        self.transmits.push_back(ServerFrame::new(0, ServerBody::Goaway(goaway)));
         true
     }
 
@@ -68,19 +63,18 @@ impl Session {
         true
     }
 
-    /// What `connected` says of where else to go.
-    pub(super) fn plan(&self) -> Option<ReconnectPlan> {
-        let alternatives = &self.settings.alternatives;
-        let plan = || ReconnectPlan { alternatives: alternatives.clone(), ..ReconnectPlan::default() };
-        (!alternatives.is_empty()).then(plan)
-    }
-
     pub(super) fn goaway_timeout(&self) -> Option<Instant> {
         self.leave_by.filter(|_| self.is_served())
     }
 
     pub(super) fn tend_goaway(&mut self, now: Instant) {
-        if self.goaway_timeout().is_some_and(|at| at <= now) {
+        if self.goaway_timeout().is_none_or(|at| at > now) {
+            return;
+        }
+        if self.place.renewing {
+            self.leave_by = None;
+            self.renew_later(now);
+        } else {
             self.end(CloseCode::Shutdown, "the time to move is over");
         }
     }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::{Event, Heartbeat, Session, SessionError, State};
+use super::{Event, Session, SessionError, State};
 use crate::SessionId;
-use crate::frame::{ClientBody, ClientFrame, CloseCode, Ping, ServerBody, ServerFrame};
+use crate::frame::{ClientBody, ClientFrame, CloseCode};
 use crate::grants::Identity;
 use crate::session::resume::Ticket;
 
@@ -94,12 +94,9 @@ impl Session {
                 *waiting -= 1;
                 self.open_when_ready(now);
             }
-            State::Open { heartbeat, .. } if ticket.is_some() => {
-                if let Heartbeat::PingAt(_) = heartbeat {
-                    *heartbeat = Heartbeat::PongBy(now + self.settings.pong);
-                }
-                self.transmits
-                    .push_back(ServerFrame::new(0, ServerBody::Ping(Ping { resume: ticket, plan: None })));
+            State::Open { .. } if ticket.is_some() => {
+                let plan = self.untold_plan();
+                self.ping_aside(now, ticket, plan);
             }
             _ => {}
         }

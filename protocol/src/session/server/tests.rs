@@ -41,7 +41,6 @@ impl Bench {
             tickets: None,
             grace: 30 * SECOND,
             resume_wait: 2 * SECOND,
-            alternatives: Vec::new(),
         };
         change(&mut settings);
         #[expect(clippy::disallowed_methods, reason = "any instant will do")]
@@ -705,5 +704,6 @@ fn done_ends_in_order_and_nothing_is_heard_after() {
 }
 
 mod goaway;
+mod plan;
 mod presence;
 mod resume;

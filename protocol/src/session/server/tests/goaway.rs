@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::frame::Goaway;
-use crate::plan::Alternative;
 
 fn to(host: &str, deadline: u64) -> Goaway {
     Goaway {
@@ -81,17 +80,12 @@ fn nobody_is_asked_before_it_is_admitted_or_once_it_moved() {
 }
 
 #[test]
-fn the_slot_is_bounded_and_alternatives_are_told() {
-    let other = Alternative { host: "edge-2:4433".to_owned(), weight: 1, elsewhere: false };
-    let mut bench = Bench::new(|settings| settings.alternatives = vec![other.clone()], None);
+fn the_slot_is_bounded() {
+    let mut bench = Bench::new(|_| (), None);
     let slot = |bytes| Connect { slot: Some("x".repeat(bytes)), ..Connect::default() };
     bench.say(1, ClientBody::Connect(slot(512)));
     assert_eq!(bench.session.take_slot().map(|slot| slot.len()), Some(512));
     assert_eq!(bench.session.take_slot(), None);
-    bench.session.admit(bench.now, Identity::anonymous());
-    bench.drain();
-    let Some(ServerBody::Connected(connected)) = &bench.sent[0].body else { panic!("{:?}", bench.sent) };
-    assert_eq!(connected.plan.as_ref().map(|plan| &plan.alternatives[..]), Some(&[other][..]));
 
     let mut bench = Bench::new(|_| (), None);
     bench.say(1, ClientBody::Connect(slot(513)));
