@@ -107,8 +107,19 @@ impl Reconnect {
     /// A plan from `connected` or `ping`. An older one of the same connection is passed over.
     pub fn handle_plan(&mut self, plan: Arc<ReconnectPlan>, fresh_connection: bool) {
         if fresh_connection || self.plan.as_ref().is_none_or(|known| known.epoch < plan.epoch) {
-            self.plan = Some(plan);
+            // Without windows it only names places: nothing to go by.
+            self.plan = Some(plan).filter(|plan| plan.has_windows());
         }
+    }
+
+    /// The newest connection's server made none.
+    pub fn forget_plan(&mut self) {
+        self.plan = None;
+    }
+
+    /// True where the next dial is the first of an outage, with [`Reconnect::PATIENCE`].
+    pub fn is_first_dial(&self) -> bool {
+        matches!(self.stage, Some(Stage::NodeWindow(_)))
     }
 
     /// The session lives on a connection.
@@ -117,15 +128,17 @@ impl Reconnect {
         self.deferred = 0;
     }
 
+    /// The session lives on another connection than before, without a break; `connected` there, or about to be.
+    pub fn handle_moved(&mut self, now: Instant, connected: bool) {
+        self.end_outage(now);
+        if connected {
+            self.handle_connected(now);
+        }
+    }
+
     /// The connection, or the attempt at one, ended.
     pub fn handle_ended(&mut self, now: Instant, cause: Cause) -> Dial {
-        if self.backoff.handle_lost(now) {
-            self.stage = None;
-            self.turn = 0;
-            self.deferred = 0;
-            self.hasty = false;
-            self.elsewhere = false;
-        }
+        self.end_outage(now);
         match cause {
             Cause::NetworkChanged => {
                 // Whatever it waited for was a matter of the network it had.
@@ -159,6 +172,17 @@ impl Reconnect {
                 self.turn = self.turn.saturating_add(1);
                 Dial { delay: self.backoff.spread(SPREAD), host: self.whom(), ticket: None }
             }
+        }
+    }
+
+    /// Over, where the connection had been stable.
+    fn end_outage(&mut self, now: Instant) {
+        if self.backoff.handle_lost(now) {
+            self.stage = None;
+            self.turn = 0;
+            self.deferred = 0;
+            self.hasty = false;
+            self.elsewhere = false;
         }
     }
 

@@ -13,6 +13,7 @@ mod event;
 mod frames;
 mod goaway;
 mod moving;
+mod outage;
 mod probe;
 mod requests;
 mod subscription;
@@ -22,22 +23,25 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rand::{RngExt, SeedableRng};
+use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::backoff::Backoff;
 use crate::frame::{
     self, ClientFrame, CloseCode, ErrorReply, ReconnectPolicy, ServerBody, ServerFrame, Subscribe,
 };
+use crate::reconnect::Reconnect;
 use crate::{ChannelName, ConnectionId};
 
 use connections::{Connection, Side, Stage};
 use goaway::Departure;
+use outage::End;
 use requests::{Request, Requests};
 use subscription::{HoldBounds, Need, Phase, Subscription};
 use ticket::Tickets;
 
 pub use carrier::Carrier;
+pub use outage::Target;
 pub use event::{CommandError, Event, History, RequestError, RequestId, SessionError, TokenNeed};
 pub use subscription::SubscribeOptions;
 
@@ -160,12 +164,14 @@ enum State {
 pub struct Session {
     config: Config,
     state: State,
-    backoff: Backoff,
+    reconnect: Reconnect,
+    /// Whom the next dial, or the last, is for.
+    target: Target,
+    /// The driver said so last.
+    network_changed_at: Option<Instant>,
     rng: ChaCha8Rng,
     token: Option<String>,
     tickets: Tickets,
-    /// Ends without a stable connection since that asked to come back at once: only the first one is followed.
-    hasty: u32,
     current: Option<Connection>,
     next: Option<Connection>,
     /// When to be done with moving, once the next connection is open.
@@ -190,15 +196,16 @@ impl Session {
     pub fn new(config: Config, mut rng: ChaCha8Rng) -> Self {
         Self {
             state: State::Idle,
-            backoff: Backoff::with_bounds(
+            reconnect: Reconnect::with_backoff(Backoff::with_bounds(
                 ChaCha8Rng::from_rng(&mut rng),
                 config.backoff_base,
                 config.backoff_cap,
-            ),
+            )),
+            target: Target::default(),
+            network_changed_at: None,
             rng,
             token: None,
             tickets: Tickets::default(),
-            hasty: 0,
             current: None,
             next: None,
             move_until: None,
@@ -283,7 +290,8 @@ impl Session {
     /// What time alone does.
     pub fn handle_timeout(&mut self, now: Instant) {
         match &mut self.state {
-            State::Waiting { until, .. } if now >= *until => self.dial(),
+            State::Waiting { until, .. } if now >= *until => self.dial(Some(now)),
+            State::Dialing => self.tend_dial(now),
             State::Tokenless { ask_again, .. } if ask_again.is_some_and(|at| now >= at) => {
                 *ask_again = None;
                 self.events.push_back(Event::NeedToken(TokenNeed::Refused));
@@ -296,6 +304,7 @@ impl Session {
                 self.time_out(now, Side::Current);
                 self.probe(now);
                 self.tend_departure(now);
+                self.tend_dial(now);
             }
             _ => {}
         }
@@ -322,10 +331,11 @@ impl Session {
         match &self.state {
             State::Waiting { until, .. } | State::Closing { until, .. } => Some(*until),
             State::Tokenless { ask_again, .. } => *ask_again,
-            State::Idle | State::Dialing | State::Ended => None,
+            State::Dialing => self.give_up_at(),
+            State::Idle | State::Ended => None,
             State::Up => {
                 let of_sides = [Side::Current, Side::Next].into_iter().filter_map(|side| self.due(side));
-                of_sides.chain(self.move_until).chain(self.departure_due()).min()
+                of_sides.chain(self.move_until).chain(self.departure_due()).chain(self.give_up_at()).min()
             }
         }
     }
@@ -396,21 +406,12 @@ impl Session {
     // The ends of a connection and of the session.
 
     /// The only connection is gone, or could not be made.
-    fn lose_all(
-        &mut self,
-        now: Instant,
-        code: u32,
-        reason: String,
-        policy: ReconnectPolicy,
-        after: Duration,
-        refused: bool,
-    ) {
+    fn lose_all(&mut self, now: Instant, end: End, refused: bool) {
         let closing = matches!(self.state, State::Closing { .. });
-        if self.backoff.handle_lost(now) {
-            self.hasty = 0;
-        }
+        let connection = self.current.take();
+        let dial = self.decide(now, connection.as_ref(), &end, refused);
         self.ephemeral.clear();
-        if let Some(connection) = self.current.take() {
+        if let Some(connection) = connection {
             self.forget(connection.id);
             self.requests.drop_lane(&connection.lane);
             self.left_behind = connection.departure.or_else(|| self.left_behind.take());
@@ -427,44 +428,18 @@ impl Session {
         for (id, request) in self.requests.take_unrepeatable(now, None) {
             self.fail(id, request, RequestError::Unanswered);
         }
+        let not_before = end.not_before();
+        let End { code, reason, policy, .. } = end;
         self.events.push_back(Event::Closed { code, reason: reason.clone(), policy });
         if closing || policy == ReconnectPolicy::Never {
             self.end(code, reason);
-            return;
+        } else if policy == ReconnectPolicy::FreshToken {
+            self.state = State::Tokenless { not_before: now + dial.delay, ask_again: None };
+            self.aim(dial);
+            self.events.push_back(Event::NeedToken(TokenNeed::Refused));
+        } else {
+            self.wait(now, dial, not_before);
         }
-        let delay = match policy {
-            // A ticket is refused once: that is no loop.
-            ReconnectPolicy::Now | ReconnectPolicy::FreshToken if self.hasty == 0 || refused => {
-                Duration::ZERO
-            }
-            _ => self.backoff.next_delay(),
-        };
-        let (delay, not_before) = (delay.max(after), now + after);
-        match policy {
-            ReconnectPolicy::FreshToken => {
-                self.hasty += u32::from(!refused);
-                self.state = State::Tokenless { not_before: now + delay, ask_again: None };
-                self.events.push_back(Event::NeedToken(TokenNeed::Refused));
-            }
-            ReconnectPolicy::Now => {
-                self.hasty += u32::from(!refused);
-                self.wait(now, delay, not_before);
-            }
-            ReconnectPolicy::Backoff | ReconnectPolicy::Never => self.wait(now, delay, not_before),
-        }
-    }
-
-    fn wait(&mut self, now: Instant, delay: Duration, not_before: Instant) {
-        self.events.push_back(Event::Reconnect { delay });
-        self.state = State::Waiting { until: now + delay, not_before };
-        if delay.is_zero() {
-            self.dial();
-        }
-    }
-
-    fn dial(&mut self) {
-        self.state = State::Dialing;
-        self.events.push_back(Event::Dial);
     }
 
     fn end(&mut self, code: u32, reason: String) {
@@ -583,11 +558,6 @@ impl Session {
 
     fn hold_bounds(&self) -> HoldBounds {
         HoldBounds { items: self.config.max_held, bytes: self.config.max_held_bytes }
-    }
-
-    /// Something between nothing and `bound`.
-    fn spread(&mut self, bound: Duration) -> Duration {
-        bound.mul_f64(self.rng.random_range(0.0..1.0))
     }
 
     /// Requests may be sent there.

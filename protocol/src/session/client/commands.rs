@@ -21,7 +21,7 @@ impl Session {
     pub fn connect(&mut self, token: Option<String>) {
         if matches!(self.state, State::Idle) {
             self.token = token;
-            self.dial();
+            self.dial(None);
         }
     }
 
@@ -136,7 +136,7 @@ impl Session {
         let request = RequestId(self.requests.new_id());
         self.events.push_back(Event::Refreshed { request, result: Ok(()) });
         if let State::Tokenless { not_before, .. } = self.state {
-            self.wait(now, not_before.saturating_duration_since(now), not_before);
+            self.wait_until(now, not_before, not_before);
         }
         Ok(request)
     }

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use crate::ConnectionId;
 use crate::frame::{ClientBody, ClientFrame, CloseCode, Connect, Empty, Publication, ReconnectPolicy};
+use crate::plan::ReconnectPlan;
 
 use super::carrier::Numbering;
 use super::goaway::Departure;
+use super::outage::End;
 use super::probe::Probe;
 use super::requests::{Lane, Requests};
-use super::{Config, Event, Session, State, Transmit};
+use super::{Config, Event, Session, State, Transmit, outage};
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub(super) struct Connection {
     pub(super) pong_owed: bool,
     /// Where its server may send the session: hosts with ports.
     pub(super) alternatives: Vec<Arc<str>>,
+    /// When and where its server says to come back.
+    pub(super) plan: Option<Arc<ReconnectPlan>>,
     /// Its server asked to leave.
     pub(super) departure: Option<Departure>,
 }
@@ -91,12 +95,27 @@ impl Connection {
             probe: Probe::new(now),
             pong_owed: false,
             alternatives: Vec::new(),
+            plan: None,
             departure: None,
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
         matches!(self.stage, Stage::Open { .. })
+    }
+
+    /// True until its handshake is complete.
+    pub(super) fn is_early(&self) -> bool {
+        matches!(self.stage, Stage::Opening { early: true, .. })
+    }
+
+    /// A plan of its server: of two, the one with the higher epoch holds.
+    pub(super) fn handle_plan(&mut self, plan: ReconnectPlan) {
+        if self.plan.as_ref().is_none_or(|known| known.epoch <= plan.epoch) {
+            let plan = outage::believed(plan);
+            self.alternatives = plan.alternatives.iter().map(|one| Arc::from(one.host.as_str())).collect();
+            self.plan = Some(plan);
+        }
     }
 
     /// True where the server knows of it, and may be told `done`.
@@ -218,15 +237,15 @@ impl Session {
         code: Option<u32>,
         reason: &str,
     ) {
-        let code = code.unwrap_or_else(|| CloseCode::ConnectionLost.number());
-        let policy = CloseCode::policy_of(code);
+        let was_open = self.by_id(connection).is_some_and(|connection| connection.is_open());
+        let end = End::by_transport(code, reason, was_open);
         if let Some(side) = self.side(connection) {
-            self.end_connection(now, side, code, reason.to_owned(), policy, Duration::ZERO);
+            self.end_connection(now, side, end);
         } else if let Some(at) = self.leaving.iter().position(|leaving| *leaving == connection) {
             self.leaving.remove(at);
             self.release(connection);
         } else if matches!(self.state, State::Dialing) && !self.released.contains(&connection) {
-            self.end_connection(now, Side::Current, code, reason.to_owned(), policy, Duration::ZERO);
+            self.end_connection(now, Side::Current, end);
         }
     }
 
@@ -261,11 +280,7 @@ impl Session {
                 None => {}
             }
         }
-        let spread = self.spread(NETWORK_CHANGE_SPREAD);
-        if let State::Waiting { until, not_before } = &mut self.state {
-            // What made the attempts before fail may be gone with the network.
-            *until = (*until).min((now + spread).max(*not_before));
-        }
+        self.hurry(now);
     }
 
     /// Asks the other side of the present connection for a sign of life: [`Event::RoundTrip`] follows. Nothing where
@@ -362,7 +377,7 @@ impl Session {
 
     /// What a connection opens with: the ticket, or the token.
     fn connecting(&mut self, now: Instant) -> Connecting {
-        let about_moving = Connect { slot: self.slot_to_show(now), moves: true, ..Connect::default() };
+        let about_moving = Connect { slot: self.slot(now).map(|slot| slot.to_string()), moves: true, ..Connect::default() };
         match self.tickets.offer(&mut self.rng) {
             Some(offer) => Connecting {
                 key: Some(offer.key.clone()),
@@ -394,15 +409,8 @@ impl Session {
     }
 
     /// A connection ended.
-    pub(super) fn end_connection(
-        &mut self,
-        now: Instant,
-        side: Side,
-        code: u32,
-        reason: String,
-        policy: ReconnectPolicy,
-        after: Duration,
-    ) {
+    pub(super) fn end_connection(&mut self, now: Instant, side: Side, mut end: End) {
+        let (code, policy) = (end.code, end.policy);
         let connection = self.connection(side);
         let refused = connection.is_some_and(Connection::is_resuming) && is_refusal(code);
         let elsewhere = self.tickets.may_be_elsewhere();
@@ -411,18 +419,18 @@ impl Session {
             self.tickets.clear();
         }
         match side {
-            Side::Next => self.fail_move(now, code, reason),
+            Side::Next => self.fail_move(now, code, end.reason),
             Side::Current if self.next.is_some() => self.finish_move(now, false),
             Side::Current => {
-                let policy = match policy {
-                    // By this client, where what it sent over a connection that it gave up arrived late.
-                    ReconnectPolicy::Never if code == CloseCode::Superseded.number() && elsewhere => {
-                        ReconnectPolicy::Now
-                    }
-                    ReconnectPolicy::FreshToken if refused && self.token.is_none() => ReconnectPolicy::Now,
-                    policy => policy,
-                };
-                self.lose_all(now, code, reason, policy, after, refused);
+                // By this client, where what it sent over a connection that it gave up arrived late.
+                let was_ours = policy == ReconnectPolicy::Never
+                    && code == CloseCode::Superseded.number()
+                    && elsewhere;
+                let needs_none = policy == ReconnectPolicy::FreshToken && refused && self.token.is_none();
+                if was_ours || needs_none {
+                    end.set_policy(ReconnectPolicy::Now);
+                }
+                self.lose_all(now, end, refused);
             }
         }
     }
@@ -489,6 +497,3 @@ fn is_refusal(code: u32) -> bool {
 
 /// Connections of the past whose end the driver may still report.
 const MAX_RELEASED: usize = 8;
-
-/// After a change of network everybody in the same train comes back: not all in the same instant.
-const NETWORK_CHANGE_SPREAD: Duration = Duration::from_millis(500);

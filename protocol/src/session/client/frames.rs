@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 
 use crate::frame::{
-    self, Close, CloseCode, Connected, ErrorCode, ErrorReply, Publication, ServerBody, Subscribed,
+    self, Close, Connected, ErrorCode, ErrorReply, Publication, ServerBody, Subscribed,
     Unsubscribed,
 };
 use crate::{ChannelName, Position};
@@ -15,7 +15,8 @@ use super::connections::{Side, Stage};
 use super::event::{Event, History, RequestError, RequestId, SessionError};
 use super::requests::Request;
 use super::subscription::{Need, Phase, SubscribeOptions, Subscription};
-use super::{Session, goaway};
+use super::Session;
+use super::outage::End;
 
 impl Session {
     pub(super) fn handle_connected(
@@ -33,7 +34,9 @@ impl Session {
             silence: Duration::from_millis(connected.ping_ms.min(MAX_PING_MS)) * 2,
             token_due: connected.expires_ms.map(|ms| token_due(now, ms)),
         };
-        connection.alternatives = goaway::alternatives(connected.plan);
+        if let Some(plan) = connected.plan {
+            connection.handle_plan(plan);
+        }
         let id = connection.id;
         self.left_behind = None;
         self.tickets.handle_connected(id, key.as_deref(), connected.resume);
@@ -46,7 +49,7 @@ impl Session {
             region: connected.region,
         });
         match side {
-            Side::Current => self.backoff.handle_connected(now),
+            Side::Current => self.reconnect.handle_connected(now),
             Side::Next => self.open_next(now),
         }
         let missed_early = early.len() >= MAX_EARLY;
@@ -140,7 +143,7 @@ impl Session {
         let Some(connection) = self.connection_mut(side) else { return };
         connection.pong_owed = true;
         if let Some(plan) = ping.plan {
-            connection.alternatives = goaway::alternatives(Some(plan));
+            connection.handle_plan(plan);
         }
         let id = connection.id;
         if let Some(ticket) = ping.resume {
@@ -315,13 +318,7 @@ impl Session {
     }
 
     pub(super) fn handle_close(&mut self, now: Instant, side: Side, close: Close) {
-        let reconnect = close.reconnect.unwrap_or_else(|| frame::Reconnect {
-            policy: CloseCode::policy_of(close.code).into(),
-            after_ms: None,
-            slot: None,
-        });
-        let after = Duration::from_millis(reconnect.after_ms.unwrap_or(0).min(MAX_AFTER_MS));
-        self.end_connection(now, side, close.code, close.reason, reconnect.policy(), after);
+        self.end_connection(now, side, End::by_frame(close));
     }
 }
 
@@ -344,4 +341,3 @@ const SUBSCRIBE_RETRY_CAP: Duration = Duration::from_secs(30);
 // What a server says is believed within these, so that no time overflows.
 const MAX_PING_MS: u64 = 3_600_000;
 const MAX_EXPIRES_MS: u64 = 365 * 24 * 3_600_000;
-const MAX_AFTER_MS: u64 = 600_000;

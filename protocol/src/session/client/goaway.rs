@@ -22,7 +22,7 @@ use crate::plan::ReconnectPlan;
 pub(super) struct Departure {
     /// Where to, as host and port; `None` for wherever the client likes.
     endpoint: Option<Arc<str>>,
-    slot: Option<String>,
+    pub(super) slot: Option<String>,
     /// When to dial, or to dial again if nothing is heard of the last one.
     try_at: Instant,
     /// Dials that were asked for.
@@ -30,7 +30,7 @@ pub(super) struct Departure {
     /// From then on any place will do.
     anywhere_from: Instant,
     /// The server closes then.
-    deadline: Instant,
+    pub(super) deadline: Instant,
 }
 
 impl Session {
@@ -111,19 +111,6 @@ impl Session {
         let endpoint = departure.endpoint.clone().filter(|_| !anywhere);
         self.events.push_back(Event::Goaway { connection: current.id, endpoint });
     }
-
-    /// What to show in `connect`: the place that is kept for the session elsewhere.
-    pub(super) fn slot_to_show(&self, now: Instant) -> Option<String> {
-        let departure = self.current.as_ref().and_then(|current| current.departure.as_ref());
-        let of = departure.or(self.left_behind.as_ref()).filter(|departure| now < departure.deadline);
-        of.and_then(|departure| departure.slot.clone())
-    }
-}
-
-/// The hosts of a plan, as far as they are believed.
-pub(super) fn alternatives(plan: Option<ReconnectPlan>) -> Vec<Arc<str>> {
-    let plan = plan.unwrap_or_default().bounded();
-    plan.alternatives.iter().filter_map(|alternative| endpoint_of(&alternative.host)).collect()
 }
 
 /// From a dial to the next, where nothing is heard of it.

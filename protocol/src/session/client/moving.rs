@@ -42,12 +42,7 @@ impl Session {
         self.move_until = None;
         let old = self.current.replace(next);
         self.state = State::Up;
-        if self.backoff.handle_lost(now) {
-            self.hasty = 0;
-        }
-        if is_open {
-            self.backoff.handle_connected(now);
-        }
+        self.reconnect.handle_moved(now, is_open);
         self.events.push_back(Event::Moved { connection: id });
         if let Some(old) = old {
             self.requests.drop_lane(&old.lane);

@@ -5,6 +5,7 @@
 mod goaway;
 mod model;
 mod moving;
+mod outage;
 mod presence;
 
 use bytes::Bytes;
