@@ -10,6 +10,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
+
 use crate::reconnect::{Cause, Reconnect};
 
 /// What a refusal says.
@@ -55,6 +58,11 @@ impl Hint {
     /// The same from bytes: nothing where they are no UTF-8.
     pub fn parse_bytes(reason: &[u8]) -> Option<Self> {
         std::str::from_utf8(reason).ok().and_then(Self::parse)
+    }
+
+    /// A ticket's bytes, where it has as many as one has: what native QUIC shows.
+    pub fn ticket_bytes(ticket: &str) -> Option<[u8; 20]> {
+        URL_SAFE_NO_PAD.decode(ticket).ok()?.try_into().ok()
     }
 
     /// Why the client has no connection then.

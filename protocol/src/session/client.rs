@@ -41,8 +41,8 @@ use subscription::{HoldBounds, Need, Phase, Subscription};
 use ticket::Tickets;
 
 pub use carrier::Carrier;
-pub use outage::Target;
 pub use event::{CommandError, Event, History, RequestError, RequestId, SessionError, TokenNeed};
+pub use outage::Target;
 pub use subscription::SubscribeOptions;
 
 /// Bounds of a client's session.

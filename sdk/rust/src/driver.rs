@@ -132,8 +132,13 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         wall,
         clock::rng(),
     );
-    let mut dialer =
-        Dialer { trust: options.trust.clone(), tracker: tracker.clone(), quic: None, early: false };
+    let mut dialer = Dialer {
+        trust: options.trust.clone(),
+        tracker: tracker.clone(),
+        quic: None,
+        slot: None,
+        early: false,
+    };
     if options.transports.contains(&Transport::Quic) {
         let tls = dialer.trust.config(&[ALPN_NATIVE])?;
         let config = DialConfig {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tidegate_protocol::frame::{ServerFrame, close::CloseCode};
+use tidegate_protocol::hint::Hint;
 use tidegate_protocol::session::client::{Carrier, Transmit};
 use tidegate_transport::TransportKind;
 use tidegate_transport::quic::{QuicClient, QuicDialer};
@@ -248,6 +249,8 @@ pub(crate) struct Dialer {
     pub(crate) tracker: TaskTracker,
     /// Where QUIC is among the URLs. Remembers servers.
     pub(crate) quic: Option<QuicDialer>,
+    /// The ticket of the place that a server keeps for the client, to be shown with the first packet.
+    pub(crate) slot: Option<[u8; 20]>,
     /// Something may be said before the handshake is complete.
     pub(crate) early: bool,
 }
@@ -274,7 +277,12 @@ impl Dialer {
                 Ok(dialed) => return Ok((endpoint, dialed)),
                 Err(lost) => {
                     tracing::debug!(%endpoint, reason = lost.reason, "no connection");
+                    let is_word = lost.code.is_some() && Hint::parse(&lost.reason).is_some();
                     last = Some(DialError { url: endpoint.to_string(), lost });
+                    if is_word {
+                        // Where others are, it says itself.
+                        break;
+                    }
                 }
             }
         }

@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
-    ClientConfig, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt, ZeroRttAccepted,
+    ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
+    ZeroRttAccepted,
 };
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -76,6 +77,7 @@ impl Default for DialConfig {
 pub struct QuicDialer {
     crypto: Arc<QuicClientConfig>,
     config: Arc<DialConfig>,
+    slot: Option<[u8; FIRST_ID_BYTES]>,
 }
 
 impl fmt::Debug for QuicDialer {
@@ -98,7 +100,14 @@ impl QuicDialer {
         let crypto =
             QuicClientConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
         transport_config(&config)?;
-        Ok(Self { crypto: Arc::new(crypto), config: Arc::new(config) })
+        Ok(Self { crypto: Arc::new(crypto), config: Arc::new(config), slot: None })
+    }
+
+    /// The same dialer, whose dials show this ticket: a server that has no room for others keeps a place for it
+    /// (PROTOCOL §9.3).
+    #[must_use]
+    pub fn with_slot(self, slot: Option<[u8; FIRST_ID_BYTES]>) -> Self {
+        Self { slot, ..self }
     }
 
     /// Dials one address. Returns at once where early data can be sent, whether or not anybody is there
@@ -134,6 +143,8 @@ impl QuicDialer {
         let endpoint = quinn::Endpoint::new(endpoint, None, client_socket(address)?, Arc::new(TokioRuntime))?;
         let mut config = ClientConfig::new(self.crypto.clone());
         config.transport_config(Arc::new(transport_config(&self.config)?));
+        let first_id = ConnectionId::new(&self.slot.unwrap_or_else(no_slot));
+        config.initial_dst_cid_provider(Arc::new(move || first_id));
         let connecting = endpoint
             .connect_with(config, address, name)
             .map_err(|error| QuicError::Settings(error.to_string()))?;
@@ -273,6 +284,14 @@ pub fn is_probe(datagram: &[u8]) -> bool {
 /// What a probe is padded to: with what QUIC adds it stays below 1,200 bytes, which every path carries (RFC 9000 §14).
 pub const PROBE_BYTES: usize = 1100;
 
+/// A first connection id that is no ticket, and tells a server that its refusal would be read before TLS.
+fn no_slot() -> [u8; FIRST_ID_BYTES] {
+    let mut id = [0; FIRST_ID_BYTES];
+    clock::rng().fill(&mut id);
+    id[0] = NO_SLOT;
+    id
+}
+
 fn client_socket(remote: SocketAddr) -> Result<UdpSocket, QuicError> {
     let local: SocketAddr =
         if remote.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
@@ -303,6 +322,11 @@ fn keep_alive(config: &DialConfig, rng: &mut ChaCha8Rng) -> Duration {
     // Longer than the idle timeout is never.
     config.keep_alive.min(config.idle_timeout).mul_f64(rng.random_range(0.8..=1.2))
 }
+
+/// Of the connection id that a client chooses for its first packet: the longest there is (RFC 9000 §17.2).
+const FIRST_ID_BYTES: usize = 20;
+/// Its first byte, where it is no ticket.
+const NO_SLOT: u8 = 0xe0;
 
 /// Servers that are remembered: their tickets, the last eight each.
 const SERVERS: usize = 64;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::ConnectionId;
 use crate::frame::{ClientBody, ClientFrame, CloseCode, Connect, Empty, Publication, ReconnectPolicy};
+use crate::hint::Hint;
 use crate::plan::ReconnectPlan;
+use crate::reconnect::Cause;
 
 use super::carrier::Numbering;
 use super::goaway::Departure;
@@ -377,7 +379,8 @@ impl Session {
 
     /// What a connection opens with: the ticket, or the token.
     fn connecting(&mut self, now: Instant) -> Connecting {
-        let about_moving = Connect { slot: self.slot(now).map(|slot| slot.to_string()), moves: true, ..Connect::default() };
+        let about_moving =
+            Connect { slot: self.slot(now).map(|slot| slot.to_string()), moves: true, ..Connect::default() };
         match self.tickets.offer(&mut self.rng) {
             Some(offer) => Connecting {
                 key: Some(offer.key.clone()),
@@ -419,13 +422,17 @@ impl Session {
             self.tickets.clear();
         }
         match side {
-            Side::Next => self.fail_move(now, code, end.reason),
+            Side::Next => {
+                if let Cause::Deferred { after, ticket } = end.cause {
+                    self.put_off_leaving(now, Hint::Later { after, ticket });
+                }
+                self.fail_move(now, code, end.reason);
+            }
             Side::Current if self.next.is_some() => self.finish_move(now, false),
             Side::Current => {
                 // By this client, where what it sent over a connection that it gave up arrived late.
-                let was_ours = policy == ReconnectPolicy::Never
-                    && code == CloseCode::Superseded.number()
-                    && elsewhere;
+                let was_ours =
+                    policy == ReconnectPolicy::Never && code == CloseCode::Superseded.number() && elsewhere;
                 let needs_none = policy == ReconnectPolicy::FreshToken && refused && self.token.is_none();
                 if was_ours || needs_none {
                     end.set_policy(ReconnectPolicy::Now);

@@ -5,18 +5,17 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 
 use crate::frame::{
-    self, Close, Connected, ErrorCode, ErrorReply, Publication, ServerBody, Subscribed,
-    Unsubscribed,
+    self, Close, Connected, ErrorCode, ErrorReply, Publication, ServerBody, Subscribed, Unsubscribed,
 };
 use crate::{ChannelName, Position};
 
+use super::Session;
 use super::carrier::Numbering;
 use super::connections::{Side, Stage};
 use super::event::{Event, History, RequestError, RequestId, SessionError};
+use super::outage::End;
 use super::requests::Request;
 use super::subscription::{Need, Phase, SubscribeOptions, Subscription};
-use super::Session;
-use super::outage::End;
 
 impl Session {
     pub(super) fn handle_connected(

@@ -9,6 +9,7 @@ use super::connections::Side;
 use super::{Event, Session};
 use crate::endpoint::endpoint_of;
 use crate::frame::Goaway;
+use crate::hint::Hint;
 use crate::plan::ReconnectPlan;
 
 /// What the server of a connection asked for.
@@ -25,6 +26,8 @@ pub(super) struct Departure {
     pub(super) slot: Option<String>,
     /// When to dial, or to dial again if nothing is heard of the last one.
     try_at: Instant,
+    /// The server there said so.
+    refused_until: Option<Instant>,
     /// Dials that were asked for.
     tries: u32,
     /// From then on any place will do.
@@ -52,6 +55,19 @@ impl Session {
         // The first try anywhere is not put off.
         let in_time = now < departure.anywhere_from;
         departure.try_at = if in_time { at.min(departure.anywhere_from) } else { at };
+        if let Some(until) = departure.refused_until.take().filter(|until| *until < departure.deadline) {
+            departure.try_at = until;
+        }
+    }
+
+    /// Where [`Event::Goaway`] led, a server refused, and said when to come.
+    pub fn put_off_leaving(&mut self, now: Instant, hint: Hint) {
+        let departure = self.current.as_mut().and_then(|current| current.departure.as_mut());
+        let Some(departure) = departure.filter(|departure| departure.tries > 0) else { return };
+        if let Hint::Later { after, ticket } = hint {
+            departure.refused_until = Some(now + after);
+            departure.slot = ticket.map(|ticket| ticket.to_string());
+        }
     }
 
     pub(super) fn handle_goaway(&mut self, now: Instant, side: Side, goaway: Goaway) {
@@ -81,6 +97,7 @@ impl Session {
             endpoint,
             slot: goaway.slot.filter(|slot| slot.len() <= MAX_SLOT_BYTES),
             try_at: now + after,
+            refused_until: None,
             tries: 0,
             anywhere_from: (deadline - MARGIN.min(left / 4)).max(now + after),
             deadline,

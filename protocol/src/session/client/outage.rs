@@ -81,6 +81,13 @@ impl End {
     }
 }
 
+impl Target {
+    /// True where it is the first of an outage: where it leads nowhere, tell so at once.
+    pub fn is_first(&self) -> bool {
+        self.give_up.is_some()
+    }
+}
+
 impl Session {
     /// What to show in `connect` of the connection that is made now, or, over native QUIC, as its first connection id: the
     /// place that is kept for the session.
@@ -119,7 +126,13 @@ impl Session {
     }
 
     /// When and whom to dial, the connection being `lost`. Where a ticket was `refused` that is no loop.
-    pub(super) fn decide(&mut self, now: Instant, lost: Option<&Connection>, end: &End, refused: bool) -> Dial {
+    pub(super) fn decide(
+        &mut self,
+        now: Instant,
+        lost: Option<&Connection>,
+        end: &End,
+        refused: bool,
+    ) -> Dial {
         if let Some(lost) = lost.filter(|lost| lost.is_open()) {
             match &lost.plan {
                 Some(plan) => self.reconnect.handle_plan(Arc::clone(plan), true),

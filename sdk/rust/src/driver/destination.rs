@@ -15,6 +15,8 @@ pub(super) struct Destination {
     next: Option<Arc<str>>,
     /// The latest dials to there.
     attempts: BTreeSet<AttemptId>,
+    /// Whom the session wants while it has no connection, by its plan.
+    wanted: Option<Arc<str>>,
     /// Where it was sent last, and went.
     home: Option<Arc<str>>,
 }
@@ -28,6 +30,29 @@ impl Destination {
         self.next = endpoint;
         self.attempts.clear();
         true
+    }
+
+    /// The session has no connection, and wants one to there; `None` for wherever it was dialled last.
+    pub(super) fn want(&mut self, host: Option<Arc<str>>) {
+        if host.is_some() {
+            self.wanted = host;
+        }
+    }
+
+    /// That led nowhere: what the app's URLs name comes next. False where it was among them.
+    pub(super) fn fall_back(&mut self, endpoints: &[Endpoint]) -> bool {
+        let of_app =
+            |place: &Arc<str>| endpoints.iter().any(|one| one.authority().eq_ignore_ascii_case(place));
+        let leads_elsewhere = self.wanted.as_ref().is_some_and(|place| !of_app(place));
+        (self.wanted, self.home) = (None, None);
+        leads_elsewhere
+    }
+
+    /// The session has a connection again.
+    pub(super) fn settle(&mut self) {
+        if let Some(wanted) = self.wanted.take() {
+            self.home = Some(wanted);
+        }
     }
 
     /// Which of the app's `endpoints`, and which others, to dial for `transport`, best first. With `leaving` the session is
@@ -52,6 +77,9 @@ impl Destination {
             let away = usize::from(chosen.len() > 1);
             chosen.rotate_left(away);
             return chosen;
+        }
+        if let Some(wanted) = &self.wanted {
+            return at(of_app, wanted, transport);
         }
         let mut chosen =
             self.home.as_ref().map(|home| at(of_app.clone(), home, transport)).unwrap_or_default();
@@ -116,5 +144,23 @@ mod tests {
         assert_eq!(chosen(&mut destination, None), [own[1], own[0]]);
         destination.set(None);
         assert_eq!(chosen(&mut destination, Some(9)), [own[1], own[0]], "anywhere, but here last");
+    }
+
+    #[test]
+    fn whom_the_plan_names_is_dialled_alone_and_the_apps_own_after_it() {
+        let mut destination = Destination::default();
+        let own = ["one:4433 /a?token=t", "two:9 /b"];
+        destination.want(Some("three:1".into()));
+        assert_eq!(chosen(&mut destination, None), ["three:1 /v1/connect"]);
+        destination.want(None);
+        assert_eq!(chosen(&mut destination, None), ["three:1 /v1/connect"], "a place is kept there");
+        let endpoints = [Endpoint::parse("wss://one/a").unwrap()];
+        assert!(destination.fall_back(&endpoints) && !destination.fall_back(&endpoints));
+        assert_eq!(chosen(&mut destination, None), own);
+        destination.want(Some("two:9".into()));
+        destination.settle();
+        assert_eq!(chosen(&mut destination, None), [own[1], own[0]], "it lives there now");
+        destination.want(Some("one:4433".into()));
+        assert!(!destination.fall_back(&endpoints), "that would be the same again");
     }
 }

@@ -17,6 +17,7 @@ impl Driver {
         match event {
             Event::Dial => {
                 self.dial_error = None;
+                self.destination.want(self.session.target().host.clone());
                 self.state.send_replace(State::Connecting);
                 self.ladder.dial(now);
             }
@@ -48,6 +49,7 @@ impl Driver {
                 self.connected = Some(attempt(connection));
                 let Some(transport) = self.connections.transport(attempt(connection)) else { return };
                 self.ladder.handle_connected(now, attempt(connection));
+                self.destination.settle();
                 self.state.send_replace(State::Connected { transport });
                 if let Some(first) = self.first.take() {
                     answer(first, Ok(()));
@@ -155,6 +157,8 @@ impl Driver {
             self.connections.remove(attempt);
             self.ladder.handle_lost(now, attempt, code != CloseCode::ConnectionLost.number());
         }
+        // Whatever is still dialled is not what it wants next.
+        self.ladder.stop();
         self.refuse_move("the connection was lost");
         self.state.send_replace(State::Connecting);
         tracing::debug!(code, reason, "the connection ended");

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tidegate_fallback::ladder::{AttemptId, DialFailure, LadderEvent, Purpose};
 use tidegate_protocol::ConnectionId;
+use tidegate_protocol::hint::Hint;
 use tidegate_transport::{TransportKind, clock};
 
 use crate::client::ClientEvent;
@@ -19,18 +20,18 @@ impl Driver {
     pub(super) fn obey(&mut self, event: LadderEvent) {
         let now = clock::now();
         match event {
-            LadderEvent::Dial { attempt, transport } => self.dial(attempt, transport),
+            LadderEvent::Dial { attempt, transport } => self.dial(now, attempt, transport),
             LadderEvent::Abandon { attempt } => self.abandon(now, attempt),
             LadderEvent::Use { attempt } => self.hand_to_session(now, attempt),
             LadderEvent::Probe => self.probe(now),
-            LadderEvent::Failed { purpose: Purpose::Need } => self.report_no_connection(now),
+            LadderEvent::Failed { purpose: Purpose::Need } => self.find_none(now),
             LadderEvent::Failed { purpose: Purpose::Request } => self.refuse_move("it did not open"),
             LadderEvent::Failed { purpose: Purpose::Goaway } => self.session.not_left(now),
             LadderEvent::Failed { .. } => {}
         }
     }
 
-    fn dial(&mut self, attempt: AttemptId, kind: TransportKind) {
+    fn dial(&mut self, now: Instant, attempt: AttemptId, kind: TransportKind) {
         self.last_attempt = attempt;
         let Some(transport) = Transport::of_kind(kind) else { return };
         let leaving = self.ladder.is_leaving();
@@ -38,6 +39,7 @@ impl Driver {
         let heard = self.heard_sender.clone();
         let mut dialer = self.dialer.clone();
         // Only where there is nothing to lose: beside another connection the ladder decides first.
+        dialer.slot = self.session.slot(now).as_deref().and_then(Hint::ticket_bytes);
         dialer.early = self.connections.used().is_empty() && self.early.is_none();
         tracing::debug!(?transport, "dialling");
         let dialing = dialer.dial_any(endpoints, move || {
@@ -81,6 +83,16 @@ impl Driver {
         if !by_transport {
             self.session.ping(now);
         }
+    }
+
+    /// No rung leads there.
+    fn find_none(&mut self, now: Instant) {
+        // The first dial of an outage is one of many: whoever the plan names next is waited for.
+        if !self.session.target().is_first() && self.destination.fall_back(&self.endpoints) {
+            tracing::debug!("dialling the app's own addresses");
+            return self.ladder.dial(now);
+        }
+        self.report_no_connection(now);
     }
 
     fn report_no_connection(&mut self, now: Instant) {
@@ -130,6 +142,17 @@ impl Driver {
     }
 
     fn handle_not_dialed(&mut self, now: Instant, attempt: AttemptId, error: DialError) {
+        let hint = error.lost.code.and_then(|_| Hint::parse(&error.lost.reason));
+        if hint.is_some() && self.connections.used().is_empty() {
+            // The server's word: it would say the same to whatever is dialled next.
+            self.ladder.handle_failed(now, attempt, DialFailure::ByServer);
+            self.ladder.stop();
+            self.dial_error = Some(error);
+            return self.report_no_connection(now);
+        }
+        if let Some(hint) = hint {
+            self.session.put_off_leaving(now, hint);
+        }
         let failure = match error.lost.cause {
             Cause::Refused => DialFailure::Refused,
             Cause::Server => DialFailure::ByServer,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{ConnectionError, RecvStream, SendStream, TransportErrorCode, VarInt};
 use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
 use tidegate_protocol::frame::{ClientBody, CloseCode, StreamHeader};
@@ -32,7 +32,8 @@ pub(super) async fn dial(
     endpoint: &Endpoint,
     heard: &(impl Fn() + Sync),
 ) -> Result<Dialed, Lost> {
-    let quic = dialer.quic.as_ref().ok_or_else(|| Lost::new("QUIC is not set up"))?;
+    let quic = dialer.quic.clone().ok_or_else(|| Lost::new("QUIC is not set up"))?.with_slot(dialer.slot);
+    let quic = &quic;
     let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
         .await
         .map_err(|error| Lost::new(error.to_string()))?;
@@ -279,6 +280,12 @@ fn lost(error: ConnectionError) -> Lost {
         // It was restarted, and knows nothing of us.
         ConnectionError::Reset => {
             Lost { cause: Cause::Server, ..Lost::new("the server forgot the connection") }
+        }
+        // Before TLS: the reason says when to come back (PROTOCOL §9.3).
+        ConnectionError::ConnectionClosed(closed)
+            if closed.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            Lost::closed(CloseCode::Overloaded.number(), String::from_utf8_lossy(&closed.reason))
         }
         other => Lost::new(other.to_string()),
     }
