@@ -5,6 +5,7 @@
 //! reply to a `Subscribe` comes before the first publication that is not in it.
 
 mod control;
+pub mod drain;
 pub mod fleet;
 pub mod lease;
 pub mod wire;
