@@ -18,10 +18,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tidegate_protocol::link::LinkName;
+use tidegate_protocol::link::drain::DrainQuestion;
+use tidegate_protocol::link::fleet::FleetEntry;
 use tidegate_protocol::namespace::Namespaces;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::clock;
-use tidegate_transport::link::{self, CoreLink, EdgeLink};
+use tidegate_transport::link::{self, CoreLink, DrainAnswer, EdgeLink};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -188,6 +190,19 @@ impl CoreNode {
         let (link, core) = link::memory(self.inner.config.link_queue.max(1));
         self.inner.attach_partition(edge, core, served, &self.inner.lifecycle.drain);
         Some(OpenedPartition { term, epoch, link })
+    }
+
+    /// The edges that are linked to this node, and what they said of themselves last.
+    pub fn edges(&self) -> Vec<FleetEntry> {
+        self.inner.fleet.there()
+    }
+
+    /// Asks an edge about its drain, or to do something about it.
+    ///
+    /// # Errors
+    /// Where it is not linked to this node, does not answer, or refuses.
+    pub async fn ask_edge(&self, edge: &NodeId, question: DrainQuestion) -> DrainAnswer {
+        self.inner.ask_edge(edge, question).await
     }
 
     /// Its counters.

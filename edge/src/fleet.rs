@@ -148,7 +148,8 @@ impl Fleet {
         self.inner.own.send_replace(Some(state));
     }
 
-    /// Sends `payload` to another edge, which gets it once at most, within about a round trip over a core that both have.
+    /// Sends `payload` to another edge, which gets it once at most, within about a round trip over a core that both have; or to
+    /// a core.
     ///
     /// # Errors
     /// [`RelayError`] says whether it may have arrived all the same.
@@ -158,7 +159,10 @@ impl Fleet {
         }
         let ways: Vec<Arc<dyn Uplink>> = {
             let shared = self.state();
-            shared.merge.ways(to).filter_map(|way| shared.ways.get(&way).cloned()).collect()
+            let known: Vec<_> =
+                shared.merge.ways(to).filter_map(|way| shared.ways.get(&way).cloned()).collect();
+            // No edge that anybody spoke of: one of the cores, perhaps.
+            if known.is_empty() { shared.ways.values().cloned().collect() } else { known }
         };
         for uplink in ways {
             match timeout(RELAY_WAIT, uplink.relay(to.clone(), payload.clone())).await {

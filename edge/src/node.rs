@@ -22,6 +22,7 @@ use crate::auth::Authenticator;
 use crate::config::Config;
 use crate::door::Door;
 use crate::drain::DrainControl;
+use crate::fleet::Fleet;
 use crate::listener::{self, Handover, ListenError, Sockets, WorkerSockets};
 use crate::metrics::Metrics;
 use crate::plans::Plans;
@@ -76,7 +77,7 @@ pub struct EdgeNode {
     handed_over: CancellationToken,
     handover: Mutex<Handover>,
     workers: Vec<Running>,
-    control: DrainControl,
+    sessions: Sessions,
     door: Door,
     plans: Plans,
 }
@@ -138,7 +139,7 @@ impl EdgeNode {
             long_polls: watch::Sender::new(0),
         });
         // Where a thread cannot be had, dropping the node ends those before it.
-        let control = DrainControl::new(Sessions::new(Arc::clone(&shared)), drain.clone());
+        let sessions = Sessions::new(Arc::clone(&shared));
         let handover = Mutex::new(handover);
         let workers = Vec::with_capacity(count);
         let mut node = Self {
@@ -150,7 +151,7 @@ impl EdgeNode {
             handed_over,
             handover,
             workers,
-            control,
+            sessions,
             door,
             plans,
         };
@@ -237,9 +238,9 @@ impl EdgeNode {
         self.handover.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Moves its sessions elsewhere.
-    pub fn drain_control(&self) -> &DrainControl {
-        &self.control
+    /// Moves its sessions to other nodes of `fleet`, and takes in theirs. One is enough: each would answer the others.
+    pub fn drain_control(&self, fleet: Fleet) -> DrainControl {
+        DrainControl::new(self.sessions.clone(), self.door.clone(), fleet, self.drain.clone())
     }
 
     /// What its clients are told of when and where to come back: of use once [`Plans::run`] follows the fleet.

@@ -4,6 +4,5 @@ pub mod admission;
 pub mod drain;
 pub mod plan;
 
-pub(crate) mod pace;
 pub(crate) mod repeats;
 pub(crate) mod slow_consumer;

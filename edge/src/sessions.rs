@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use tidegate_protocol::frame::{CloseCode, Goaway};
+use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::TransportKind;
 use tokio::sync::{mpsc, oneshot};
 
@@ -109,6 +110,11 @@ impl Sessions {
             let _ = worker.send(Command::Watch { ends: ends.clone() }).await;
         }
         receiver
+    }
+
+    /// The node, and where it stands.
+    pub(crate) fn place(&self) -> (NodeId, Region) {
+        (self.shared.config.node.clone(), self.shared.config.region.clone())
     }
 
     /// Hosts, with ports, that clients of this edge are told of, at the latest when they are asked to move.

@@ -2,6 +2,7 @@
 //!
 //! A link is ordered and bounded. Its sender waits at the bound: nothing on a link is dropped.
 
+mod calls;
 pub mod quic;
 
 use std::future::Future;
@@ -15,6 +16,8 @@ use tidegate_protocol::link::{CoreFrame, EdgeFrame, HistoryRange, LinkError, Mem
 use tidegate_protocol::{ChannelName, Position};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout_at;
+
+pub use calls::{CallError, DrainAnswer, DrainCalls};
 
 /// The other end is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use tidegate_protocol::NodeId;
-use tidegate_protocol::link::fleet::{EdgeState, FleetEntry, Relayed};
+use tidegate_protocol::link::drain::{DrainFrame, DrainQuestion};
+use tidegate_protocol::link::fleet::{EdgeState, FleetEntry, RelayError, Relayed};
 use tidegate_transport::clock;
-use tidegate_transport::link::quic::{EdgeWord, RelayRequest};
+use tidegate_transport::link::quic::{CoreEnd, EdgeWord, RelayRequest};
+use tidegate_transport::link::{DrainAnswer, DrainCalls};
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep_until;
 
@@ -21,12 +24,14 @@ pub(super) struct Fleet {
     list: watch::Sender<Arc<Vec<FleetEntry>>>,
     /// Something is due at another time.
     timer: Notify,
+    /// What this node asks of edges.
+    calls: DrainCalls,
 }
 
 impl Fleet {
     pub(super) fn new() -> Self {
         let desk = Mutex::new(FleetDesk::new(clock::now()));
-        Self { desk, list: watch::Sender::default(), timer: Notify::new() }
+        Self { desk, list: watch::Sender::default(), timer: Notify::new(), calls: DrainCalls::default() }
     }
 
     /// Lists for edges, as they come.
@@ -91,23 +96,40 @@ impl Inner {
         }
     }
 
+    /// Asks an edge about its drain, or to do something about it.
+    pub(super) async fn ask_edge(&self, edge: &NodeId, question: DrainQuestion) -> DrainAnswer {
+        let send = |payload| std::future::ready(self.relay(edge, self.name.clone(), payload));
+        self.fleet.calls.ask(edge, question, send).await
+    }
+
     fn pass_on(&self, from: &NodeId, request: RelayRequest) {
         if !self.fleet.desk().allow_relay(clock::now(), from) {
             return request.busy();
         }
-        // Its newest connection, where it has several.
-        let end = {
-            let connected = self.connected();
-            let target = connected.values().rev().find(|connected| connected.node == *request.to());
-            target.and_then(|connected| connected.end.upgrade())
-        };
-        // Dropped: the sender is told that there is no such edge.
-        let Some(end) = end.filter(|end| end.takes_fleet()) else { return };
-        let relayed = Relayed { from: from.clone(), payload: request.payload().clone() };
-        if end.try_relay(relayed) {
-            request.passed();
-        } else {
-            request.busy();
+        if *request.to() == self.name {
+            // Only answers are for cores.
+            if let Ok(frame) = DrainFrame::decode(request.payload()) {
+                self.fleet.calls.handle_answer(from, frame);
+            }
+            return request.passed();
         }
+        match self.relay(request.to(), from.clone(), request.payload().clone()) {
+            Ok(()) => request.passed(),
+            // Dropped: the sender is told that there is no such edge.
+            Err(RelayError::NoSuchEdge) => {}
+            Err(_) => request.busy(),
+        }
+    }
+
+    fn relay(&self, to: &NodeId, from: NodeId, payload: Bytes) -> Result<(), RelayError> {
+        let end = self.end_of(to).filter(|end| end.takes_fleet()).ok_or(RelayError::NoSuchEdge)?;
+        if end.try_relay(Relayed { from, payload }) { Ok(()) } else { Err(RelayError::Busy) }
+    }
+
+    /// Its newest connection, where it has several.
+    fn end_of(&self, edge: &NodeId) -> Option<Arc<CoreEnd>> {
+        let connected = self.connected();
+        let target = connected.values().rev().find(|connected| connected.node == *edge);
+        target.and_then(|connected| connected.end.upgrade())
     }
 }

@@ -22,7 +22,7 @@ use super::admission::{DrainId, Lease, LeaseAsk, SlotKeys, SlotTicket};
 use queue::Queue;
 use targets::{PlaceAt, Targets};
 
-pub use event::{Candidate, Class, Event, Progress};
+pub use event::{Candidate, Class, Departure, Event, Progress, Stage};
 
 /// A connection, as the driver names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -197,21 +197,39 @@ impl Drainer {
         }
     }
 
-    /// A connection ended, for whatever reason: moved, closed, or left by itself.
-    pub fn handle_gone(&mut self, now: Instant, connection: ConnectionKey) {
-        let Some(gone) = self.connections.remove(&connection) else { return };
-        match gone.state {
-            State::Waiting | State::Stubborn => {
-                self.dequeue(gone.candidate);
-                self.counts.left += 1;
-            }
-            State::Moving { until, .. } => {
-                self.moving.remove(&(until, connection));
-                self.counts.moved += 1;
-            }
-            State::Closing { forced: true } => self.counts.forced += 1,
-            State::Closing { forced: false } => self.counts.closed += 1,
+    /// It is of another class now.
+    pub fn handle_class(&mut self, connection: ConnectionKey, class: Class) {
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let before = known.candidate;
+        known.candidate.class = class;
+        let after = known.candidate;
+        if before.class != class && known.state == State::Waiting {
+            self.dequeue(before);
+            self.enqueue(after);
         }
+    }
+
+    /// A connection ended.
+    pub fn handle_gone(&mut self, now: Instant, connection: ConnectionKey, departure: Departure) {
+        let Some(gone) = self.connections.remove(&connection) else { return };
+        if let State::Moving { until, .. } = gone.state {
+            self.moving.remove(&(until, connection));
+        } else {
+            self.dequeue(gone.candidate);
+        }
+        let count = match (departure, gone.state) {
+            // Also who was on the way to a target that died, and got somewhere.
+            (Departure::Resumed, _) => &mut self.counts.moved,
+            // Word of a resume may come later than the client's `done`.
+            (Departure::Done, State::Moving { .. }) => &mut self.counts.moved,
+            (_, State::Closing { forced: false }) => &mut self.counts.closed,
+            // It did not go, and its time was over; or its connection broke on the way.
+            (Departure::Broken, State::Moving { .. } | State::Stubborn | State::Closing { .. }) => {
+                &mut self.counts.forced
+            }
+            (Departure::Done | Departure::Broken, _) => &mut self.counts.left,
+        };
+        *count += 1;
         if self.connections.is_empty() && matches!(self.phase, Phase::Moving) {
             self.end(now, false);
         }
@@ -360,6 +378,21 @@ impl Drainer {
         self.events.pop_front()
     }
 
+    /// Where it stands.
+    pub fn stage(&self) -> Stage {
+        match self.phase {
+            Phase::LameDuck { .. } => Stage::LameDuck,
+            Phase::Moving => Stage::Move,
+            Phase::Paused { .. } => Stage::Pause,
+            Phase::Ended => Stage::End,
+        }
+    }
+
+    /// At this rate it will not be done in time.
+    pub fn is_behind(&self) -> bool {
+        self.behind
+    }
+
     /// How far it is.
     pub fn progress(&self, now: Instant) -> Progress {
         let remaining = self.connections.len();
@@ -422,7 +455,10 @@ impl Drainer {
             self.enqueue(candidate);
             return;
         };
-        let until = now + place.after + self.config.patience;
+        // Whoever is there at the deadline is closed then.
+        let left = self.deadline.saturating_duration_since(now).max(SHORTEST);
+        let deadline = (place.after + self.config.patience).min(left);
+        let until = now + deadline;
         let Some(connection) = self.connections.get_mut(&key) else { return };
         connection.state = State::Moving { target: place.target.clone(), until };
         if candidate.class == Class::LongPoll {
@@ -433,8 +469,8 @@ impl Drainer {
             connection: key,
             target: place.target,
             ticket: place.ticket,
-            after: place.after,
-            deadline: place.after + self.config.patience,
+            after: place.after.min(deadline / 2),
+            deadline,
         });
     }
 
@@ -642,6 +678,8 @@ fn order(candidate: &Candidate) -> u32 {
 /// How often targets are asked.
 const TICK: Duration = Duration::from_millis(250);
 const PROGRESS: Duration = Duration::from_secs(1);
+/// What a client that was asked to move has at least, however near the deadline is.
+const SHORTEST: Duration = Duration::from_secs(1);
 /// On their way at once: what is granted in this time.
 const IN_FLIGHT: Duration = Duration::from_secs(2);
 /// From asking for a place to having it, more or less.

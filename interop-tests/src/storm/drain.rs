@@ -11,7 +11,7 @@ use tidegate_edge::policy::admission::{
     SlotTicket,
 };
 use tidegate_edge::policy::drain::{
-    Candidate, Class, ConnectionKey, DrainConfig as MachineConfig, Drainer, Event as Act, Order,
+    Candidate, Class, ConnectionKey, Departure, DrainConfig as MachineConfig, Drainer, Event as Act, Order,
 };
 use tidegate_protocol::NodeId;
 
@@ -310,7 +310,7 @@ impl<'a> Simulation<'a> {
                 if f64::from(self.gone) >= f64::from(self.config.clients) * 0.999 {
                     self.took_999.get_or_insert_with(|| self.agenda.seconds());
                 }
-                self.drainer.handle_gone(now, ConnectionKey(client.into()));
+                self.drainer.handle_gone(now, ConnectionKey(client.into()), Departure::Resumed);
                 self.react();
             }
         }

@@ -32,6 +32,30 @@ pub enum Class {
     BreakOnly,
 }
 
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Departure {
+    /// The session had been resumed on another one.
+    Resumed,
+    /// The client said that it needs it no more.
+    Done,
+    /// In another way: closed, or lost.
+    Broken,
+}
+
+/// Where a drain stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Others hear that the node takes nobody more.
+    LameDuck,
+    /// Clients are asked to move.
+    Move,
+    /// Nobody more is.
+    Pause,
+    /// Over.
+    End,
+}
+
 /// What the driver must do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

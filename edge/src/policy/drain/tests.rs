@@ -118,10 +118,10 @@ impl Rig {
                 let arrived =
                     |(at, ..): &&(Instant, ConnectionKey, NodeId, Duration)| *at + takes <= self.now;
                 let gone: Vec<_> = self.moves.iter().filter(arrived).map(|(_, key, ..)| *key).collect();
-                gone.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key));
+                gone.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key, Departure::Resumed));
             }
             let closed: Vec<_> = self.closes.iter().map(|(_, key, ..)| *key).collect();
-            closed.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key));
+            closed.into_iter().for_each(|key| self.drainer.handle_gone(self.now, key, Departure::Broken));
             self.react();
             assert!(self.used <= self.granted, "never more than was granted");
         }
@@ -288,7 +288,7 @@ fn pause_resume_and_abort() {
     assert!(done.aborted && done.remaining > 0);
     assert_eq!(rig.lame, [true, false]);
     assert_eq!((rig.moves.len(), rig.drainer.poll_timeout()), (moved, None));
-    rig.drainer.handle_gone(rig.now, ConnectionKey(999));
+    rig.drainer.handle_gone(rig.now, ConnectionKey(999), Departure::Broken);
     rig.drainer.abort(rig.now);
     assert!(rig.drainer.poll_event().is_none());
 }
@@ -369,13 +369,13 @@ proptest! {
                 if rng.random_bool(0.9) {
                     rig.drainer.handle_poll_ended(rig.now, key);
                 } else {
-                    rig.drainer.handle_gone(rig.now, key);
+                    rig.drainer.handle_gone(rig.now, key, Departure::Resumed);
                 }
             }
             rig.run(Duration::from_millis(200));
             for (_, key, ..) in rig.moves.drain(..) {
                 prop_assert!(asked.insert(key), "asked twice");
-                rig.drainer.handle_gone(rig.now, key);
+                rig.drainer.handle_gone(rig.now, key, Departure::Resumed);
             }
             rig.react();
         }
