@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use tidegate_protocol::link::drain::{
     DrainCounts, DrainOrder, DrainQuestion, DrainReport, DrainStage, MAX_PLACES,
 };
+use tidegate_protocol::link::fleet::EdgeState;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::clock;
 use tidegate_transport::link::{DrainAnswer, DrainCalls};
@@ -25,6 +26,8 @@ use crate::fleet::Fleet;
 use crate::sessions::Sessions;
 use places::{Pace, Place, Places, Whither};
 use run::{Command, Task};
+
+pub use crate::policy::admission::SHARE;
 
 /// Drains an edge, stops doing so, and lets in clients of edges that are drained. Clones are the same.
 #[derive(Debug, Clone)]
@@ -81,6 +84,13 @@ pub enum DrainError {
     /// The drain has more to do than it is told.
     #[error("the drain does not listen: try again")]
     Busy,
+}
+
+/// Where clients of `node` would go by an order to `to`, if these were all edges: names of edges, and of places outside of the
+/// fleet their address.
+pub fn targets_of(edges: &[EdgeState], node: &EdgeState, to: &[String]) -> Vec<NodeId> {
+    let mut places = Places::new(node.node.clone(), node.region.clone(), Whither::Named(to.to_vec()));
+    places.handle_edges(edges.iter()).into_iter().map(|place| place.node).collect()
 }
 
 impl DrainControl {

@@ -139,7 +139,7 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
     let api = match api {
         Some(api) => {
             let answers = BackendApi::new(Arc::clone(&backend), backend_config(&settings)?);
-            Some(api.serve(answers, Arc::clone(&backend), node.drain_control(), registry))
+            Some(api.serve(answers, Arc::clone(&backend), node.desk(), registry))
         }
         None => None,
     };
@@ -188,13 +188,17 @@ async fn run(loaded: Loaded, certs_dir: Option<PathBuf>) -> anyhow::Result<()> {
         (Some(_), door) => {
             // Its place is the successor's.
             drop(door);
-            leave(&node, api.as_ref(), &mut signals).await;
+            leave(&node, api.as_ref(), &mut signals, settings.limits.shutdown).await;
         }
         (None, Some(door)) => door.close(),
         (None, None) => {}
     }
     let strays = node.strays();
+    let is_replaced = successor.is_some();
     let end = async {
+        if !is_replaced {
+            node.move_elsewhere(settings.limits.shutdown).await;
+        }
         let end_api = async {
             drop(backend);
             if let Some(api) = api {

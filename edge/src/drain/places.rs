@@ -65,8 +65,16 @@ impl Places {
 
     /// The targets, by the fleet as it is now.
     pub(crate) fn handle_view(&mut self, view: &FleetView) -> Vec<Place> {
-        let others =
-            || view.edges().iter().map(|known: &Known| &known.state).filter(|state| state.node != self.own);
+        self.handle_edges(view.edges().iter().map(|known: &Known| &known.state))
+    }
+
+    /// The same, by all edges that there are now.
+    pub(crate) fn handle_edges<'a>(
+        &mut self,
+        edges: impl Iterator<Item = &'a EdgeState> + Clone,
+    ) -> Vec<Place> {
+        let own = self.own.clone();
+        let others = || edges.clone().filter(|state| state.node != own);
         self.has_company |= others().next().is_some();
         for endpoint in others().flat_map(|state| &state.endpoints).filter_map(|url| host_of(url)) {
             if self.edges.len() < MAX_KNOWN {

@@ -41,7 +41,7 @@ use self::spent::SpentSlots;
 use self::ticket::Holder;
 
 pub use self::addresses::{AddressLimits, BadNetworkRange, NetworkRange};
-pub use self::leases::{DrainId, Lease, LeaseAsk};
+pub use self::leases::{DrainId, Lease, LeaseAsk, SHARE};
 pub(crate) use self::ticket::{Claims, Kind, Serial, SlotTime};
 pub use self::ticket::{Issuer, SlotKeys, SlotTicket};
 

@@ -16,7 +16,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
 use tidegate_core::BackendApi;
-use tidegate_edge::drain::DrainControl;
 use tidegate_transport::link::Backend;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -24,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::drain;
+use super::drain::{self, Desk};
 use crate::config::Settings;
 
 /// Whether `GET /readyz` says yes.
@@ -99,12 +98,12 @@ impl Api {
         self,
         answers: BackendApi,
         backend: Arc<dyn Backend>,
-        drain: Option<DrainControl>,
+        desk: Desk,
         registry: Registry,
     ) -> ServingApi {
         let (accepting, stop) = (CancellationToken::new(), CancellationToken::new());
         let tasks = TaskTracker::new();
-        let state = Arc::new(State { answers, backend, drain, registry, readiness: self.readiness });
+        let state = Arc::new(State { answers, backend, desk, registry, readiness: self.readiness });
         let accept = accept(self.listener, self.bounds, state, tasks.clone(), stop.clone());
         tasks.spawn(accepting.clone().run_until_cancelled_owned(accept));
         ServingApi { listener: self.copy, accepting, stop, tasks }
@@ -149,8 +148,7 @@ impl ServingApi {
 struct State {
     answers: BackendApi,
     backend: Arc<dyn Backend>,
-    /// `None` for a node without clients.
-    drain: Option<DrainControl>,
+    desk: Desk,
     registry: Registry,
     readiness: Arc<Readiness>,
 }
@@ -158,8 +156,7 @@ struct State {
 impl State {
     /// False while clients should be sent elsewhere.
     fn is_ready(&self) -> bool {
-        let drained = self.drain.as_ref().is_some_and(|drain| drain.status().is_some());
-        self.readiness.is_ready() && self.backend.is_ready() && !drained
+        self.readiness.is_ready() && self.backend.is_ready() && !self.desk.is_drained()
     }
 }
 
@@ -233,7 +230,7 @@ async fn answer(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         "/healthz" | "/readyz" | "/metrics" => {
             text(StatusCode::METHOD_NOT_ALLOWED, TEXT, "GET only\n".to_owned())
         }
-        DRAIN => drain::answer(state.drain.as_ref(), &state.answers, request).await,
+        path if drain::matches(path) => drain::answer(&state.desk, &state.answers, request).await,
         _ => state.answers.handle(request).await,
     }
 }
@@ -245,7 +242,6 @@ fn text(status: StatusCode, kind: &'static str, text: String) -> Response<Full<B
     response
 }
 
-const DRAIN: &str = "/v1/drain";
 const TEXT: &str = "text/plain; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// For answers under way when the node ends.

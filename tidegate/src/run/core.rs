@@ -73,6 +73,10 @@ impl Core {
         names.map(|name| self.node.connect_as(name)).collect()
     }
 
+    pub(super) fn node(&self) -> CoreNode {
+        self.node.clone()
+    }
+
     pub(super) fn backend(&self) -> Arc<dyn Backend> {
         Arc::new(self.node.clone())
     }

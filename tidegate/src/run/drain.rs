@@ -1,89 +1,126 @@
-//! `/v1/drain` of the backend API: moving the clients of this node to others.
+//! `/v1/drain` of the backend API: moving the clients of nodes to others, asked for at any node of the cluster.
 
-use std::time::Duration;
+mod answer;
+mod desk;
+mod request;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde::Deserialize;
 use serde_json::{Value, json};
 use tidegate_core::BackendApi;
-use tidegate_edge::drain::{DrainControl, DrainOrder};
-use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_protocol::frame::ErrorCode;
+use tidegate_protocol::link::drain::DrainQuestion;
 
-/// What `POST` takes.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Body {
-    /// `https://host[:port]` each.
-    #[serde(default)]
-    to: Vec<String>,
-    /// Such as `30s`.
-    #[serde(default)]
-    within: Option<String>,
+pub(super) use desk::Desk;
+use request::{Order, Which};
+
+/// What is refused, and how.
+#[derive(Debug)]
+struct Refusal {
+    code: ErrorCode,
+    message: String,
 }
 
-/// `POST` begins, `GET` says how far it is, `DELETE` stops.
+impl Refusal {
+    fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+}
+
+/// True for what [`answer`] answers.
+pub(super) fn matches(path: &str) -> bool {
+    matches!(path, DRAIN | PAUSE | RESUME)
+}
+
+/// `POST` begins, `GET` says how far it is, `DELETE` calls it off; `POST` to `/pause` and `/resume`.
 pub(super) async fn answer(
-    control: Option<&DrainControl>,
+    desk: &Desk,
     api: &BackendApi,
     request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
-    let method = request.method().clone();
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let query = request.uri().query().unwrap_or_default().to_owned();
     let body = match api.admit(request).await {
         Ok(body) => body,
         Err(answer) => return *answer,
     };
-    let Some(control) = control else {
-        return refuse(ErrorCode::NotAvailable, "this node has no clients: drain an edge");
-    };
-    match method {
-        Method::GET => {}
-        Method::POST => match parse(&body) {
-            Ok(order) => control.begin(order),
-            Err(problem) => return refuse(ErrorCode::BadRequest, &problem),
-        },
-        Method::DELETE => {
-            control.stop();
-        }
-        _ => {
-            let mut answer = refuse(ErrorCode::BadRequest, "GET, POST and DELETE only");
+    let answered = match (path.as_str(), &method) {
+        (DRAIN, &Method::GET) => look(desk, &query).await,
+        (DRAIN, &Method::POST) => order(desk, &body).await,
+        (DRAIN, &Method::DELETE) => change(desk, &query, DrainQuestion::Abort).await,
+        (PAUSE, &Method::POST) => change(desk, &query, DrainQuestion::Pause).await,
+        (RESUME, &Method::POST) => change(desk, &query, DrainQuestion::Resume).await,
+        (path, _) => {
+            let allowed = if path == DRAIN { "GET, POST, DELETE" } else { "POST" };
+            let mut answer = refuse(ErrorCode::BadRequest, &format!("{allowed} only"));
             *answer.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST, DELETE"));
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
             return answer;
         }
+    };
+    match answered {
+        Ok(answer) => respond(StatusCode::OK, &answer),
+        Err(Refusal { code, message }) => refuse(code, &message),
     }
-    let status = control.status();
-    let draining = status.is_some();
-    respond(StatusCode::OK, &json!({ "draining": draining, "drain": status }))
 }
 
-fn parse(body: &[u8]) -> Result<DrainOrder, String> {
-    let Body { to, within } = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-    if to.len() > MAX_TARGETS {
-        return Err(format!("`to` can have {MAX_TARGETS} at most"));
+async fn order(desk: &Desk, body: &[u8]) -> Result<Value, Refusal> {
+    let order: Order =
+        request::parse(body).map_err(|problem| Refusal::new(ErrorCode::BadRequest, problem))?;
+    let edges = desk.edges();
+    let nodes = desk.select(&edges, &order.which)?;
+    let to = desk::destinations(&edges, &order)?;
+    if order.dry_run {
+        return Ok(answer::dry_run(&edges, &nodes, &to, order.within));
     }
-    let is_endpoint = |to: &&String| to.strip_prefix("https://").and_then(endpoint_of).is_none();
-    if let Some(bad) = to.iter().find(is_endpoint) {
-        return Err(format!("`to`: `{bad}` is not of the form https://host or https://host:port"));
-    }
-    let within = match within {
-        None => DEFAULT_WITHIN,
-        Some(text) => humantime::parse_duration(&text).map_err(|error| format!("`within`: {error}"))?,
+    let question = DrainQuestion::Order(desk.order(to, order.within));
+    desk.ask_all(&edges, nodes, &question).await
+}
+
+async fn look(desk: &Desk, query: &str) -> Result<Value, Refusal> {
+    let which = request::which(query).map_err(|problem| Refusal::new(ErrorCode::BadRequest, problem))?;
+    let edges = desk.edges();
+    let nodes = match which {
+        // Everything that goes on, and how it is here.
+        Which::Here | Which::All => desk.drained(&edges, true),
+        which => desk.select(&edges, &which)?,
     };
-    if !(MIN_WITHIN..=MAX_WITHIN).contains(&within) {
-        return Err("`within` is from 1s to 24h".to_owned());
+    let mut answer = desk.ask_all(&edges, nodes, &DrainQuestion::Look).await.or_else(|refusal| {
+        // Nobody who is drained answers: that is what there is to say.
+        if refusal.code == ErrorCode::Unavailable {
+            Ok(answer::of(None, Vec::new(), Vec::new()))
+        } else {
+            Err(refusal)
+        }
+    })?;
+    // Those that have no drain have nothing to say.
+    if let Some(drains) = answer["drains"].as_array_mut() {
+        drains.retain(|drain| !drain["drain"].is_null());
     }
-    Ok(DrainOrder { to, within })
+    Ok(answer)
+}
+
+async fn change(desk: &Desk, query: &str, question: DrainQuestion) -> Result<Value, Refusal> {
+    let which = request::which(query).map_err(|problem| Refusal::new(ErrorCode::BadRequest, problem))?;
+    let edges = desk.edges();
+    let nodes = match which {
+        Which::All => desk.drained(&edges, false),
+        which => desk.select(&edges, &which)?,
+    };
+    desk.ask_all(&edges, nodes, &question).await
 }
 
 fn refuse(code: ErrorCode, message: &str) -> Response<Full<Bytes>> {
     let status = u16::try_from(code.number()).ok().and_then(|code| StatusCode::from_u16(code).ok());
     let error = json!({ "error": code.reply(message) });
-    respond(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &error)
+    let mut response = respond(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &error);
+    if code == ErrorCode::Unavailable {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
 }
 
 fn respond(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
@@ -93,31 +130,6 @@ fn respond(status: StatusCode, body: &Value) -> Response<Full<Bytes>> {
     response
 }
 
-const MAX_TARGETS: usize = 16;
-const DEFAULT_WITHIN: Duration = Duration::from_secs(60);
-const MIN_WITHIN: Duration = Duration::from_secs(1);
-const MAX_WITHIN: Duration = Duration::from_secs(24 * 3600);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn orders_are_read() {
-        let order = parse(br#"{"to":["https://edge-2:4433"],"within":"30s"}"#).expect("well formed");
-        let to = vec!["https://edge-2:4433".to_owned()];
-        assert_eq!(order, DrainOrder { to, within: Duration::from_secs(30) });
-        assert_eq!(parse(b"{}").expect("all defaults").to, Vec::<String>::new());
-        for (bad, what) in [
-            (r#"{"to":["edge-2"]}"#, "https://host"),
-            (r#"{"to":["https://edge-2/v1"]}"#, "https://host"),
-            (r#"{"within":"0s"}"#, "1s"),
-            (r#"{"within":"soon"}"#, "within"),
-            (r#"{"from":[]}"#, "from"),
-            ("", "EOF"),
-        ] {
-            let problem = parse(bad.as_bytes()).expect_err(bad);
-            assert!(problem.contains(what), "{bad}: {problem}");
-        }
-    }
-}
+const DRAIN: &str = "/v1/drain";
+const PAUSE: &str = "/v1/drain/pause";
+const RESUME: &str = "/v1/drain/resume";

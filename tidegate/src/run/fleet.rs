@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
+use tidegate_edge::drain::DrainControl;
 use tidegate_edge::{About, EdgeNode, Fleet};
 use tidegate_protocol::link::fleet::EdgeCondition;
 use tokio_util::sync::CancellationToken;
@@ -11,6 +12,7 @@ use tokio_util::task::TaskTracker;
 /// A node that others are told of.
 pub(super) struct Announced {
     fleet: Fleet,
+    control: DrainControl,
     end: CancellationToken,
     tasks: TaskTracker,
 }
@@ -25,12 +27,20 @@ impl Announced {
         tasks.spawn(async move { running.run(about, metrics, door, ended).await });
         let (plans, followed, ended) = (edge.plans().clone(), fleet.clone(), end.clone());
         tasks.spawn(async move { plans.run(followed, ended).await });
-        Self { fleet, end, tasks }
+        let control = edge.drain_control(fleet.clone());
+        let (answering, ended) = (control.clone(), end.clone());
+        tasks.spawn(ended.run_until_cancelled_owned(async move { answering.answer_others().await }));
+        Self { fleet, control, end, tasks }
     }
 
     /// Who is there.
     pub(super) fn fleet(&self) -> &Fleet {
         &self.fleet
+    }
+
+    /// Moves clients.
+    pub(super) fn control(&self) -> &DrainControl {
+        &self.control
     }
 
     /// Others are to send nobody here any more.

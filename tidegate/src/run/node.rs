@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
-use tidegate_edge::drain::DrainControl;
+use tidegate_edge::drain::SHARE;
 use tidegate_edge::{Addresses, EdgeNode, Fleet, Handover, Hub};
 use tidegate_transport::link::Backend;
 use tidegate_transport::quic::Strays;
 
 use super::core::Core;
+use super::drain::Desk;
 use super::edge::{self, Parts};
 use super::fleet::Announced;
 use super::links::Identity;
@@ -112,9 +113,31 @@ impl Node {
         self.edge.as_ref().map(|edge| edge.metrics().strays()).unwrap_or_default()
     }
 
-    /// Moves its clients elsewhere; `None` where it has none.
-    pub(super) fn drain_control(&self) -> Option<DrainControl> {
-        self.edge.as_ref().map(|edge| edge.drain_control().clone())
+    /// Answers what is asked about drains.
+    pub(super) fn desk(&self) -> Desk {
+        match (&self.announced, &self.core) {
+            (Some(announced), _) => Desk::Edge(announced.control().clone()),
+            (None, Some(core)) => Desk::Core(core.node()),
+            (None, None) => unreachable!("a node without clients is a core"),
+        }
+    }
+
+    /// Before the end: its clients go to other nodes, if there are any that take them.
+    pub(super) async fn move_elsewhere(&self, within: Duration) {
+        if let Some(announced) = &self.announced {
+            announced.control().drain_before_end(within).await;
+        }
+    }
+
+    /// Another process listens in place of this one, and serves: clients go there, at a pace that leaves it room.
+    pub(super) async fn move_to_successor(&self, least: Duration) {
+        // One with a core of its own serves once this one has ended.
+        if let (Some(announced), Some(edge), None) = (&self.announced, &self.edge, &self.core) {
+            let rate = edge.door().slack().max(1.0) * SHARE;
+            let sessions = announced.control().sessions().list().await.len();
+            let needed = Duration::from_secs_f64(2.0 * sessions as f64 / rate);
+            announced.control().drain_to_successor(needed.max(least), rate).await;
+        }
     }
 
     /// Answers backends.

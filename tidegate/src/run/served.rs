@@ -90,22 +90,30 @@ impl<'a> Served<'a> {
     }
 }
 
-/// What is left to do for a process once another has taken over: everything that is new goes there, and what is here
-/// leaves. This is where draining by make-before-break begins; for now sessions are told as by SIGTERM, after this.
-pub(super) async fn leave(node: &Node, api: Option<&ServingApi>, signals: &mut Signals) {
+/// What is left to do for a process once another has taken over: everything that is new goes there, and so do the clients
+/// that are here, while they are still served. Those that are left after `grace`, or as long as the other needs to let
+/// them in, are told as by SIGTERM.
+pub(super) async fn leave(node: &Node, api: Option<&ServingApi>, signals: &mut Signals, grace: Duration) {
     node.hand_over();
     if let Some(api) = api {
         api.hand_over();
     }
-    // For what is in the sockets still, and for handshakes under way.
+    let moved = async {
+        // For what is in the sockets still, and for handshakes under way.
+        tokio::time::sleep(LAST_ARRIVALS).await;
+        if let Some(api) = api {
+            api.end_connections();
+        }
+        node.move_to_successor(grace).await;
+    };
     tokio::select! {
-        () = tokio::time::sleep(LAST_ARRIVALS) => {}
-        () = signals.end() => {}
+        () = moved => {}
+        () = signals.end() => info!("not waiting for clients to move"),
     }
     if let Some(api) = api {
         api.end_connections();
     }
 }
 
-/// From a hand-over to the first session that is told to go.
+/// From a hand-over to the first session that is asked to go.
 const LAST_ARRIVALS: Duration = Duration::from_secs(1);

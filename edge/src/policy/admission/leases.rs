@@ -207,7 +207,7 @@ impl Held {
 }
 
 /// The share of a node's slack that drains get.
-pub(super) const SHARE: f64 = 0.8;
+pub const SHARE: f64 = 0.8;
 /// How often a drain asks.
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
 /// They live for some ten seconds, and each drain gets four a second.
