@@ -5,6 +5,7 @@ mod certs;
 mod config;
 mod core;
 mod dev;
+mod drain;
 mod edge;
 mod publish;
 mod serve;
@@ -40,6 +41,7 @@ enum Command {
     Edge(edge::Edge),
     Core(core::Core),
     Status(status::Status),
+    Drain(drain::Drain),
     Publish(publish::Publish),
     Subscribe(subscribe::Subscribe),
     Token(Box<token::Token>),
@@ -56,7 +58,8 @@ Examples:
   tidegate config check                     look for mistakes in it
   tidegate serve                            run in production, on one machine
   tidegate core, tidegate edge              run in production, on several: docs/OPERATIONS.md
-  tidegate status                           nodes, partitions and links of a cluster";
+  tidegate status                           nodes, partitions and links of a cluster
+  tidegate drain --node edge-1              move the clients of an edge to others";
 
 /// Runs what was asked for.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -66,6 +69,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Edge(command) => edge::run(command),
         Command::Core(command) => core::run(&command),
         Command::Status(command) => status::run(&command),
+        Command::Drain(command) => drain::run(&command),
         Command::Publish(command) => publish::run(command),
         Command::Subscribe(command) => subscribe::run(command),
         Command::Token(command) => token::run(&command),

@@ -202,8 +202,8 @@ async fn two_drains_at_once_lead_everybody_to_the_third_edge() -> Result<()> {
     let mut crowd = crowd(first).await?;
     let publishers = crowd.iter_mut().map(|each| each.subscriber().client.clone()).collect();
     let load = Load::begin(publishers, third.addresses.api);
-    drain(second, &[endpoint(third)], "8s").await?;
-    drain(first, &[endpoint(second)], "4s").await?;
+    drain(second, &[], "20s").await?;
+    drain(first, &[], "20s").await?;
     drained(first).await?;
     until("all of them at the third edge", || async {
         let there = connections(third).await?;
@@ -249,7 +249,7 @@ async fn clients_go_nowhere_that_they_were_not_told_of_and_old_ones_are_closed()
     }
     // This one follows nothing, and is closed when its time is over.
     let frame = old.frame().await?;
-    ensure!(frame["goaway"]["endpoint"] == forged && frame["goaway"]["deadline_ms"] == 5000, "{frame}");
+    ensure!(frame["goaway"]["endpoint"] == forged && frame["goaway"]["deadline_ms"] == 0, "{frame}");
     let end = old.end().await?;
     ensure!(end.frame == 4100, "{end:?}");
     let came = tokio::time::timeout(Duration::ZERO, trap.accept()).await;

@@ -81,6 +81,11 @@ impl Api {
         self.exchange(request, Bytes::from(body.to_string())).await
     }
 
+    /// The same.
+    pub(super) async fn delete(&mut self, path: &str) -> anyhow::Result<String> {
+        self.exchange(Request::delete(path), Bytes::new()).await
+    }
+
     async fn exchange(&mut self, request: request::Builder, body: Bytes) -> anyhow::Result<String> {
         let mut request = request.header(header::HOST, &self.authority);
         if let Some(key) = &self.key {

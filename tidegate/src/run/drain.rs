@@ -11,6 +11,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tidegate_core::BackendApi;
+use tidegate_protocol::NodeId;
 use tidegate_protocol::frame::ErrorCode;
 use tidegate_protocol::link::drain::DrainQuestion;
 
@@ -86,21 +87,11 @@ async fn look(desk: &Desk, query: &str) -> Result<Value, Refusal> {
     let nodes = match which {
         // Everything that goes on, and how it is here.
         Which::Here | Which::All => desk.drained(&edges, true),
+        // Who ends once it is drained may be gone.
+        Which::Nodes(names) => names.iter().map(|name| NodeId::new(name)).collect(),
         which => desk.select(&edges, &which)?,
     };
-    let mut answer = desk.ask_all(&edges, nodes, &DrainQuestion::Look).await.or_else(|refusal| {
-        // Nobody who is drained answers: that is what there is to say.
-        if refusal.code == ErrorCode::Unavailable {
-            Ok(answer::of(None, Vec::new(), Vec::new()))
-        } else {
-            Err(refusal)
-        }
-    })?;
-    // Those that have no drain have nothing to say.
-    if let Some(drains) = answer["drains"].as_array_mut() {
-        drains.retain(|drain| !drain["drain"].is_null());
-    }
-    Ok(answer)
+    Ok(desk.look_at(&edges, nodes).await)
 }
 
 async fn change(desk: &Desk, query: &str, question: DrainQuestion) -> Result<Value, Refusal> {

@@ -100,13 +100,31 @@ impl Desk {
         DrainOrder { drain, to, within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX) }
     }
 
-    /// Asks all of them at once; the whole answer.
+    /// Asks all of them at once; the whole answer, unless all refuse.
     pub(super) async fn ask_all(
         &self,
         edges: &[EdgeState],
         nodes: Vec<NodeId>,
         question: &DrainQuestion,
     ) -> Result<Value, Refusal> {
+        let answers = self.answers(nodes, question).await;
+        if answers.iter().all(|(_, answer)| answer.is_err())
+            && let Some((node, Err(error))) = answers.first()
+        {
+            return Err(Refusal::new(code_of(error), format!("{node}: {error}")));
+        }
+        Ok(self.describe(edges, answers))
+    }
+
+    /// How far each is, as far as it says.
+    pub(super) async fn look_at(&self, edges: &[EdgeState], nodes: Vec<NodeId>) -> Value {
+        let mut answers = self.answers(nodes, &DrainQuestion::Look).await;
+        // Those that have no drain have nothing to say.
+        answers.retain(|(_, answer)| !matches!(answer, Ok(None)));
+        self.describe(edges, answers)
+    }
+
+    async fn answers(&self, nodes: Vec<NodeId>, question: &DrainQuestion) -> Vec<(NodeId, DrainAnswer)> {
         let mut asked = JoinSet::new();
         for node in nodes {
             let (desk, question) = (self.clone(), question.clone());
@@ -117,12 +135,10 @@ impl Desk {
         }
         let mut answers = asked.join_all().await;
         answers.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let refusals = answers.iter().filter_map(|(node, answer)| Some((node, answer.as_ref().err()?)));
-        if refusals.clone().count() == answers.len()
-            && let Some((node, error)) = { refusals }.next()
-        {
-            return Err(Refusal::new(code_of(error), format!("{node}: {error}")));
-        }
+        answers
+    }
+
+    fn describe(&self, edges: &[EdgeState], answers: Vec<(NodeId, DrainAnswer)>) -> Value {
         let (mut drains, mut failed) = (Vec::new(), Vec::new());
         for (node, answer) in answers {
             let region = edges.iter().find(|edge| edge.node == node).map(|edge| edge.region.as_str());
@@ -131,7 +147,7 @@ impl Desk {
                 Err(error) => failed.push(answer::failed(&node, &error)),
             }
         }
-        Ok(answer::of(self.own(), drains, failed))
+        answer::of(self.own(), drains, failed)
     }
 
     async fn ask(&self, node: &NodeId, question: DrainQuestion) -> DrainAnswer {
