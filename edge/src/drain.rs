@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_protocol::link::drain::{
     DrainCounts, DrainOrder, DrainQuestion, DrainReport, DrainStage, MAX_PLACES,
 };
@@ -293,9 +294,9 @@ impl Inner {
     /// Of places; and those outside of the fleet that clients were not told of.
     fn addresses<'a>(&self, places: impl Iterator<Item = &'a Place> + Clone) -> (Vec<String>, Vec<String>) {
         let url = |endpoint: &String| format!("https://{endpoint}");
-        let is_known = |endpoint: &&String| {
-            self.sessions.alternatives().any(|known| known.eq_ignore_ascii_case(endpoint))
-        };
+        let alternatives = self.sessions.alternatives();
+        let is_known =
+            |endpoint: &&String| alternatives.iter().any(|known| endpoint_of(known) == endpoint_of(endpoint));
         let outside = places.clone().filter(|place| place.pace == Pace::Even);
         let unannounced =
             outside.filter_map(|place| place.endpoint.as_ref()).filter(|endpoint| !is_known(endpoint));
