@@ -500,6 +500,14 @@ async fn spawn(
     Ok((process, addresses))
 }
 
+/// So high that nobody waits, where a test does not say: most of them open connections by the hundred, to see something else.
+fn admission_rate(config: &str, settings: &[String]) -> Option<&'static str> {
+    let table: toml::Table = config.parse().ok()?;
+    let is_set = table.get("admission").is_some_and(|admission| admission.get("rate").is_some())
+        || settings.iter().any(|setting| setting.starts_with("admission.rate="));
+    (!is_set).then_some("admission.rate=100000")
+}
+
 /// Starts it.
 fn start(
     mode: Mode,
@@ -512,6 +520,7 @@ fn start(
     let address = |of: fn(&Addresses) -> SocketAddr| {
         at.as_ref().map_or_else(|| ANY.to_owned(), |at| of(at).to_string())
     };
+    let rate = admission_rate(&fs::read_to_string(path.join(CONFIG))?, settings);
     let mut command = command()?;
     match mode {
         Mode::Dev => command.arg("dev").arg("--certs-dir").arg(certificates),
@@ -528,7 +537,11 @@ fn start(
         .args(["--quic", &address(|at| at.quic), "--tls", &address(|at| at.tls)])
         .args(["--plain", &address(|at| at.plain), "--api", &address(|at| at.api)])
         .args(["--http3", &address(|at| at.http3), "--set", "log.format=json"])
-        .args(settings.iter().flat_map(|setting| ["--set", setting]));
+        .args(
+            rate.into_iter()
+                .chain(settings.iter().map(String::as_str))
+                .flat_map(|setting| ["--set", setting]),
+        );
     Process::start(command, path)
 }
 

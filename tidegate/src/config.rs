@@ -195,6 +195,12 @@ pub(crate) struct Api {
 pub(crate) struct Admission {
     /// Clients per second; 0: by the number of workers.
     pub(crate) rate: u32,
+    pub(crate) handshakes: usize,
+    /// Of one network.
+    pub(crate) address_rate: u32,
+    pub(crate) address_burst: u32,
+    /// Networks without those limits.
+    pub(crate) exempt: Vec<String>,
 }
 
 /// `namespaces_unknown` and `[namespaces.*]`
@@ -392,7 +398,13 @@ impl Settings {
                 batch: 1000,
                 connections: 1024,
             },
-            admission: Admission { rate: 0 },
+            admission: Admission {
+                rate: 0,
+                handshakes: 8_192,
+                address_rate: 50,
+                address_burst: 500,
+                exempt: Vec::new(),
+            },
             namespaces: Namespaces {
                 refuse_unknown: false,
                 default: NamespaceSettings::default(),

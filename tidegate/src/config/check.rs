@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tidegate_certs::load_certificate;
 use tidegate_edge::auth::{AuthConfig, Authenticator};
+use tidegate_edge::policy::admission::NetworkRange;
 use tidegate_fallback::http::OriginPolicy;
 use tidegate_protocol::endpoint::endpoint_of;
 use tidegate_protocol::link::fleet::{MAX_ENDPOINT_BYTES, MAX_ENDPOINTS};
@@ -29,6 +30,7 @@ pub(crate) fn check(loaded: &Loaded, now: SystemTime) -> Vec<Problem> {
         check.resume();
         check.balancer();
         check.origins();
+        check.admission();
     }
     check.api();
     check.namespaces();
@@ -194,6 +196,28 @@ impl Check<'_> {
             let paths = ["quic.balancer.key_file", "quic.balancer.server_id", "quic.balancer.rotation"];
             let set = paths.into_iter().find(|path| self.loaded.origins.contains_key(*path));
             self.report(set.unwrap_or(paths[0]), problem);
+        }
+    }
+
+    fn admission(&mut self) {
+        let admission = &self.loaded.settings.admission;
+        let mut wrong = Vec::new();
+        for network in &admission.exempt {
+            if let Err(error) = network.parse::<NetworkRange>() {
+                wrong.push(("admission.exempt", format!("`admission.exempt`: {error}")));
+            }
+        }
+        for (key, value) in [
+            ("admission.handshakes", admission.handshakes as u64),
+            ("admission.address_rate", admission.address_rate.into()),
+            ("admission.address_burst", admission.address_burst.into()),
+        ] {
+            if value == 0 {
+                wrong.push((key, format!("`{key}` is at least 1")));
+            }
+        }
+        for (key, text) in wrong {
+            self.report(key, text);
         }
     }
 

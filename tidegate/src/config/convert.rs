@@ -7,7 +7,7 @@ use tidegate_certs::CertificateFiles;
 use tidegate_core::CoreConfig;
 use tidegate_edge::auth::{AuthConfig, KeyConfig, KeyError, KeySource, Secret};
 use tidegate_edge::config::Config as EdgeConfig;
-use tidegate_edge::policy::admission::AdmissionConfig;
+use tidegate_edge::policy::admission::{AddressLimits, AdmissionConfig};
 use tidegate_edge::resume::{TicketKeyError, TicketKeys};
 use tidegate_edge::{About, Addresses, HomeRules};
 use tidegate_protocol::grants::ChannelPattern;
@@ -34,8 +34,25 @@ impl Settings {
             anonymous: self.auth.anonymous,
             alternatives: self.alternatives(),
             resume: self.resume.enabled.then_some(self.resume.times),
-            admission: AdmissionConfig::for_rate(self.admission_rate().into()),
+            admission: self.admission(),
             limits: self.limits.edge.clone(),
+        }
+    }
+
+    fn admission(&self) -> AdmissionConfig {
+        let set = &self.admission;
+        // Checked before: what is no network was reported.
+        let exempt = set.exempt.iter().filter_map(|network| network.parse().ok()).collect();
+        let defaults = AdmissionConfig::for_rate(self.admission_rate().into());
+        AdmissionConfig {
+            handshakes: set.handshakes,
+            addresses: AddressLimits {
+                rate: set.address_rate.into(),
+                burst: set.address_burst,
+                exempt,
+                ..defaults.addresses
+            },
+            ..defaults
         }
     }
 

@@ -156,14 +156,20 @@ that are good in this process alone."),
     ]
 }
 
+#[rustfmt::skip]
 fn admission() -> Vec<Key<Settings>> {
-    vec![Key::new(
-        "admission.rate",
-        &COUNT_U32,
-        |s| &mut s.admission.rate,
-        "",
-        "New sessions per second that this node takes on: other nodes are told of it, and send no more here. 0: 500 for each\nworker, about a quarter of what a processor does in full QUIC handshakes.",
-    )]
+    vec![
+        Key::new("admission.rate", &COUNT_U32, |s| &mut s.admission.rate, "",
+            "New sessions per second that this node takes on. Who is over it is told when to come back, and a place is kept for it\nthen; other nodes send no more here. 0: 500 for each worker, about a quarter of what a processor does in full QUIC\nhandshakes."),
+        Key::new("admission.handshakes", &COUNT, |s| &mut s.admission.handshakes, "",
+            "Clients at once that were let in and have not connected yet. Over it only clients of a node that is drained are."),
+        Key::new("admission.address_rate", &COUNT_U32, |s| &mut s.admission.address_rate, "",
+            "New sessions per second of one network: a /24 of IPv4, a /56 of IPv6. Who comes to its slot does not count."),
+        Key::new("admission.address_burst", &COUNT_U32, |s| &mut s.admission.address_burst, "",
+            "The same, at once."),
+        Key::new("admission.exempt", &TEXTS, |s| &mut s.admission.exempt, "",
+            "Networks that these two do not hold for, such as [\"10.0.0.0/8\"]: balancers that pass TCP on in their own name, and\nnetworks that many clients share. Loopback is one in any case."),
+    ]
 }
 
 #[rustfmt::skip]

@@ -540,6 +540,23 @@ fn other_nodes_are_told_where_this_one_is_and_what_it_takes() {
 }
 
 #[test]
+fn admission_is_what_is_set_and_by_the_workers_where_nothing_is() {
+    let admission = |text: &str| Given::file(&format!("{PLAIN}{text}")).load().settings.edge().admission;
+    assert!((admission("[node]\nworkers = 3\n").rate - 1500.0).abs() < f64::EPSILON);
+    let set = admission(
+        "[admission]\nrate = 70\nhandshakes = 9\naddress_rate = 3\naddress_burst = 4\nexempt = ['10.0.0.0/8']\n",
+    );
+    assert!((set.rate - 70.0).abs() < f64::EPSILON && set.handshakes == 9);
+    assert_eq!((set.addresses.rate, set.addresses.burst), (3.0, 4));
+    assert_eq!(set.addresses.exempt, ["10.0.0.0/8".parse().unwrap()]);
+
+    let check = |text: &str| Given::file(&format!("{PLAIN}[admission]\n{text}\n")).check(Mode::Serve);
+    assert_eq!(check("exempt = ['192.0.2.7', '2001:db8::/32']"), "");
+    assert!(check("exempt = ['10.0.0.0/40']").contains("is no range of addresses"));
+    assert!(check("address_rate = 0").contains("is at least 1"));
+}
+
+#[test]
 fn clusters_are_set_in_sections_of_their_own() {
     let given = Given::file(
         "[cluster]\nlisten = '127.0.0.1:1'\nhome = 'eu'\n[cluster.link]\nheartbeat = '2s'\n[cluster.regions.eu]\ncores = ['a:1', 'b:1']\n\
