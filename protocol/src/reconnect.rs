@@ -150,11 +150,11 @@ impl Reconnect {
                 if !self.hasty =>
             {
                 self.hasty = true;
-                Dial { delay: after.unwrap_or_default(), host: None, ticket: None }
+                Dial { delay: self.behind(after), host: None, ticket: None }
             }
             Cause::Closed { after, .. } => {
                 let dial = self.next_stage(now);
-                Dial { delay: dial.delay.max(after.unwrap_or_default()), ..dial }
+                Dial { delay: dial.delay.max(self.behind(after)), ..dial }
             }
             Cause::Deferred { after, ticket } => {
                 self.stage = Some(Stage::Slot);
@@ -208,6 +208,12 @@ impl Reconnect {
         Dial { delay, host, ticket: None }
     }
 
+    /// Whoever names a time names it to many: they come spread over as long again, within a second.
+    fn behind(&mut self, after: Option<Duration>) -> Duration {
+        let after = after.unwrap_or_default();
+        after + self.backoff.spread(after.min(AFTER_SPREAD))
+    }
+
     fn here(&mut self, spread: Duration) -> Dial {
         Dial { delay: self.backoff.spread(spread), host: None, ticket: None }
     }
@@ -223,6 +229,7 @@ impl Reconnect {
 
 /// Ranks whose places coincide come apart by this.
 const SPREAD: Duration = Duration::from_millis(300);
+const AFTER_SPREAD: Duration = Duration::from_secs(1);
 /// Users behind one access point change networks together.
 const LOCAL_SPREAD: Duration = Duration::from_millis(500);
 /// A server that defers more often than this, one time after the other, is not believed on its word alone.

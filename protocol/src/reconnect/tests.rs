@@ -144,6 +144,82 @@ fn an_old_plan_does_not_replace_a_newer_one() {
     assert!(reconnect.handle_ended(now, Cause::ServerLost).delay > millis(2_300));
 }
 
+/// The machine of every SDK keeps to the same vectors.
+#[derive(serde::Deserialize)]
+struct Vector {
+    name: String,
+    plan: Option<ReconnectPlan>,
+    steps: Vec<Step>,
+}
+
+#[derive(serde::Deserialize)]
+struct Step {
+    at_ms: u64,
+    ended: Option<Ended>,
+    #[serde(default)]
+    from_ms: u64,
+    #[serde(default)]
+    below_ms: u64,
+    host: Option<String>,
+    ticket: Option<String>,
+    #[serde(default)]
+    first: bool,
+}
+
+#[derive(serde::Deserialize)]
+struct Ended {
+    cause: String,
+    policy: Option<String>,
+    after_ms: Option<u64>,
+    ticket: Option<String>,
+}
+
+impl Ended {
+    fn cause(&self) -> Cause {
+        let after = self.after_ms.map(millis);
+        match self.cause.as_str() {
+            "lost" => Cause::ServerLost,
+            "unreachable" => Cause::Unreachable,
+            "network_changed" => Cause::NetworkChanged,
+            "elsewhere" => Cause::SentElsewhere,
+            "deferred" => {
+                let ticket = self.ticket.as_deref().map(Arc::from);
+                Cause::Deferred { after: after.unwrap_or_default(), ticket }
+            }
+            "closed" => {
+                let policy = self.policy.as_deref().and_then(ReconnectPolicy::from_name).expect("a policy");
+                Cause::Closed { policy, after }
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
+fn the_vectors_hold() {
+    let vectors: Vec<Vector> =
+        serde_json::from_str(include_str!("../../vectors/reconnect.json")).expect("vectors");
+    let start = Instant::now();
+    for vector in &vectors {
+        for seed in 0..100 {
+            let mut reconnect = client(seed, vector.plan.clone().map(Arc::new));
+            for step in &vector.steps {
+                let now = start + millis(step.at_ms);
+                let Some(ended) = &step.ended else {
+                    reconnect.handle_connected(now);
+                    continue;
+                };
+                let dial = reconnect.handle_ended(now, ended.cause());
+                let context = format!("{} at {} ms: {dial:?}", vector.name, step.at_ms);
+                assert!((millis(step.from_ms)..millis(step.below_ms)).contains(&dial.delay), "{context}");
+                assert_eq!(dial.host.as_deref(), step.host.as_deref(), "{context}");
+                assert_eq!(dial.ticket.as_deref(), step.ticket.as_deref(), "{context}");
+                assert_eq!(reconnect.is_first_dial(), step.first, "{context}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_crowd_fills_a_window_evenly() {
     let now = Instant::now();
