@@ -1,5 +1,6 @@
 //! Clients without manners: they say what a test tells them to, byte by byte if need be, and report all that comes.
 
+mod doorstep;
 mod longpoll;
 mod paced;
 mod quic;
@@ -19,8 +20,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::gateway::Gateway;
 use crate::wait::{PATIENCE, within};
 
+pub use doorstep::{Attempt, Doorstep, random_id};
 pub use paced::Pace;
-pub use quic::first_flight;
+pub use quic::{first_flight, first_flight_to};
 
 /// By what a raw client connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportConfig, VarInt};
+use quinn_proto::ConnectionId;
 use tidegate_protocol::frame::codec::{Decoder, decode_message};
 use tidegate_protocol::frame::{ServerFrame, StreamHeader};
 use tokio::sync::mpsc;
@@ -186,8 +187,19 @@ fn closed(error: &SessionError) -> (u32, String) {
 /// # Errors
 /// When it cannot be made.
 pub fn first_flight(gateway: &Gateway) -> Result<Vec<u8>> {
+    first_flight_to(gateway, None)
+}
+
+/// The same to a connection id of the client's choice.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn first_flight_to(gateway: &Gateway, id: Option<[u8; 20]>) -> Result<Vec<u8>> {
     let crypto = QuicClientConfig::try_from(gateway.tls(&[b"tidegate/1"]).as_ref().clone())?;
-    let config = quinn_proto::ClientConfig::new(Arc::new(crypto));
+    let mut config = quinn_proto::ClientConfig::new(Arc::new(crypto));
+    if let Some(id) = id {
+        config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&id)));
+    }
     let mut endpoint = quinn_proto::Endpoint::new(Arc::default(), None, true, None);
     let now = tidegate_transport::clock::now();
     let (_, mut connection) = endpoint.connect(now, config, gateway.addresses.quic, "localhost")?;

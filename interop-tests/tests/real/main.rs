@@ -1,6 +1,7 @@
 //! The real program over real sockets: everything through the surface that a user has. Run by `cargo xtask test`, which
 //! says where the programs are that this needs (`interop-tests/src/programs.rs`).
 
+mod admission;
 mod api;
 mod auth;
 mod checker;

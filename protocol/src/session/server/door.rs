@@ -24,13 +24,11 @@ impl Session {
 
     /// The client may come in.
     pub fn let_in(&mut self, now: Instant) {
-        if !matches!(self.state, State::Knocking(_)) {
-            return;
-        }
-        if let State::Knocking(knocking) = std::mem::replace(&mut self.state, State::Ended) {
-            let Knocking { id, identity, connect } = *knocking;
-            self.check(now, id, identity, connect);
-        }
+        let State::Knocking(knocking) = &mut self.state else { return };
+        let (id, identity) = (knocking.id, knocking.identity.take());
+        let connect = std::mem::take(&mut knocking.connect);
+        self.state = State::Checking { id, answer_by: None };
+        self.check(now, id, identity, connect);
     }
 
     /// It may not, as this frame says. A number that is no close code of ours counts as [`CloseCode::Overloaded`].

@@ -703,6 +703,7 @@ fn done_ends_in_order_and_nothing_is_heard_after() {
     assert_eq!(bench.session.poll_timeout(), None);
 }
 
+mod door;
 mod goaway;
 mod plan;
 mod presence;
