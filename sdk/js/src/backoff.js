@@ -33,13 +33,6 @@ export class Backoff {
     return this.#random() * ceiling;
   }
 
-  /** The first attempt of a series need not wait where the server said so. Later ones do. */
-  nextAtOnce() {
-    if (this.#attempts > 0) return this.next();
-    this.#attempts = 1;
-    return 0;
-  }
-
   /** A connection held: the next series begins from the base. */
   reset() {
     this.#attempts = 0;

@@ -55,6 +55,11 @@ export class Driver {
   #plan = null;
   /** Where a server sent the session, and it went: host and port. @type {string | null} */
   #home = null;
+  /** Whom its plan names while it has no connection. @type {string | null} */
+  #wanted = null;
+  #isFirstDial = false;
+  /** Of the app's own addresses. @type {string[]} */
+  #ownEndpoints;
   /** What the session is connected by. @type {TransportName | null} */
   #transport = null;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
@@ -72,6 +77,7 @@ export class Driver {
     this.#tell = tell;
     this.#token = options.token;
     const endpoints = Object.values(urls).flatMap((url) => endpointOfUrl(url) ?? []);
+    this.#ownEndpoints = endpoints;
     this.session = new Session({ random, makeKey: randomHex, backoff, endpoints });
     const parameters = { ...PARAMETERS, ...ladder };
     const memory = new Memory({ store, origin: originOf(urls), network: networkKey(), parameters });
@@ -201,12 +207,16 @@ export class Driver {
   #handleEvent(event) {
     switch (event.type) {
       case "dial":
+        if (event.host !== null) this.#wanted = event.host;
+        this.#isFirstDial = event.isFirst;
         void this.#prepare(event.connection, event.token, event.isBeside);
         return;
       case "hangup":
         return this.#hangUp(event.connection, event.orderly);
       case "connected":
         this.#transport = this.#connections.get(event.connection)?.name ?? null;
+        this.#home = this.#wanted ?? this.#home;
+        this.#wanted = null;
         if (this.#transport) this.#ladder.handleConnected(now(), this.#transport);
         break;
       case "moved":
@@ -287,11 +297,10 @@ export class Driver {
       case "won":
         return this.#won(action.name);
       case "exhausted": {
+        if (this.#fallBack()) return;
         const { connection } = this.#dial ?? { connection: 0 };
         const reason = `no transport gets through (${this.#dialer.failures})`;
         this.#dial = null;
-        // Where that was gone, the app's own address comes next.
-        if (this.session.state === "dialing") this.#home = null;
         return this.session.handleDialFailed(now(), connection, reason);
       }
       case "climb":
@@ -301,6 +310,18 @@ export class Driver {
       case "watch":
         return this.session.watch(now(), action.ms);
     }
+  }
+
+  /** Where no transport leads there, the app's own addresses come next. @returns {boolean} whether they are dialled now */
+  #fallBack() {
+    if (this.session.state !== "dialing" || !this.#dial) return false;
+    const place = this.#wanted ?? this.#home;
+    this.#home = this.#wanted = null;
+    // The first dial of an outage is one of many: whoever the plan names next is waited for.
+    if (place === null || this.#isFirstDial || this.#ownEndpoints.includes(place)) return false;
+    this.#dialer.endpoint = null;
+    this.#ladder.race(now());
+    return true;
   }
 
   /** @param {TransportName[]} names @param {boolean} isEscape */
@@ -341,7 +362,7 @@ export class Driver {
       if (dial.isGivenUp) return;
       // Where the other connection died meanwhile, whatever gets through will do.
       const plan = isBeside && this.session.state === "live" ? this.#plan : null;
-      this.#dialer.endpoint = plan?.isLeaving ? (plan.endpoint ?? null) : this.#home;
+      this.#dialer.endpoint = plan?.isLeaving ? (plan.endpoint ?? null) : (this.#wanted ?? this.#home);
       this.#ladder.race(now(), plan ? { among: plan.names, isBeside: true, isElsewhere: plan.isLeaving === true } : {});
     } catch (error) {
       if (dial.isGivenUp) return;

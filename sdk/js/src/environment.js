@@ -36,7 +36,31 @@ export function watchNetwork(changed) {
   ];
   const watched = sources.filter(([target]) => typeof target?.addEventListener === "function");
   for (const [target, name] of watched) target.addEventListener(name, changed);
+  const unwatchPage = watchPage(changed);
   return () => {
+    unwatchPage();
     for (const [target, name] of watched) target.removeEventListener(name, changed);
   };
 }
+
+/**
+ * Calls `woken` when the page is looked at again after so long that the device may have slept, and come to another network.
+ *
+ * @param {() => void} woken
+ * @returns {() => void} stops it
+ */
+function watchPage(woken) {
+  const page = globalThis.document;
+  if (typeof page?.addEventListener !== "function") return () => {};
+  let hiddenAt = Infinity;
+  const changed = () => {
+    // The clock on the wall: others may stand still while the device sleeps.
+    if (page.visibilityState === "hidden") hiddenAt = Date.now();
+    else if (Date.now() - hiddenAt >= SLEPT_MS) woken();
+  };
+  page.addEventListener("visibilitychange", changed);
+  return () => page.removeEventListener("visibilitychange", changed);
+}
+
+/** Shorter absences are a glance at another tab. */
+const SLEPT_MS = 30_000;

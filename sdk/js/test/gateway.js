@@ -29,6 +29,8 @@ export class Gateway {
   isSilent = false;
   /** Told in `connected`. */
   alternatives = [];
+  /** The same, with windows. */
+  plan = null;
   /** Asked for each token; what it answers closes the connection. */
   refuses = () => null;
 
@@ -47,6 +49,11 @@ export class Gateway {
     for (const { wake } of this.#polls.values()) wake?.();
     this.#http.closeAllConnections();
     await new Promise((resolve) => this.#http.close(resolve));
+  }
+
+  /** Cuts all connections, as if the process had died and were there again. */
+  cut() {
+    for (const socket of this.#sockets.clients) socket.terminate();
   }
 
   /** Has the channels of `other` too, and opens its tickets. */
@@ -106,7 +113,7 @@ export class Gateway {
       const resumed = this.#tickets.has(body.resume);
       session.identity = this.#tickets.get(body.resume) ?? session.id;
       this.#tickets.delete(body.resume);
-      const plan = { alternatives: this.alternatives.map((host) => ({ host, weight: 1 })) };
+      const plan = this.plan ?? { alternatives: this.alternatives.map((host) => ({ host, weight: 1 })) };
       const connected = { plan, session: session.identity, ping_ms: 25_000, node: "gateway", region: "test", subscriptions: [] };
       return reply("connected", { ...connected, resumed, ...(this.hasTickets && { resume: this.#ticket(session) }) });
     }

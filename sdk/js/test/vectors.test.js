@@ -16,6 +16,8 @@ import {
   toJson,
 } from "../src/codec.js";
 import { markOf } from "../src/ordering.js";
+import { seededRandom } from "../src/backoff.js";
+import { Reconnect, believed } from "../src/reconnect.js";
 import { decodeMessage, encodeFrame, encodeMessage } from "../src/protobuf.js";
 import { ClientFrame, ServerFrame, StreamHeader } from "../src/schema.js";
 
@@ -101,7 +103,27 @@ test("epoch_marks.json: every epoch has its mark", () => {
   for (const { epoch, mark } of read("epoch_marks.json")) assert.equal(markOf(epoch), mark, epoch);
 });
 
+for (const { name, plan, steps } of read("reconnect.json")) {
+  test(`reconnect.json: ${name}`, () => {
+    for (let seed = 0; seed < 100; seed += 1) {
+      const reconnect = new Reconnect(seededRandom(seed));
+      reconnect.handlePlan(plan && believed(plan));
+      for (const { at_ms: now, ended, from_ms: from, below_ms: below, host, ticket = null, first } of steps) {
+        if (!ended) {
+          reconnect.handleConnected(now);
+          continue;
+        }
+        const { after_ms: afterMs = 0, ...rest } = ended;
+        const dial = reconnect.handleEnded(now, { ticket: null, ...rest, afterMs });
+        const context = `at ${now} ms: ${JSON.stringify(dial)}`;
+        assert.ok(dial.delayMs >= from && dial.delayMs < below, context);
+        assert.deepEqual([dial.host, dial.ticket, reconnect.isFirstDial], [host, ticket, first], context);
+      }
+    }
+  });
+}
+
 test("no file of vectors is passed over", () => {
-  const known = ["client", "close_codes", "delimited", "epoch_marks", "invalid", "server", "stream", "tolerated"];
+  const known = ["client", "close_codes", "delimited", "epoch_marks", "invalid", "reconnect", "server", "stream", "tolerated"];
   assert.deepEqual(readdirSync(FOLDER).filter((name) => name.endsWith(".json")).sort(), known.map((name) => `${name}.json`));
 });

@@ -38,6 +38,10 @@ export class Connection {
   connected = {};
   /** Where its server may send the session: hosts with ports. @type {string[]} */
   alternatives = [];
+  /** When and where its server says to come back. @type {import('../reconnect.js').ReconnectPlan | null} */
+  plan = null;
+  /** What nothing has come back of by then has failed: others wait to be tried. */
+  giveUpAt = Infinity;
   /** Its server asked to leave. @type {import('./goaway.js').Departure | null} */
   departure = null;
   /** Frames to send that nobody keeps. @type {Frame[]} */
@@ -63,9 +67,17 @@ export class Connection {
 
   /** When it counts as dead; infinity where only the transport can say so. */
   get deadAt() {
+    if (this.phase === "dialing") return this.giveUpAt;
     if (this.phase === "greeting") return this.openedAt + this.#limits.greetingMs;
     if (this.phase === "retired") return this.hangupAt;
     return this.phase === "live" && this.heartbeat ? this.liveness.deadAt(this.pingMs) : Infinity;
+  }
+
+  /** Of two, the one with the higher epoch holds. @param {import('../reconnect.js').ReconnectPlan | null} plan */
+  setPlan(plan) {
+    if (!plan || (this.plan && this.plan.epoch > plan.epoch)) return;
+    this.plan = plan;
+    this.alternatives = plan.alternatives.map(({ host }) => host);
   }
 
   /** @param {number} id @param {number} now */

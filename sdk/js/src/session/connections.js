@@ -4,18 +4,19 @@
  *
  * @import { Channels } from './channels.js'
  * @import { Departure } from './goaway.js'
+ * @import { Cause, Dial } from '../reconnect.js'
  * @import { Requests } from './requests.js'
  * @import { Event, TokenWanted, Why } from './types.js'
  *
  * @typedef {{ name: 'idle' } | { name: 'ended' } | { name: 'open' }
- *   | { name: 'waiting', until: number, notBefore: number, token: TokenWanted }
+ *   | { name: 'waiting', until: number, notBefore: number, token: TokenWanted, host: string | null }
  *   | { name: 'closing', deadline: number }} State
  */
 
-import { Backoff } from "../backoff.js";
 import { CloseCode, policyOf } from "../close-codes.js";
+import { PATIENCE_MS, Reconnect, believed, hintOf } from "../reconnect.js";
 import { Connection } from "./connection.js";
-import { alternatives, departure, putOff, takeTurn } from "./goaway.js";
+import { departure, putOff, putOffUntil, takeTurn } from "./goaway.js";
 import { Ticket, isTicketRefusal } from "./ticket.js";
 import { LIMITS, closedError } from "./types.js";
 
@@ -36,8 +37,12 @@ export class Connections {
   #expiresAt = null;
   #lastConnection = 0;
   #ticket;
+  /** What the next dial shows: the place that is kept for it. @type {string | null} */
+  #slotTicket = null;
+  /** When the driver last said so. */
+  #networkChangedAt = -Infinity;
   #random;
-  #backoff;
+  #reconnect;
   #limits;
   #emit;
   #nextId;
@@ -61,7 +66,7 @@ export class Connections {
     this.#emit = emit;
     this.#nextId = nextId;
     this.#random = random;
-    this.#backoff = new Backoff(random, backoff);
+    this.#reconnect = new Reconnect(random, { ...backoff, stableMs: limits.stableMs });
     this.#limits = limits;
     this.#ticket = new Ticket(makeKey);
     this.#channels = channels;
@@ -106,8 +111,8 @@ export class Connections {
   /** Connects, and stays connected. @param {number} now */
   start(now) {
     if (this.#state.name !== "idle" && this.#state.name !== "ended") return;
-    this.#backoff.reset();
-    this.#dial("known", now);
+    this.#reconnect.reset();
+    this.#dial("known", now, null);
   }
 
   /** Ends the session in order. @param {number} now */
@@ -135,7 +140,8 @@ export class Connections {
     if (this.#state.name !== "open" && this.#state.name !== "waiting") return;
     this.#dropNext();
     if (this.current) this.#hangUp(this.current.id, false);
-    this.#lost(now, { code: CloseCode.connectionLost, reason, policy: "now" }, () => holdMs);
+    this.#reconnect.endOutage(now);
+    this.#lost(now, { code: CloseCode.connectionLost, reason, policy: "now" }, () => ({ delayMs: holdMs, host: null, ticket: null }));
   }
 
   /**
@@ -158,7 +164,15 @@ export class Connections {
 
   /** The device has another network, or says that it has none: nobody knows what still works. @param {number} now */
   networkChanged(now) {
-    if (this.#state.name === "waiting") this.#state.until = Math.max(now, this.#state.notBefore);
+    this.#networkChangedAt = now;
+    const state = this.#state;
+    if (state.name === "waiting") {
+      const { delayMs, host } = this.#reconnect.handleEnded(now, { cause: "network_changed" });
+      state.until = Math.min(state.until, Math.max(now + delayMs, state.notBefore));
+      state.host = host;
+      // It was for the address that the device had.
+      this.#slotTicket = null;
+    }
     if (this.state === "live") this.current?.ping(this.#nextId(), now);
   }
 
@@ -201,7 +215,8 @@ export class Connections {
   handleDialFailed(now, connection, reason, isFinal = false) {
     const failed = this.find(connection);
     if (failed?.phase !== "dialing") return;
-    this.#lose(now, failed, { code: CloseCode.connectionLost, reason, policy: isFinal ? "never" : "backoff" });
+    const why = /** @type {Why} */ ({ code: CloseCode.connectionLost, reason, policy: isFinal ? "never" : "backoff" });
+    this.#lose(now, failed, why, { cause: "unreachable" });
   }
 
   /**
@@ -215,7 +230,10 @@ export class Connections {
     const closed = this.find(connection);
     if (!closed || closed.phase === "dialing") return;
     const isOurs = code >= 4000 && code < 4300;
-    this.#lose(now, closed, { code: isOurs ? code : CloseCode.connectionLost, reason, policy: policyOf(code) });
+    const policy = policyOf(code);
+    const hint = policy === "backoff" ? hintOf(reason) : null;
+    const cause = hint ?? (isOurs ? /** @type {Cause} */ ({ cause: "closed", policy, afterMs: 0 }) : lossOf(closed));
+    this.#lose(now, closed, { code: isOurs ? code : CloseCode.connectionLost, reason, policy }, cause);
   }
 
   // --- frames -------------------------------------------------------------------------------------------------------
@@ -226,11 +244,12 @@ export class Connections {
     connection.liveSince = now;
     connection.pingMs = Math.max(body.ping_ms, 1_000);
     connection.connected = body;
-    connection.alternatives = alternatives(body.plan);
+    connection.setPlan(believed(body.plan));
     this.#leftBehind = null;
     this.#ticket.begin(connection.id, body.resume);
     this.setExpiry(now, body.expires_ms);
     if (connection === this.current) {
+      this.#reconnect.handleConnected(now);
       this.#emit({ type: "state" });
       this.#emit({ type: "connected", connection: connection.id, body });
     }
@@ -241,7 +260,7 @@ export class Connections {
   /** A `ping` may bring a fresher ticket, and a newer plan. @param {Connection} connection @param {Record<string, any>} ping */
   handlePing(connection, { resume, plan }) {
     this.#ticket.renew(connection.id, resume);
-    if (plan) connection.alternatives = alternatives(plan);
+    if (plan) connection.setPlan(believed(plan));
   }
 
   /** The server wants to be left. @param {number} now @param {Connection} connection @param {Record<string, any>} body */
@@ -266,11 +285,15 @@ export class Connections {
   handleClose(now, connection, body) {
     const { code, reason } = body;
     const policy = body.reconnect?.policy ?? policyOf(code);
-    const afterMs = body.reconnect?.after_ms ?? 0;
-    // A server that names a time names it to many: they come back spread over as long again, at most a second.
-    const spreadMs = this.#random() * Math.min(afterMs, 1_000);
+    const { after_ms: named, slot } = body.reconnect ?? {};
+    const afterMs = Math.min(named ?? 0, MAX_AFTER_MS);
+    const ticket = slot !== undefined && slot.length <= MAX_SLOT ? slot : null;
+    // The text says the same, for those who see nothing else.
+    let hint = named === undefined && ticket === null ? hintOf(reason) : null;
+    if (ticket !== null || (named !== undefined && code === CloseCode.overloaded)) hint = { cause: "deferred", afterMs, ticket };
     this.#hangUp(connection.id, true);
-    this.#lose(now, connection, { code, reason, policy }, afterMs + spreadMs);
+    const closed = /** @type {Cause} */ ({ cause: "closed", policy, afterMs });
+    this.#lose(now, connection, { code, reason, policy }, policy === "backoff" && hint ? hint : closed);
   }
 
   /** Moves, once the next connection has all there is, or has had its time. @param {number} now */
@@ -279,7 +302,7 @@ export class Connections {
     if (!current || next?.phase !== "live") return;
     if (!this.#channels.areSettledOn(next) && now < next.liveSince + this.#limits.moveMs) return;
     this.#channels.lost(current, next);
-    this.#takeOver();
+    this.#takeOver(now);
     current.retire(now);
     this.#retired.push(current);
     if (this.#retired.length > this.#limits.retired) this.#hangUp(this.#retired.shift()?.id ?? 0, true);
@@ -296,7 +319,7 @@ export class Connections {
   /** @param {number} now */
   handleTimeout(now) {
     const state = this.#state;
-    if (state.name === "waiting" && now >= state.until) return this.#dial(state.token, now);
+    if (state.name === "waiting" && now >= state.until) return this.#dial(state.token, now, state.host);
     if (state.name === "closing" && now >= state.deadline) {
       if (this.current) this.#hangUp(this.current.id, true);
       return this.#end("closed by the app");
@@ -315,7 +338,7 @@ export class Connections {
     for (const { hangupAt } of this.#retired) next = Math.min(next, hangupAt);
     if (state.name === "waiting") next = Math.min(next, state.until);
     if (state.name === "closing") next = Math.min(next, state.deadline);
-    for (const each of this.open) next = Math.min(next, each.deadAt);
+    for (const each of [this.current, this.next]) if (each) next = Math.min(next, each.deadAt);
     if (this.next?.phase === "live") next = Math.min(next, this.next.liveSince + this.#limits.moveMs);
     return next;
   }
@@ -331,20 +354,24 @@ export class Connections {
   /** What to show in `connect`: the place that is kept for the session elsewhere. @param {number} now */
   #slot(now) {
     const asked = this.current?.departure ?? this.#leftBehind;
-    return asked && now < asked.deadline ? asked.slot : undefined;
+    const ofAsked = asked && now < asked.deadline ? asked.slot : undefined;
+    return this.current?.phase === "live" ? ofAsked : (this.#slotTicket ?? ofAsked);
   }
 
-  /** @param {TokenWanted} token @param {number} now */
-  #dial(token, now) {
+  /** @param {TokenWanted} token @param {number} now @param {string | null} host whom; null for whomever was dialled last */
+  #dial(token, now, host) {
     this.current = this.#makeConnection(now);
+    const isFirst = this.#reconnect.isFirstDial;
+    if (isFirst) this.current.giveUpAt = now + PATIENCE_MS;
     this.#become({ name: "open" });
-    this.#emit({ type: "dial", connection: this.current.id, token: this.#freshIfExpired(token, now), isBeside: false });
+    const wanted = this.#freshIfExpired(token, now);
+    this.#emit({ type: "dial", connection: this.current.id, token: wanted, isBeside: false, host, isFirst });
   }
 
   /** @param {TokenWanted} token @param {number} now */
   #dialNext(token, now) {
     this.next = this.#makeConnection(now);
-    this.#emit({ type: "dial", connection: this.next.id, token: this.#freshIfExpired(token, now), isBeside: true });
+    this.#emit({ type: "dial", connection: this.next.id, token: this.#freshIfExpired(token, now), isBeside: true, host: null, isFirst: false });
   }
 
   /** @param {TokenWanted} token @param {number} now @returns {TokenWanted} */
@@ -360,9 +387,11 @@ export class Connections {
   }
 
   /** The next connection, which is live, is the one. */
-  #takeOver() {
+  /** @param {number} now */
+  #takeOver(now) {
     const next = this.next;
     if (!next) return;
+    this.#reconnect.handleMoved(now, true);
     if (this.current?.liveness.isSuspect) this.#emit({ type: "suspect", isSuspect: false });
     this.current = next;
     this.next = null;
@@ -372,17 +401,17 @@ export class Connections {
   /** Neither the transport nor the server says anything. @param {number} now @param {Connection} connection */
   #dead(now, connection) {
     this.#hangUp(connection.id, connection.phase === "retired");
-    const reason = connection.phase === "greeting" ? "the server did not answer `connect`" : "the server fell silent";
-    this.#lose(now, connection, { code: CloseCode.connectionLost, reason, policy: "backoff" });
+    const reason = SILENCE[connection.phase];
+    this.#lose(now, connection, { code: CloseCode.connectionLost, reason, policy: "backoff" }, lossOf(connection));
   }
 
   /**
    * @param {number} now
    * @param {Connection} connection
    * @param {Why} why
-   * @param {number} [afterMs] the server's own wish
+   * @param {Cause} cause
    */
-  #lose(now, connection, why, afterMs = 0) {
+  #lose(now, connection, why, cause) {
     if (connection.phase === "retired") {
       this.#retired = this.#retired.filter((each) => each !== connection);
       this.#requests.lost(connection.id);
@@ -395,10 +424,22 @@ export class Connections {
     const wasOurs = why.code === CloseCode.superseded && (isAttempt || this.#ticket.wasTakenFrom(connection.id));
     if (isTicketRefusal(why.code) || wasRefused || why.code === CloseCode.tokenExpired) this.#ticket.drop();
     const policy = wasOurs ? "now" : why.policy;
-    if (connection === this.next) return this.#loseNext(now, { ...why, policy }, wasRefused);
-    const delay = () => Math.max(wasRefused ? 0 : this.#delay(policy), afterMs);
-    if (this.next && policy !== "never") this.#inherit(now, connection, { ...why, policy });
-    else this.#lost(now, { ...why, policy }, delay, now + afterMs);
+    if (connection === this.next) {
+      if (cause.cause === "deferred" && this.current?.departure) putOffUntil(this.current.departure, now + cause.afterMs, cause.ticket);
+      return this.#loseNext(now, { ...why, policy }, wasRefused);
+    }
+    const afterMs = cause.cause === "closed" ? cause.afterMs : 0;
+    if (this.next && policy !== "never") return this.#inherit(now, connection, { ...why, policy });
+    const decide = () => {
+      if (connection.phase === "live") this.#reconnect.handlePlan(connection.plan);
+      // A ticket is refused once: that is no loop.
+      if (wasRefused && policy !== "backoff") return { delayMs: afterMs, host: null, ticket: null };
+      const isLocal = cause.cause === "lost" && now - this.#networkChangedAt < LOCAL_MS;
+      this.#networkChangedAt = -Infinity;
+      if (isLocal) return this.#reconnect.handleEnded(now, { cause: "network_changed" });
+      return this.#reconnect.handleEnded(now, policy === why.policy ? cause : { cause: "closed", policy, afterMs });
+    };
+    this.#lost(now, { ...why, policy }, decide, now + afterMs);
   }
 
   /** The current connection died; the next one is all there is. @param {number} now @param {Connection} died @param {Why} why */
@@ -409,10 +450,10 @@ export class Connections {
     this.#requests.lost(died.id);
     this.#channels.lost(died, next);
     if (next.phase === "live") {
-      this.#takeOver();
+      this.#takeOver(now);
       return this.settle(now);
     }
-    this.#resetBackoff(now, died);
+    this.#reconnect.handleMoved(now, false);
     this.current = next;
     this.next = null;
     this.#emit({ type: "disconnected", ...why, policy: "now", retryInMs: 0 });
@@ -450,17 +491,16 @@ export class Connections {
   /**
    * @param {number} now
    * @param {Why} why
-   * @param {() => number} delay until the next attempt, milliseconds
+   * @param {() => Dial} decide when to dial again, and whom
    * @param {number} [notBefore]
    */
-  #lost(now, { code, reason, policy }, delay, notBefore = now) {
+  #lost(now, { code, reason, policy }, decide, notBefore = now) {
     const died = this.current;
     this.#dropNext();
     this.current = null;
     this.refreshAt = null;
     if (died) {
       this.#leftBehind = died.departure ?? this.#leftBehind;
-      this.#resetBackoff(now, died);
       this.#requests.lost(died.id);
       this.#channels.lost(died, null);
       if (died.liveness.isSuspect) this.#emit({ type: "suspect", isSuspect: false });
@@ -471,9 +511,10 @@ export class Connections {
     }
     const wasRefused = isTicketRefusal(code);
     const token = policy !== "fresh_token" ? "known" : wasRefused ? "fresh_if_any" : "fresh";
-    const retryInMs = delay();
+    const { delayMs: retryInMs, host, ticket } = decide();
+    this.#slotTicket = ticket;
     this.#emit({ type: "disconnected", code, reason, policy, retryInMs });
-    this.#become({ name: "waiting", until: now + retryInMs, notBefore, token });
+    this.#become({ name: "waiting", until: now + retryInMs, notBefore, token, host });
   }
 
   /** @param {State} state */
@@ -485,16 +526,6 @@ export class Connections {
   /** @param {number} connection @param {boolean} orderly */
   #hangUp(connection, orderly) {
     this.#emit({ type: "hangup", connection, orderly });
-  }
-
-  /** @param {number} now @param {Connection} connection */
-  #resetBackoff(now, connection) {
-    if (connection.phase === "live" && now - connection.liveSince >= this.#limits.stableMs) this.#backoff.reset();
-  }
-
-  /** @param {Why['policy']} policy */
-  #delay(policy) {
-    return policy === "backoff" ? this.#backoff.next() : this.#backoff.nextAtOnce();
   }
 
   /** @param {string} reason */
@@ -509,3 +540,19 @@ export class Connections {
     this.#become({ name: "ended" });
   }
 }
+
+/** What it means that a connection ended without a word. @param {Connection} connection @returns {Cause} */
+const lossOf = ({ phase }) => ({ cause: phase === "live" ? "lost" : "unreachable" });
+
+/** @type {Record<Connection['phase'], string>} */
+const SILENCE = {
+  dialing: "nothing came back in time",
+  greeting: "the server did not answer `connect`",
+  live: "the server fell silent",
+  retired: "the server fell silent",
+};
+
+/** A connection that ends so soon after a change of network ends because of it. */
+const LOCAL_MS = 10_000;
+const MAX_AFTER_MS = 600_000;
+const MAX_SLOT = 512;

@@ -4,6 +4,7 @@
  * @typedef {object} Departure what the server of a connection asked for
  * @property {string | null} endpoint where to, as host and port; null for wherever the app's own address leads
  * @property {string | undefined} slot
+ * @property {number | null} refusedUntil the server there said so
  * @property {number} tryAt when to dial, or to dial again if nothing is heard of the last one
  * @property {number} tries dials that were asked for
  * @property {number} anywhereFrom from then on any place will do
@@ -24,7 +25,7 @@ export function departure(now, goaway, isAllowed) {
   const deadline = now + left;
   const anywhereFrom = Math.max(deadline - Math.min(MARGIN_MS, left / 4), tryAt);
   const slot = (goaway.slot?.length ?? 0) <= MAX_SLOT ? goaway.slot : undefined;
-  return { endpoint, slot, tryAt, tries: 0, anywhereFrom, deadline };
+  return { endpoint, slot, refusedUntil: null, tryAt, tries: 0, anywhereFrom, deadline };
 }
 
 /** What was asked for led nowhere. @param {Departure} departure @param {number} now @param {number} random in [0, 1) */
@@ -33,6 +34,15 @@ export function putOff(departure, now, random) {
   const at = now + Math.min(RETRY_MS * 2 ** (departure.tries - 1), RETRY_CAP_MS) * (0.5 + random);
   // The first try anywhere is not put off.
   departure.tryAt = now < departure.anywhereFrom ? Math.min(at, departure.anywhereFrom) : at;
+  const until = departure.refusedUntil;
+  departure.refusedUntil = null;
+  if (until !== null && until < departure.deadline) departure.tryAt = until;
+}
+
+/** The server there refused, and said when to come. @param {Departure} departure @param {number} until @param {string | null} ticket */
+export function putOffUntil(departure, until, ticket) {
+  departure.refusedUntil = until;
+  departure.slot = ticket ?? undefined;
 }
 
 /** It is time. @param {Departure} departure @param {number} now @returns {string | null} where to */
@@ -41,12 +51,6 @@ export function takeTurn(departure, now) {
   departure.tries += 1;
   departure.tryAt = now + PATIENCE_MS;
   return isAnywhere ? null : departure.endpoint;
-}
-
-/** The hosts of a plan, as far as they are believed. @param {Record<string, any> | undefined} plan @returns {string[]} */
-export function alternatives(plan) {
-  const hosts = (plan?.alternatives ?? []).slice(0, MAX_ALTERNATIVES);
-  return hosts.flatMap((/** @type {{ host: string }} */ { host }) => endpointOf(host) ?? []);
 }
 
 /**
@@ -88,6 +92,5 @@ const RETRY_MS = 500;
 const RETRY_CAP_MS = 8_000;
 const MAX_DEADLINE_MS = 24 * 3_600_000;
 const MAX_SLOT = 512;
-const MAX_ALTERNATIVES = 16;
 /** Of a name in DNS. */
 const MAX_HOST = 253;

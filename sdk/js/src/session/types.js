@@ -21,7 +21,7 @@
  * @property {string} reason
  * @property {ReconnectPolicy} policy
  *
- * @typedef {{ type: 'dial', connection: number, token: TokenWanted, isBeside: boolean }
+ * @typedef {{ type: 'dial', connection: number, token: TokenWanted, isBeside: boolean, host: string | null, isFirst: boolean }
  *   | { type: 'hangup', connection: number, orderly: boolean }
  *   | { type: 'state' }
  *   | { type: 'connected', connection: number, body: Record<string, any> }
@@ -42,7 +42,8 @@
  *   | { type: 'pong', id: number, ms: number }
  *   | { type: 'token_wanted' }
  *   | { type: 'rtt', ms: number }} Event
- *   `dial` beside: the connection that there is goes on meanwhile. `moved`: the one that was dialled beside it has taken
+ *   `dial` beside: the connection that there is goes on meanwhile; `host` and port of another server, or null for whomever was
+ *   dialled last; first: of an outage, where it leads nowhere others wait to be tried. `moved`: the one that was dialled beside it has taken
  *   over. `goaway`: dial there beside the one that there is, or tell that it is `notLeft`; null for wherever the app's own
  *   address leads. `disconnected` with `retryInMs` 0 while one is dialled beside: that one is all there is now
  */
