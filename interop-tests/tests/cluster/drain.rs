@@ -29,7 +29,7 @@ const EACH: usize = 6;
 /// In the largest of these tests.
 const MANY: usize = 60;
 
-fn spec(edges: usize) -> ClusterSpec {
+pub(super) fn spec(edges: usize) -> ClusterSpec {
     ClusterSpec {
         nats: 0,
         engine: "memory",
@@ -88,7 +88,7 @@ async fn connections(edge: &Gateway) -> Result<f64> {
 }
 
 /// Clients of the SDK on every transport, each of a user of its own.
-async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
+pub(super) async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
     crowd_of(edge, EACH).await
 }
 
@@ -105,7 +105,7 @@ async fn crowd_of(edge: &Gateway, each: usize) -> Result<Vec<Collector<Native>>>
 }
 
 /// Everybody publishes, and so does the backend of `edge`, until told to stop.
-struct Load {
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
     tasks: JoinSet<Result<()>>,
@@ -120,7 +120,7 @@ impl Load {
         Self::begin(publishers.collect(), edge.addresses.api, pause)
     }
 
-    fn begin(publishers: Vec<Client>, api: SocketAddr, pause: Duration) -> Self {
+    pub(super) fn begin(publishers: Vec<Client>, api: SocketAddr, pause: Duration) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         for (index, client) in publishers.into_iter().enumerate() {
@@ -151,7 +151,7 @@ impl Load {
     }
 
     /// How many were acknowledged.
-    async fn end(mut self) -> Result<usize> {
+    pub(super) async fn end(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
             ended??;
@@ -161,7 +161,7 @@ impl Load {
 }
 
 /// Each has everything, in order, without having begun anew.
-async fn have_all(crowd: &mut [Collector<Native>], published: usize) -> Result<()> {
+pub(super) async fn have_all(crowd: &mut [Collector<Native>], published: usize) -> Result<()> {
     for collector in crowd {
         collector.collect(published).await?;
         ensure!(collector.rebased.is_empty(), "{} was rebased", collector.name());

@@ -14,6 +14,7 @@ mod everywhere;
 mod faults;
 mod fleet;
 mod ownership;
+mod plan;
 mod presence;
 mod restart;
 

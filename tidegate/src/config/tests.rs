@@ -450,6 +450,7 @@ fn each_semantic_mistake_is_found() {
         ("limits.pong = '25s'", "`limits.pong` must be shorter than `limits.ping`"),
         ("limits.connections = 0", "`limits.connections` cannot be 0"),
         ("limits.connect = '0s'", "`limits.connect` cannot be 0"),
+        ("limits.renewal = '9s'", "`limits.renewal` must be at least 10s, or \"0s\" for never"),
         ("core.partitions = 0", "`core.partitions` cannot be 0"),
     ];
     for (text, expected) in cases {
@@ -462,6 +463,8 @@ fn each_semantic_mistake_is_found() {
         assert!(problems.contains(expected), "{text}\n{problems}");
     }
     assert_eq!(Given::file(&format!("{PLAIN}limits.shutdown = '0s'\n")).check(Mode::Serve), "");
+    assert_eq!(Given::file(&format!("{PLAIN}limits.renewal = '0s'\n")).check(Mode::Serve), "");
+    assert_eq!(Given::file(&format!("{PLAIN}limits.renewal = '10s'\n")).check(Mode::Serve), "");
 }
 
 #[test]
