@@ -43,6 +43,20 @@ pub(super) fn spec(edges: usize) -> ClusterSpec {
     }
 }
 
+/// Starts it; returns when every edge knows of all.
+async fn start(spec: ClusterSpec) -> Result<Cluster> {
+    let cluster = Cluster::start(spec).await?;
+    for edge in &cluster.edges {
+        until("every edge knows of all", || async {
+            let status = edge.status_json().await?;
+            ensure!(status["edges"].as_array().map(Vec::len) == Some(cluster.edges.len()), "{status}");
+            Ok(())
+        })
+        .await?;
+    }
+    Ok(cluster)
+}
+
 fn endpoint(edge: &Gateway) -> String {
     format!("https://{}", edge.addresses.tls)
 }
@@ -89,13 +103,13 @@ async fn connections(edge: &Gateway) -> Result<f64> {
 
 /// Clients of the SDK on every transport, each of a user of its own.
 pub(super) async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
-    crowd_of(edge, EACH).await
+    crowd_of(edge, &["quic", "wss", "https"], EACH).await
 }
 
-async fn crowd_of(edge: &Gateway, each: usize) -> Result<Vec<Collector<Native>>> {
+async fn crowd_of(edge: &Gateway, schemes: &[&str], each: usize) -> Result<Vec<Collector<Native>>> {
     let wishes = from_heads(&[ROOM]);
     let mut crowd = Vec::new();
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in schemes {
         for n in 0..each {
             let token = edge.token(&["--user", &format!("{scheme}-{n}")]).await?;
             crowd.push(Collector::begin(native(edge, scheme, Some(token), &wishes).await?, &wishes).await?);
@@ -171,11 +185,11 @@ pub(super) async fn have_all(crowd: &mut [Collector<Native>], published: usize) 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() -> Result<()> {
-    let cluster = Cluster::start(spec(2)).await?;
+    let cluster = start(spec(2)).await?;
     let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
     let mut watcher = Person::join(to, Carrier::WebSocket, Some("kim"), ROOM, true).await?;
     watcher.hears(&["+kim"]).await?;
-    let mut crowd = crowd_of(from, MANY).await?;
+    let mut crowd = crowd_of(from, &["quic", "wss", "https"], MANY).await?;
     let count = crowd.len();
     while watcher.told.len() < count {
         watcher.hear().await?;
@@ -196,7 +210,7 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
     let progress = drained(from).await?;
     let published = load.end().await?;
     ensure!(gone(&progress)? == count && progress["closed"] == 0 && progress["forced"] == 0, "{progress}");
-    ensure!(published > count, "there was no load: {published}");
+    ensure!(published > 50, "there was no load: {published}");
     have_all(&mut crowd, published).await?;
     ensure!(connections(from).await? == 0.0);
     until("all of them at the other edge", || async {
@@ -224,7 +238,7 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_drains_at_once_lead_everybody_to_the_third_edge() -> Result<()> {
-    let cluster = Cluster::start(spec(3)).await?;
+    let cluster = start(spec(3)).await?;
     let [first, second, third] = &cluster.edges[..] else { anyhow::bail!("three edges") };
     let mut crowd = crowd(first).await?;
     let load = Load::of(&mut crowd, third);
@@ -244,7 +258,7 @@ async fn two_drains_at_once_lead_everybody_to_the_third_edge() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_go_nowhere_that_they_were_not_told_of_and_old_ones_are_closed() -> Result<()> {
-    let cluster = Cluster::start(spec(1)).await?;
+    let cluster = start(spec(1)).await?;
     let edge = &cluster.edges[0];
     // Somebody listens there, and would see them come.
     let trap = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
@@ -328,7 +342,7 @@ const REPORT: &str = r#"
 
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_move_to_another_edge_by_each_transport() -> Result<()> {
-    let cluster = Cluster::start(spec(2)).await?;
+    let cluster = start(spec(2)).await?;
     let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
     let (browser, page) = Browser::inside().await?;
     browser.open("moves", &page).await?;

@@ -1,17 +1,17 @@
 //! A process ends, or another takes its place: its clients are moved first.
 
 use anyhow::{Context as _, Result, ensure};
-use tidegate_interop_tests::cluster::{Cluster, ClusterSpec};
+use tidegate_interop_tests::cluster::ClusterSpec;
 use tidegate_interop_tests::raw::Carrier;
 use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tokio::task::JoinSet;
 
 use super::super::real::presence::Person;
-use super::{Load, ROOM, connections, crowd, have_all, spec};
+use super::{Load, ROOM, connections, crowd, have_all, spec, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_moves_everybody_to_the_other_edge() -> Result<()> {
-    let mut cluster = Cluster::start(spec(2)).await?;
+    let mut cluster = start(spec(2)).await?;
     let to = cluster.edges.pop().context("an edge")?;
     let mut from = cluster.edges.pop().context("an edge")?;
     let mut watcher = Person::join(&to, Carrier::WebSocket, Some("kim"), ROOM, true).await?;
@@ -51,7 +51,7 @@ async fn sigterm_moves_everybody_to_the_other_edge() -> Result<()> {
 async fn a_process_that_is_taken_over_from_moves_its_clients_to_the_next() -> Result<()> {
     let spec = spec(1);
     let config = format!("{}[node]\nhandover = \"handover\"\n", spec.config);
-    let mut cluster = Cluster::start(ClusterSpec { config, ..spec }).await?;
+    let mut cluster = start(ClusterSpec { config, ..spec }).await?;
     let mut edge = cluster.edges.pop().context("an edge")?;
     let mut crowd = crowd(&edge).await?;
     let load = Load::of(&mut crowd, &edge);

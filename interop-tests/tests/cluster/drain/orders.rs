@@ -7,13 +7,16 @@ use anyhow::{Context as _, Result, ensure};
 use http::{Method, Request};
 use http_body_util::Full;
 use serde_json::{Value, json};
-use tidegate_interop_tests::cluster::{Cluster, HOME};
+use tidegate_interop_tests::cluster::HOME;
 use tidegate_interop_tests::gateway::{Gateway, run};
 use tidegate_interop_tests::http::{get, send};
 use tidegate_interop_tests::raw::{Carrier, Raw};
 use tidegate_interop_tests::wait::until;
 
-use super::{Load, connections, crowd, drain, drained, endpoint, gone, have_all, ordered, slow, spec};
+use super::{
+    EACH, Load, connections, crowd, crowd_of, drain, drained, endpoint, gone, have_all, ordered, slow, spec,
+    start,
+};
 
 /// `DELETE`, or `POST` to something below.
 async fn change(edge: &Gateway, method: Method, rest: &str) -> Result<Value> {
@@ -47,7 +50,7 @@ async fn tidegate(edge: &Gateway, arguments: &[&str]) -> Result<(Output, String)
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_region_goes_by_one_order_to_a_core_and_comes_back_when_it_is_called_off() -> Result<()> {
-    let cluster = Cluster::start(slow(vec![HOME, HOME, "us"])).await?;
+    let cluster = start(slow(vec![HOME, HOME, "us"])).await?;
     let [first, second, away] = &cluster.edges[..] else { anyhow::bail!("three edges") };
     let (mut ours, mut others) = (crowd(first).await?, crowd(second).await?);
     let load = Load::of(&mut ours, away);
@@ -87,7 +90,7 @@ async fn a_region_goes_by_one_order_to_a_core_and_comes_back_when_it_is_called_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_that_is_paused_asks_nobody_and_goes_on_where_it_was() -> Result<()> {
-    let cluster = Cluster::start(slow(vec![HOME; 2])).await?;
+    let cluster = start(slow(vec![HOME; 2])).await?;
     let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
     let mut crowd = crowd(from).await?;
     let load = Load::of(&mut crowd, to);
@@ -119,10 +122,11 @@ async fn a_drain_that_is_paused_asks_nobody_and_goes_on_where_it_was() -> Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_that_dies_meanwhile_is_left_out() -> Result<()> {
-    let mut cluster = Cluster::start(slow(vec![HOME; 3])).await?;
+    let mut cluster = start(slow(vec![HOME; 3])).await?;
     let mut dies = cluster.edges.remove(1);
     let [from, stays] = &cluster.edges[..] else { anyhow::bail!("two more edges") };
-    let mut crowd = crowd(from).await?;
+    // By TCP they notice at once that it is gone.
+    let mut crowd = crowd_of(from, &["wss", "https"], EACH).await?;
     let load = Load::of(&mut crowd, stays);
     drain(from, &[], "90s").await?;
     until("somebody is at the edge that dies", || async {
@@ -157,7 +161,7 @@ async fn a_target_that_dies_meanwhile_is_left_out() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_done_is_said_and_changes_nothing() -> Result<()> {
-    let cluster = Cluster::start(spec(2)).await?;
+    let cluster = start(spec(2)).await?;
     let [first, second] = &cluster.edges[..] else { anyhow::bail!("two edges") };
     let client = Raw::connect(first, Carrier::WebSocket).await?;
     for (order, status, what) in [
@@ -189,7 +193,7 @@ async fn what_cannot_be_done_is_said_and_changes_nothing() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_shows_it_to_the_end_and_says_how_it_went() -> Result<()> {
-    let cluster = Cluster::start(slow(vec![HOME; 2])).await?;
+    let cluster = start(slow(vec![HOME; 2])).await?;
     let [from, to] = &cluster.edges[..] else { anyhow::bail!("two edges") };
     let mut crowd = crowd(from).await?;
     let load = Load::of(&mut crowd, to);
