@@ -345,6 +345,66 @@ fn the_newer_order_holds() {
     assert!(rig.done.is_some(), "by the newer deadline");
 }
 
+#[test]
+fn how_a_connection_ends_says_what_it_counts_as() {
+    let mut rig = Rig::new(many(6, Class::Idle).chain([candidate(6, Class::BreakOnly)]), 60);
+    rig.takes = None;
+    // Before anybody was asked.
+    rig.drainer.handle_gone(rig.now, ConnectionKey(0), Departure::Done);
+    rig.drainer.handle_gone(rig.now, ConnectionKey(1), Departure::Broken);
+    rig.drainer.handle_gone(rig.now, ConnectionKey(2), Departure::Resumed);
+    rig.run(seconds(5));
+    assert_eq!(rig.moves.len(), 3);
+    for (key, departure) in [(3, Departure::Resumed), (4, Departure::Done), (5, Departure::Broken)] {
+        rig.drainer.handle_gone(rig.now, ConnectionKey(key), departure);
+    }
+    assert!(rig.closes.iter().all(|(_, key, ..)| *key == ConnectionKey(6)));
+    rig.drainer.handle_gone(rig.now, ConnectionKey(6), Departure::Broken);
+    rig.react();
+    let done = rig.done.expect("nobody is left");
+    // One was asked, and broke on the way; one was closed as planned, or went before its turn.
+    assert_eq!((done.moved, done.forced), (3, 1));
+    assert_eq!((done.left + done.closed, done.total), (3, 7));
+}
+
+#[test]
+fn nobody_is_given_longer_than_there_is() {
+    let mut rig = Rig::new(many(200, Class::Idle), 10);
+    rig.drainer.config.forced = seconds(2);
+    rig.takes = None;
+    let deadline = rig.drainer.deadline;
+    let mut now = rig.now;
+    while now < deadline {
+        now += Duration::from_millis(250);
+        rig.drainer.handle_timeout(now);
+        while let Some(event) = rig.drainer.poll_event() {
+            match event {
+                Event::Ask { target, ask } => {
+                    rig.now = now;
+                    let lease = rig.lease(ask.drain, 4);
+                    rig.drainer.handle_lease(now, &target, lease);
+                }
+                Event::Goaway { after, deadline: left, .. } => {
+                    assert!(after < left, "{after:?} of {left:?}");
+                    assert!(now + left <= deadline.max(now + SHORTEST), "{left:?} at {:?}", deadline - now);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn who_becomes_busy_waits_for_those_who_are_not() {
+    let mut rig = Rig::new(many(100, Class::Idle), 300);
+    for number in 0..50 {
+        rig.drainer.handle_class(ConnectionKey(number), Class::Busy);
+    }
+    rig.run(seconds(30));
+    assert!(rig.moves.iter().take(50).all(|(_, key, ..)| key.0 >= 50));
+    assert_eq!(rig.done.expect("it ends").moved, 100);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(30))]
 
