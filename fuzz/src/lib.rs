@@ -28,7 +28,7 @@ use tidegate_protocol::{ChannelName, SessionId};
 pub use http::{
     channel_poll, event_id, history_query, origin, poll_request, publish_body, query, websocket_reader,
 };
-pub use links::{lease_frame, link_decoder};
+pub use links::{drain_frame, lease_frame, link_decoder};
 pub use packets::{connection_id, tls_ticket};
 pub use tickets::{resume_ticket, ticket_content};
 pub use tokens::{token, token_claims};
@@ -45,6 +45,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("client_message", client_message),
     ("client_text", client_text),
     ("connection_id", connection_id),
+    ("drain_frame", drain_frame),
     ("endpoint", endpoint),
     ("event_id", event_id),
     ("history_query", history_query),

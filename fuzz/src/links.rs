@@ -2,6 +2,8 @@
 
 use std::fmt::Debug;
 
+use tidegate_protocol::link::drain::DrainFrame;
+use tidegate_protocol::link::fleet::MAX_RELAY_BYTES;
 use tidegate_protocol::link::lease::LeaseFrame;
 use tidegate_protocol::link::wire::{Batch, LinkDecoder, LinkFrame};
 use tidegate_protocol::link::{CoreFrame, EdgeFrame};
@@ -12,6 +14,17 @@ use crate::LIMIT;
 pub fn lease_frame(input: &[u8]) {
     let Ok(frame) = LeaseFrame::decode(input) else { return };
     assert_eq!(LeaseFrame::decode(&frame.encode()).expect("what was encoded decodes"), frame);
+}
+
+/// What is said to an edge that is drained, and what it answers. Its frames are none of a lease.
+pub fn drain_frame(input: &[u8]) {
+    let Ok(frame) = DrainFrame::decode(input) else { return };
+    let payload = frame.encode();
+    assert!(payload.len() <= MAX_RELAY_BYTES, "{} bytes", payload.len());
+    assert!(LeaseFrame::decode(&payload).is_err());
+    let again = DrainFrame::decode(&payload).expect("what was encoded decodes");
+    // A rate that is no number differs from itself.
+    assert_eq!(format!("{again:?}"), format!("{frame:?}"));
 }
 
 /// One direction of a stream. The first byte says which: frames of an edge, frames of a core, or what is said beside

@@ -84,6 +84,8 @@ pub(super) async fn run(
         run.advance(&view).await;
         report.send_replace(run.report());
         if run.stage == DrainStage::Abort {
+            // Leases are still on their way back.
+            run.calls.detach_all();
             return;
         }
         let timer = run.drainer.poll_timeout().map_or(next_list, |at| at.min(next_list));

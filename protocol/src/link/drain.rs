@@ -120,7 +120,8 @@ pub struct DrainCounts {
 }
 
 impl DrainFrame {
-    /// As a payload: no longer than [`MAX_RELAY_BYTES`](super::fleet::MAX_RELAY_BYTES) where lists and names have their bounds.
+    /// As a payload: no longer than [`MAX_RELAY_BYTES`](super::fleet::MAX_RELAY_BYTES) where an order keeps to its bounds. Of
+    /// addresses as many are named as fit.
     pub fn encode(&self) -> Bytes {
         let (request, body) = match self {
             Self::Ask { request, question } => {
@@ -160,7 +161,7 @@ impl DrainFrame {
             Body::Order(order) => ask(DrainQuestion::Order(order_of(order)?)),
             Body::Report(report) => Self::Report { request, report: Some(report_of(*report)?) },
             Body::Nothing(_) => Self::Report { request, report: None },
-            Body::Refusal(why) => Self::Refuse { request, why },
+            Body::Refusal(why) => Self::Refuse { request, why: why.chars().take(MAX_REASON).collect() },
         })
     }
 }
@@ -178,7 +179,7 @@ fn order_of(order: Order) -> Result<DrainOrder, WireError> {
 
 fn report_to_wire(report: &DrainReport) -> Report {
     let counts = &report.counts;
-    let few = |list: &[String]| list.iter().take(MAX_PLACES).cloned().collect();
+    let few = |list: &[String]| list[..fitting(list)].to_vec();
     Report {
         order: Some(order_to_wire(&report.order)),
         stage: match report.stage {
@@ -204,7 +205,20 @@ fn report_to_wire(report: &DrainReport) -> Report {
     }
 }
 
+/// How many of them are named.
+fn fitting(list: &[String]) -> usize {
+    let mut bytes = 0;
+    let fit = list.iter().take(MAX_PLACES).take_while(|address| {
+        bytes += address.len();
+        bytes <= MAX_ADDRESSES_BYTES
+    });
+    fit.count()
+}
+
 fn report_of(report: Report) -> Result<DrainReport, WireError> {
+    if [&report.targets, &report.unannounced].into_iter().any(|list| fitting(list) < list.len()) {
+        return Err(WireError::Field("addresses"));
+    }
     Ok(DrainReport {
         order: order_of(report.order.ok_or(WireError::Field("an order"))?)?,
         stage: match report.stage {
@@ -304,6 +318,8 @@ struct Report {
 pub const MAX_PLACES: usize = 8;
 /// The longest, bytes.
 pub const MAX_PLACE_BYTES: usize = 128;
+/// Of each list of addresses.
+const MAX_ADDRESSES_BYTES: usize = 1200;
 const MAX_REASON: usize = 200;
 const LOOK: u32 = 1;
 const PAUSE: u32 = 2;
@@ -335,7 +351,7 @@ mod tests {
             Just(DrainStage::Done),
             Just(DrainStage::Abort),
         ];
-        let lists = proptest::collection::vec("https://[a-z0-9.]{1,100}", 0..=MAX_PLACES);
+        let lists = proptest::collection::vec("https://[a-z0-9.]{1,140}", 0..=MAX_PLACES);
         let numbers = any::<[u64; 7]>();
         (order(), stage, lists, numbers, any::<Option<u64>>(), any::<bool>(), 0.0..1e9).prop_map(
             |(order, stage, targets, numbers, eta_ms, behind, rate)| {
@@ -393,6 +409,13 @@ mod tests {
         assert!(matches!(decode(Some(Body::Order(order(many)))), Err(WireError::Field(_))));
         let long = vec!["x".repeat(MAX_PLACE_BYTES + 1)];
         assert!(matches!(decode(Some(Body::Order(order(long)))), Err(WireError::Field(_))));
+        let many = Report {
+            stage: 1,
+            order: Some(order(Vec::new())),
+            targets: vec!["x".repeat(400); 4],
+            ..Report::default()
+        };
+        assert!(matches!(decode(Some(Body::Report(Box::new(many)))), Err(WireError::Field(_))));
         let report = Report { stage: 1, ..Report::default() };
         assert!(matches!(decode(Some(Body::Report(Box::new(report)))), Err(WireError::Field(_))));
         let lease = LeaseFrame::Revoke { lease: 3 }.encode();
