@@ -20,6 +20,7 @@ use rustls::client::Resumption;
 
 use super::crypto::QUIC_V1;
 use super::path_watch::PtoEstimate;
+use super::socket::wrap_client;
 use super::{CongestionControl, QuicError};
 use crate::clock;
 
@@ -140,7 +141,9 @@ impl QuicDialer {
     ) -> Result<QuicClient, QuicError> {
         let mut endpoint = EndpointConfig::default();
         endpoint.supported_versions(vec![QUIC_V1]);
-        let endpoint = quinn::Endpoint::new(endpoint, None, client_socket(address)?, Arc::new(TokioRuntime))?;
+        let socket = wrap_client(client_socket(address)?)?;
+        let endpoint =
+            quinn::Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime))?;
         let mut config = ClientConfig::new(self.crypto.clone());
         config.transport_config(Arc::new(transport_config(&self.config)?));
         let first_id = ConnectionId::new(&self.slot.unwrap_or_else(no_slot));
@@ -253,7 +256,7 @@ impl QuicClient {
     /// # Errors
     /// When the runtime cannot take it; the one before stays then.
     pub fn rebind_to(&self, socket: UdpSocket) -> Result<(), QuicError> {
-        Ok(self.endpoint.rebind(socket)?)
+        Ok(self.endpoint.rebind_abstract(wrap_client(socket)?)?)
     }
 
     /// Where it is bound.

@@ -86,6 +86,65 @@ pub(crate) fn wrap(
     }))
 }
 
+/// A client's `socket` on the current tokio runtime, which receives each datagram by itself.
+///
+/// Where the kernel joins datagrams (GRO), quinn keeps a buffer for 32 times 64 of them for each endpoint: 3 MB. Every dial
+/// makes an endpoint, and from the second on the allocator clears that memory, which costs a millisecond and stays.
+pub(crate) fn wrap_client(socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let handle = socket.try_clone()?;
+    // It asks the kernel to join.
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    Ok(if is_told_not_to_join(&handle) { Arc::new(Single(socket)) } else { socket })
+}
+
+#[cfg(target_os = "linux")]
+fn is_told_not_to_join(socket: &UdpSocket) -> bool {
+    nix::sys::socket::setsockopt(socket, nix::sys::socket::sockopt::UdpGroSegment, &false).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_told_not_to_join(_socket: &UdpSocket) -> bool {
+    false
+}
+
+#[derive(Debug)]
+struct Single(Arc<dyn AsyncUdpSocket>);
+
+impl AsyncUdpSocket for Single {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.0.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.0.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.0.poll_recv(cx, buffers, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.0.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        1
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.0.may_fragment()
+    }
+}
+
 #[derive(Debug)]
 struct Frugal {
     socket: Arc<dyn AsyncUdpSocket>,
