@@ -334,7 +334,7 @@ impl Gateway {
     /// A URL for `tidegate-client`.
     pub fn url(&self, scheme: &str) -> String {
         match scheme {
-            "quic" => format!("quic://{}", self.addresses.quic),
+            "quic" | "webtransport" => format!("{scheme}://{}", self.addresses.quic),
             "ws" | "http" => format!("{scheme}://{}", self.addresses.plain),
             _ => format!("{scheme}://{}", self.addresses.tls),
         }

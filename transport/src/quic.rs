@@ -39,7 +39,7 @@ pub use ids::{
 pub use path_watch::{PathEvent, PathWatch, PtoEstimate};
 pub use socket::Strays;
 pub use steering::{MAX_WORKERS, Steering, SteeringError, WorkerSet};
-pub use webtransport::WebTransportPending;
+pub use webtransport::{WebTransportClient, WebTransportPending};
 
 use self::congestion::CubicDelayConfig;
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
@@ -177,6 +177,9 @@ pub enum QuicError {
     /// What came on `h3` asks for no WebTransport session.
     #[error("no WebTransport request: {0}")]
     NotWebTransport(String),
+    /// The server answered a request for a WebTransport session with another status than 200.
+    #[error("the server answered {0}")]
+    Status(http::StatusCode),
     /// The client's first stream is not what the protocol wants.
     #[error("no control stream: {0}")]
     NoControlStream(String),

@@ -103,7 +103,7 @@ async fn connections(edge: &Gateway) -> Result<f64> {
 
 /// Clients of the SDK on every transport, each of a user of its own.
 pub(super) async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
-    crowd_of(edge, &["quic", "wss", "https"], EACH).await
+    crowd_of(edge, &["quic", "webtransport", "wss", "https"], EACH).await
 }
 
 async fn crowd_of(edge: &Gateway, schemes: &[&str], each: usize) -> Result<Vec<Collector<Native>>> {

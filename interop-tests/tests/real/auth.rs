@@ -84,7 +84,7 @@ async fn subscriptions_of_the_token_are_there_without_a_round_trip() -> Result<(
         ensure!(reply["subscribed"]["recovered"] == true, "{carrier}: {reply}");
     }
     // The SDK hands them to the app.
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in ["quic", "webtransport", "wss", "https"] {
         let client = native(&gateway, scheme, Some(token.clone()), &[]).await?;
         let mut collector = Collector::begin(client, &[]).await?;
         for _ in 0..2 {
@@ -152,7 +152,7 @@ async fn a_token_is_refreshed_in_place_or_the_session_ends_with_4005() -> Result
 async fn a_client_with_a_token_provider_outlives_its_tokens() -> Result<()> {
     let gateway = Gateway::dev(STRICT).await?;
     let lasting = gateway.token(&["--user", "ann", "--subscribe", "room:*"]).await?;
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in ["quic", "webtransport", "wss", "https"] {
         let lasting = lasting.clone();
         let first = gateway.token(&["--user", "ann", "--subscribe", "room:*", "--expires", "2s"]).await?;
         let client = tidegate_client::Client::builder(gateway.url(scheme))

@@ -27,7 +27,7 @@ async fn two_thousand_publications_reach_every_kind_of_client_in_order_and_once(
     for transport in ["webtransport", "websocket", "longpoll"] {
         clients.push(Box::new(browser.subscribe(&gateway, transport, &wishes).await?));
     }
-    for scheme in ["quic", "wss", "ws", "https", "http"] {
+    for scheme in ["quic", "webtransport", "wss", "ws", "https", "http"] {
         clients.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
     }
     for carrier in [Carrier::WebTransport, Carrier::WebSocketProto, Carrier::WebSocketH2] {
@@ -77,7 +77,7 @@ async fn a_page_publishes_by_datagram_and_everybody_gets_it() -> Result<()> {
     let page = Collector::begin(browser.subscribe(&gateway, "webtransport", &wishes).await?, &wishes).await?;
     let mut others: Vec<Box<dyn Subscriber>> =
         vec![Box::new(browser.subscribe(&gateway, "longpoll", &wishes).await?)];
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in ["quic", "webtransport", "wss", "https"] {
         others.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
     }
     others.push(Box::new(wire(&gateway, Carrier::WebTransport, &wishes).await?));

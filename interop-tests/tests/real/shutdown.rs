@@ -29,7 +29,7 @@ async fn sigterm_tells_every_client_and_ends_within_its_grace() -> Result<()> {
     for transport in ["webtransport", "websocket", "longpoll"] {
         clients.push(Box::new(browser.subscribe(&gateway, transport, &wishes).await?));
     }
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in ["quic", "webtransport", "wss", "https"] {
         clients.push(Box::new(native(&gateway, scheme, None, &wishes).await?));
     }
     clients.push(Box::new(python_web_socket(&gateway, &wishes).await?));

@@ -40,7 +40,7 @@ impl Bystanders {
     pub(crate) async fn begin(gateway: &Gateway) -> Result<Self> {
         let wishes = from_heads(&["calm:1"]);
         let mut clients: Vec<Box<dyn Subscriber>> = Vec::new();
-        for scheme in ["quic", "wss", "https"] {
+        for scheme in ["quic", "webtransport", "wss", "https"] {
             clients.push(Box::new(native(gateway, scheme, None, &wishes).await?));
         }
         clients.push(Box::new(wire(gateway, Carrier::WebTransport, &wishes).await?));
@@ -83,7 +83,7 @@ pub(crate) async fn everyone(
     for transport in ["webtransport", "websocket", "longpoll"] {
         clients.push(Box::new(browser.subscribe(gateway, transport, &wishes).await?));
     }
-    for scheme in ["quic", "wss", "https"] {
+    for scheme in ["quic", "webtransport", "wss", "https"] {
         clients.push(Box::new(native(gateway, scheme, None, &wishes).await?));
     }
     let mut collectors = Vec::new();

@@ -25,7 +25,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of the server at `url`: `quic://host:4433`, `wss://host:4433` or `ws://host:8080` (WebSocket),
+    /// A client of the server at `url`: `quic://host:4433`, `webtransport://host:4433`, `wss://host:4433` or `ws://host:8080`
+    /// (WebSocket),
     /// `https://host:4433` or `http://host:8080` (long poll).
     pub fn builder(url: impl Into<String>) -> Builder {
         Builder::new(url.into())

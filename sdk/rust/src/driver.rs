@@ -19,7 +19,7 @@ use tidegate_protocol::frame::ServerFrame;
 use tidegate_protocol::session::client::{Carrier, Config, RequestId, Session};
 use tidegate_protocol::{ChannelName, ConnectionId, Position};
 use tidegate_transport::clock;
-use tidegate_transport::quic::{ALPN_NATIVE, DialConfig, QuicDialer};
+use tidegate_transport::quic::{ALPN_NATIVE, ALPN_WEBTRANSPORT, DialConfig, QuicDialer};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
@@ -136,21 +136,26 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         trust: options.trust.clone(),
         tracker: tracker.clone(),
         quic: None,
+        web_transport: None,
         slot: None,
         early: false,
     };
-    if options.transports.contains(&Transport::Quic) {
-        let tls = dialer.trust.config(&[ALPN_NATIVE])?;
+    let quic = |alpn: &[u8], early_data: bool| {
+        let tls = dialer.trust.config(&[alpn])?;
         let config = DialConfig {
             keep_alive: options.quic.keep_alive,
             idle_timeout: options.quic.idle_timeout,
             initial_rtt: options.quic.initial_rtt(ladder.rtt()),
-            early_data: options.quic.early_data,
+            early_data,
             ..DialConfig::default()
         };
-        let quic = QuicDialer::new(tls, config).map_err(|error| ClientError::Tls(error.to_string()))?;
-        dialer.quic = Some(quic);
-    }
+        QuicDialer::new(tls, config).map_err(|error| ClientError::Tls(error.to_string()))
+    };
+    let is_wanted = |transport: Transport| options.transports.contains(&transport);
+    let native = is_wanted(Transport::Quic).then(|| quic(ALPN_NATIVE, options.quic.early_data)).transpose()?;
+    // Its request may not travel in early data (draft-ietf-webtrans-http3 §3.3).
+    let http3 = is_wanted(Transport::WebTransport).then(|| quic(ALPN_WEBTRANSPORT, false)).transpose()?;
+    (dialer.quic, dialer.web_transport) = (native, http3);
     Ok((ladder, dialer))
 }
 

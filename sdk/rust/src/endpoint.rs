@@ -21,18 +21,19 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// `quic://`, `wss://`, `ws://`, `https://` or `http://` (long poll), with the port 4433 where none is given (8080
+    /// `quic://`, `webtransport://`, `wss://`, `ws://`, `https://` or `http://` (long poll), with the port 4433 where none is given (8080
     /// without TLS) and the standard path where none is.
     pub(crate) fn parse(url: &str) -> Result<Self, ClientError> {
         let refuse = |reason: &str| ClientError::Url { url: url.to_owned(), reason: reason.to_owned() };
         let uri: Uri = url.parse().map_err(|error: http::uri::InvalidUri| refuse(&error.to_string()))?;
         let (transport, tls, path) = match uri.scheme_str() {
             Some("quic") => (Transport::Quic, true, "/"),
+            Some("webtransport") => (Transport::WebTransport, true, "/v1/connect"),
             Some("wss") => (Transport::WebSocket, true, "/v1/connect"),
             Some("ws") => (Transport::WebSocket, false, "/v1/connect"),
             Some("https") => (Transport::LongPoll, true, "/v1/poll"),
             Some("http") => (Transport::LongPoll, false, "/v1/poll"),
-            _ => return Err(refuse("it must begin with quic://, wss://, ws://, https:// or http://")),
+            _ => return Err(refuse("it must begin with quic://, webtransport://, wss://, ws://, https:// or http://")),
         };
         let authority = uri.authority().ok_or_else(|| refuse("it names no host"))?;
         if authority.as_str().contains('@') {
@@ -70,6 +71,7 @@ impl Endpoint {
         let scheme = match (transport, self.tls) {
             // Without TLS there is none; whoever has plain HTTP for tests names the port of QUIC too.
             (Transport::Quic, _) => "quic",
+            (Transport::WebTransport, _) => "webtransport",
             (Transport::WebSocket, true) => "wss",
             (Transport::WebSocket, false) => "ws",
             (Transport::LongPoll, true) => "https",
@@ -115,6 +117,8 @@ mod tests {
             "an IPv6 address keeps its brackets where it is written, not where it is dialled"
         );
         assert_eq!(Endpoint::parse("quic://[::1]:9").unwrap().host, "::1");
+        let of_webtransport = with(Transport::WebTransport, true, of("a:4433", "/v1/connect"));
+        assert_eq!(parse("webtransport://a"), of_webtransport);
         assert_eq!(parse("wss://a:1/"), with(Transport::WebSocket, true, of("a:1", "/v1/connect")));
         assert_eq!(parse("ws://a"), with(Transport::WebSocket, false, of("a:8080", "/v1/connect")));
         assert_eq!(parse("ws://a/x?y=z"), with(Transport::WebSocket, false, of("a:8080", "/x?y=z")));

@@ -1,4 +1,4 @@
-//! Tidegate client for Rust: channels over QUIC, WebSocket or long poll, in order and without gap or duplicate across
+//! Tidegate client for Rust: channels over QUIC, WebTransport, WebSocket or long poll, in order and without gap or duplicate across
 //! reconnects.
 //!
 //! ```no_run

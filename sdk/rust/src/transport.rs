@@ -32,6 +32,8 @@ use crate::tls::Trust;
 pub enum Transport {
     /// Native QUIC.
     Quic,
+    /// WebTransport over HTTP/3: for networks that let only that through by UDP, and servers behind HTTP/3.
+    WebTransport,
     /// WebSocket.
     WebSocket,
     /// Long poll.
@@ -42,6 +44,7 @@ impl Transport {
     pub(crate) fn kind(self) -> TransportKind {
         match self {
             Self::Quic => TransportKind::Quic,
+            Self::WebTransport => TransportKind::WebTransport,
             Self::WebSocket => TransportKind::WebSocket,
             Self::LongPoll => TransportKind::LongPoll,
         }
@@ -51,6 +54,7 @@ impl Transport {
     pub(crate) fn scheme(self) -> &'static str {
         match self {
             Self::Quic => "quic",
+            Self::WebTransport => "webtransport",
             Self::WebSocket => "wss",
             Self::LongPoll => "https",
         }
@@ -59,6 +63,7 @@ impl Transport {
     pub(crate) fn of_kind(kind: TransportKind) -> Option<Self> {
         match kind {
             TransportKind::Quic => Some(Self::Quic),
+            TransportKind::WebTransport => Some(Self::WebTransport),
             TransportKind::WebSocket => Some(Self::WebSocket),
             TransportKind::LongPoll => Some(Self::LongPoll),
             _ => None,
@@ -249,6 +254,8 @@ pub(crate) struct Dialer {
     pub(crate) tracker: TaskTracker,
     /// Where QUIC is among the URLs. Remembers servers.
     pub(crate) quic: Option<QuicDialer>,
+    /// Where WebTransport is.
+    pub(crate) web_transport: Option<QuicDialer>,
     /// The ticket of the place that a server keeps for the client, to be shown with the first packet.
     pub(crate) slot: Option<[u8; 20]>,
     /// Something may be said before the handshake is complete.
@@ -291,7 +298,7 @@ impl Dialer {
 
     async fn dial(&self, endpoint: &Endpoint, heard: &(impl Fn() + Sync)) -> Result<Dialed, Lost> {
         match endpoint.transport {
-            Transport::Quic => quic::dial(self, endpoint, heard).await,
+            Transport::Quic | Transport::WebTransport => quic::dial(self, endpoint, heard).await,
             Transport::WebSocket => websocket::WebSocket::dial(self, endpoint).await.map(Dialed::Open),
             Transport::LongPoll => longpoll::LongPoll::dial(self, endpoint).await.map(Dialed::Open),
         }

@@ -1,4 +1,4 @@
-//! WebTransport over HTTP/3: the request, the answer, and the few bytes in front of each stream and datagram
+//! WebTransport over HTTP/3, both ends: the request, the answer, and the few bytes in front of each stream and datagram
 //! (draft-ietf-webtrans-http3 §4). `web-transport-quinn` does SETTINGS, CONNECT and the close capsule; streams and
 //! datagrams are written and read here, so that both kinds of connection share one hot path.
 
@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, StatusCode, header};
 use quinn::VarInt;
-use web_transport_quinn::proto::{Frame, StreamUni, VarInt as ProtoVarInt};
-use web_transport_quinn::{Request, Session};
+use url::Url;
+use web_transport_quinn::proto::{self, Frame, StreamUni, VarInt as ProtoVarInt};
+use web_transport_quinn::{ClientError, ConnectError, Request, Session, SessionError, WebTransportError};
 
 use super::connection::QuicConnection;
 use super::{QuicConfig, QuicError};
@@ -109,6 +111,87 @@ impl WebTransportPending {
     }
 }
 
+/// A client's WebTransport session: the only one of its connection, which lives as long as a clone of this.
+#[derive(Clone)]
+pub struct WebTransportClient {
+    session: Arc<Session>,
+}
+
+impl std::fmt::Debug for WebTransportClient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WebTransportClient").finish_non_exhaustive()
+    }
+}
+
+impl WebTransportClient {
+    /// Asks for a session at `https://AUTHORITY/PATH`, on a connection that was dialled for [`super::ALPN_WEBTRANSPORT`]. The
+    /// caller bounds the time.
+    ///
+    /// # Errors
+    /// When that is no URL, the server answers with another status than 200 ([`QuicError::Status`]), or the connection ends.
+    pub async fn request(
+        connection: &quinn::Connection,
+        authority: &str,
+        path: &str,
+    ) -> Result<Self, QuicError> {
+        let url = format!("https://{authority}{path}")
+            .parse::<Url>()
+            .map_err(|error| QuicError::Settings(error.to_string()))?;
+        let session = Session::connect(connection.clone(), url).await.map_err(|error| match error {
+            ClientError::HttpError(ConnectError::ProtoError(proto::ConnectError::WrongStatus(Some(status)))) => {
+                QuicError::Status(status)
+            }
+            ClientError::Connection(error) => QuicError::lost(error),
+            error => QuicError::NotWebTransport(error.to_string()),
+        })?;
+        Ok(Self { session: Arc::new(session) })
+    }
+
+    /// Opens a bidirectional stream of the session.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub async fn open_bi(&self) -> Result<(quinn::SendStream, quinn::RecvStream), QuicError> {
+        let connection: &quinn::Connection = &self.session;
+        let (mut send, recv) = connection.open_bi().await.map_err(QuicError::lost)?;
+        let written = send.write_all(BIDI_HEADER).await;
+        written.map_err(|error| QuicError::Lost(Box::new(error)))?;
+        Ok((send, recv))
+    }
+
+    /// Reads what is in front of a unidirectional stream that the server opened; false where it is none of the session's.
+    pub async fn is_ours(&self, recv: &mut quinn::RecvStream) -> bool {
+        let Ok(kind) = ProtoVarInt::read(recv).await else { return false };
+        is_session_stream(kind.into_inner()) && ProtoVarInt::read(recv).await == Ok(SESSION_ID)
+    }
+
+    /// What to send by datagram.
+    pub fn to_datagram(payload: &[u8]) -> Bytes {
+        [&[DATAGRAM_HEADER], payload].concat().into()
+    }
+
+    /// What came by datagram; `None` where it is none of the session's.
+    pub fn from_datagram(mut datagram: Bytes) -> Option<Bytes> {
+        (!datagram.is_empty() && datagram.get_u8() == DATAGRAM_HEADER).then_some(datagram)
+    }
+
+    /// Waits for the end of the session; the server's code and reason, where it gave some.
+    pub async fn closed(&self) -> (Option<u32>, String) {
+        match self.session.closed().await {
+            SessionError::WebTransportError(WebTransportError::Closed(code, reason)) => (Some(code), reason),
+            SessionError::ConnectionError(quinn::ConnectionError::ApplicationClosed(closed)) => {
+                (session_code(closed.error_code), String::from_utf8_lossy(&closed.reason).into_owned())
+            }
+            error => (None, error.to_string()),
+        }
+    }
+
+    /// What a connection is closed with to end its session with this code.
+    pub fn close_code(code: u32) -> VarInt {
+        VarInt::from_u64(proto::error_to_http3(code)).unwrap_or(H3_NO_ERROR)
+    }
+}
+
 /// In front of each stream that we open: its type and the session's id. That id is the one of the CONNECT stream, and
 /// CONNECT is the first stream that the client opened: 0.
 pub(crate) const UNI_HEADER: &[u8] = &[0x40, 0x54, 0x00];
@@ -118,12 +201,11 @@ pub(crate) const DATAGRAM_HEADER: u8 = 0;
 
 /// The close code that an HTTP/3 error carries; `None` where it is HTTP/3's own.
 pub(crate) fn session_code(code: VarInt) -> Option<u32> {
-    web_transport_quinn::proto::error_from_http3(code.into_inner())
+    proto::error_from_http3(code.into_inner())
 }
 
 /// With what the client closed the session, where its capsule said so.
 pub(crate) fn session_close(session: &Session) -> Option<u32> {
-    use web_transport_quinn::{SessionError, WebTransportError};
     match session.close_reason() {
         Some(SessionError::WebTransportError(WebTransportError::Closed(code, _))) => Some(code),
         _ => None,
@@ -160,6 +242,8 @@ async fn read_bidi_header(recv: &mut quinn::RecvStream) -> Result<(), &'static s
     if id == SESSION_ID { Ok(()) } else { Err("a stream of an unknown WebTransport session") }
 }
 
+/// In front of a client's bidirectional stream.
+const BIDI_HEADER: &[u8] = &[0x40, 0x41, 0x00];
 const SESSION_ID: ProtoVarInt = ProtoVarInt::from_u32(0);
 const H3_NO_ERROR: VarInt = VarInt::from_u32(0x100);
 const H3_REQUEST_REJECTED: VarInt = VarInt::from_u32(0x10b);
@@ -175,12 +259,25 @@ mod tests {
         StreamUni::WEBTRANSPORT.encode(&mut header);
         SESSION_ID.encode(&mut header);
         assert_eq!(UNI_HEADER, header);
+        header.clear();
+        Frame::WEBTRANSPORT.encode(&mut header);
+        SESSION_ID.encode(&mut header);
+        assert_eq!(BIDI_HEADER, header);
+    }
+
+    #[test]
+    fn datagrams_of_the_session_are_told_from_others() {
+        let datagram = WebTransportClient::to_datagram(b"abc");
+        assert_eq!(WebTransportClient::from_datagram(datagram).as_deref(), Some(&b"abc"[..]));
+        for other in [&b""[..], &b"\x01abc"[..]] {
+            assert_eq!(WebTransportClient::from_datagram(Bytes::from_static(other)), None);
+        }
     }
 
     #[test]
     fn close_codes_survive_http3() {
         for code in [0, 1, 29, 30, 31, 4000, 4108, 4200, u32::MAX] {
-            let mapped = web_transport_quinn::proto::error_to_http3(code);
+            let mapped = proto::error_to_http3(code);
             assert_eq!(session_code(VarInt::from_u64(mapped).unwrap()), Some(code));
         }
         assert_eq!(session_code(H3_NO_ERROR), None);

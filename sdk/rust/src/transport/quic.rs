@@ -1,6 +1,7 @@
-//! Native QUIC: control on one bidirectional stream, each subscription on streams that the server opens, ephemeral
-//! data in datagrams (PROTOCOL §6.1).
+//! QUIC, native and under WebTransport: control on one bidirectional stream, each subscription on streams that the server
+//! opens, ephemeral data in datagrams (PROTOCOL §6.1, §6.2).
 
+mod mapping;
 mod path;
 
 use std::net::SocketAddr;
@@ -14,13 +15,14 @@ use tidegate_protocol::Epoch;
 use tidegate_protocol::frame::codec::{DecodeError, Decoder, decode_message, encode_delimited};
 use tidegate_protocol::frame::{ClientBody, CloseCode, StreamHeader};
 use tidegate_protocol::session::client::{Carrier, Transmit};
-use tidegate_transport::quic::{EarlyData, QuicClient, QuicError, is_probe};
+use tidegate_transport::quic::{EarlyData, QuicClient, QuicError, WebTransportClient, is_probe};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::endpoint::Endpoint;
 
+use self::mapping::Mapping;
 use super::{
     Cause, Connection, Dialed, Dialer, Ends, Established, Inbound, Lost, MAX_FRAME, Path, PathNews, Transport,
 };
@@ -32,14 +34,18 @@ pub(super) async fn dial(
     endpoint: &Endpoint,
     heard: &(impl Fn() + Sync),
 ) -> Result<Dialed, Lost> {
-    let quic = dialer.quic.clone().ok_or_else(|| Lost::new("QUIC is not set up"))?.with_slot(dialer.slot);
+    let of_transport = match endpoint.transport {
+        Transport::WebTransport => &dialer.web_transport,
+        _ => &dialer.quic,
+    };
+    let quic = of_transport.clone().ok_or_else(|| Lost::new("QUIC is not set up"))?.with_slot(dialer.slot);
     let quic = &quic;
     let addresses = tokio::net::lookup_host((endpoint.host.as_str(), endpoint.port))
         .await
         .map_err(|error| Lost::new(error.to_string()))?;
     let addresses: Vec<SocketAddr> = addresses.take(MAX_ADDRESSES).collect();
     // Early data says nothing of whether the address is the right one: only where there is no choice.
-    let early = dialer.early && addresses.len() == 1;
+    let early = dialer.early && addresses.len() == 1 && endpoint.transport == Transport::Quic;
     let mut attempts: FuturesUnordered<_> = addresses
         .into_iter()
         .enumerate()
@@ -51,28 +57,38 @@ pub(super) async fn dial(
     let mut last = Lost::new("the name has no address");
     while let Some(result) = attempts.next().await {
         match result {
-            Ok(client) => return begin(dialer, client).await,
+            Ok(client) => return begin(dialer, endpoint, client).await,
             Err(lost) => last = lost,
         }
     }
     Err(last)
 }
 
-async fn begin(dialer: &Dialer, client: QuicClient) -> Result<Dialed, Lost> {
-    let close = Arc::new(CloseOnDrop(client.connection().clone()));
+async fn begin(dialer: &Dialer, endpoint: &Endpoint, client: QuicClient) -> Result<Dialed, Lost> {
+    let code = match endpoint.transport {
+        Transport::WebTransport => WebTransportClient::close_code(CloseCode::Done.number()),
+        _ => VarInt::from_u32(CloseCode::Done.number()),
+    };
+    let close = Arc::new(CloseOnDrop(client.connection().clone(), code));
+    let native = Mapping::Native(client.connection().clone());
     if !client.is_early() {
-        let (connection, watcher) = run(dialer, client.connection(), close).await?;
+        let mapping = match endpoint.transport {
+            Transport::WebTransport => Mapping::request(client.connection(), endpoint).await?,
+            _ => native,
+        };
+        let (connection, watcher) = run(dialer, mapping, close).await?;
         let path = watcher.watch(client);
         return Ok(Dialed::Open(Connection { path: Some(path), ..connection }));
     }
-    let (connection, watcher) = run(dialer, client.connection(), Arc::clone(&close)).await?;
+    let (connection, watcher) = run(dialer, native, Arc::clone(&close)).await?;
     let dialer = dialer.clone();
     let establishing = async move {
         let mut client = client;
         match client.established().await.map_err(not_dialed)? {
             EarlyData::Unsent | EarlyData::Accepted => Ok(Established::Accepted(watcher.watch(client))),
             EarlyData::Rejected => {
-                let (connection, watcher) = run(&dialer, client.connection(), close).await?;
+                let native = Mapping::Native(client.connection().clone());
+                let (connection, watcher) = run(&dialer, native, close).await?;
                 let path = watcher.watch(client);
                 Ok(Established::Rejected(Connection { path: Some(path), ..connection }))
             }
@@ -83,23 +99,22 @@ async fn begin(dialer: &Dialer, client: QuicClient) -> Result<Dialed, Lost> {
 
 /// Closes a connection when nobody needs it any more.
 #[derive(Debug)]
-pub(super) struct CloseOnDrop(quinn::Connection);
+pub(super) struct CloseOnDrop(quinn::Connection, VarInt);
 
 impl Drop for CloseOnDrop {
     fn drop(&mut self) {
-        self.0.close(VarInt::from_u32(CloseCode::Done.number()), b"");
+        self.0.close(self.1, b"");
     }
 }
 
 /// Opens the control stream and spawns the tasks of a connection.
 async fn run(
     dialer: &Dialer,
-    connection: &quinn::Connection,
+    mapping: Mapping,
     close: Arc<CloseOnDrop>,
 ) -> Result<(Connection, Watcher), Lost> {
-    let connection = connection.clone();
-    let (send, recv) = connection.open_bi().await.map_err(lost)?;
-    let (mut handle, mut ends) = dialer.queues(Transport::Quic, true);
+    let (send, recv) = mapping.open().await?;
+    let (mut handle, mut ends) = dialer.queues(mapping.transport(), true);
     handle._close = Some(close);
     let (_, never) = mpsc::channel(1);
     let outbound = std::mem::replace(&mut ends.outbound, never);
@@ -110,12 +125,12 @@ async fn run(
         abort: ends.abort.clone(),
         tracker: ends.tracker.clone(),
     };
-    ends.spawn(write_control(connection.clone(), send, outbound, ends.control.clone()));
-    ends.spawn(read_control(connection.clone(), recv, ends.control.clone(), Arc::clone(&received)));
-    ends.spawn(read_datagrams(connection.clone(), ends.lanes.clone(), Arc::clone(&received)));
+    ends.spawn(write_control(mapping.clone(), send, outbound, ends.control.clone()));
+    ends.spawn(read_control(mapping.clone(), recv, ends.control.clone(), Arc::clone(&received)));
+    ends.spawn(read_datagrams(mapping.clone(), ends.lanes.clone(), Arc::clone(&received)));
     let (abort, tracker) = (ends.abort.clone(), ends.tracker.clone());
     tracker.spawn(async move {
-        abort.run_until_cancelled_owned(accept_streams(&connection, &ends, &received)).await;
+        abort.run_until_cancelled_owned(accept_streams(&mapping, &ends, &received)).await;
     });
     Ok((handle, watcher))
 }
@@ -142,6 +157,7 @@ impl Watcher {
 
 fn not_dialed(error: QuicError) -> Lost {
     match error {
+        QuicError::Status(status) => Lost::from_status(status),
         QuicError::Lost(error) => match error.downcast::<ConnectionError>() {
             Ok(error) => lost(*error),
             Err(error) => Lost::new(error.to_string()),
@@ -151,7 +167,7 @@ fn not_dialed(error: QuicError) -> Lost {
 }
 
 async fn write_control(
-    connection: quinn::Connection,
+    mapping: Mapping,
     mut send: SendStream,
     mut outbound: mpsc::Receiver<Transmit>,
     control: mpsc::Sender<Inbound>,
@@ -162,16 +178,11 @@ async fn write_control(
             connect.repeats = true;
         }
         let bytes = encode_delimited(&frame);
-        if datagram && connection.max_datagram_size().is_some_and(|limit| bytes.len() <= limit) {
-            // At most once: what the connection cannot take now is lost.
-            let _lost = connection.send_datagram(bytes);
+        if datagram && mapping.send_datagram(&bytes) {
             continue;
         }
         if let Err(error) = send.write_all(&bytes).await {
-            let reason = match connection.close_reason() {
-                Some(closed) => lost(closed),
-                None => Lost::new(error.to_string()),
-            };
+            let reason = mapping.close_reason().await.unwrap_or_else(|| Lost::new(error.to_string()));
             let _gone = control.send(Inbound::Lost(reason)).await;
             return;
         }
@@ -179,30 +190,35 @@ async fn write_control(
 }
 
 async fn read_control(
-    connection: quinn::Connection,
+    mapping: Mapping,
     recv: RecvStream,
     control: mpsc::Sender<Inbound>,
     received: Arc<Notify>,
 ) {
     let end = read_frames(recv, Decoder::new(MAX_FRAME), Carrier::Control, &control, &received).await;
-    let reason = match (end, connection.close_reason()) {
-        (Err(error), _) => error,
-        (Ok(()), Some(closed)) => lost(closed),
-        // The transport's own close is on its way and names the code.
-        (Ok(()), None) => tokio::time::timeout(CLOSE_GRACE, connection.closed())
+    let reason = match end {
+        Err(error) => error,
+        // The transport's own close has come, or is on its way, and names the code.
+        Ok(()) => tokio::time::timeout(CLOSE_GRACE, mapping.closed())
             .await
-            .map_or_else(|_| Lost::new("the server ended the control stream"), lost),
+            .unwrap_or_else(|_| Lost::new("the server ended the control stream")),
     };
     let _gone = control.send(Inbound::Lost(reason)).await;
 }
 
 /// The server opens one stream per subscription, and one for what it missed.
-async fn accept_streams(connection: &quinn::Connection, ends: &Ends, received: &Arc<Notify>) {
-    while let Ok(recv) = connection.accept_uni().await {
+async fn accept_streams(mapping: &Mapping, ends: &Ends, received: &Arc<Notify>) {
+    while let Ok(mut recv) = mapping.connection().accept_uni().await {
         let lanes = ends.lanes.clone();
+        let mapping = mapping.clone();
         let control = ends.control.clone();
         let received = Arc::clone(received);
         ends.spawn(async move {
+            if !mapping.is_ours(&mut recv).await {
+                // One of HTTP/3's own, which stays open as long as the connection.
+                mapping.connection().closed().await;
+                return;
+            }
             if let Err(lost) = read_lane(recv, &lanes, &received).await {
                 let _gone = control.send(Inbound::Lost(lost)).await;
             }
@@ -256,9 +272,10 @@ async fn read_frames(
     }
 }
 
-async fn read_datagrams(connection: quinn::Connection, lanes: mpsc::Sender<Inbound>, received: Arc<Notify>) {
-    while let Ok(datagram) = connection.read_datagram().await {
+async fn read_datagrams(mapping: Mapping, lanes: mpsc::Sender<Inbound>, received: Arc<Notify>) {
+    while let Ok(datagram) = mapping.connection().read_datagram().await {
         received.notify_one();
+        let Some(datagram) = mapping.payload(datagram) else { continue };
         if is_probe(&datagram) {
             continue;
         }
