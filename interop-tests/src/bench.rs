@@ -3,11 +3,15 @@
 //!
 //! Figures are reported, never asserted; a lost, repeated or reordered publication makes a run fail.
 
+mod attack;
 mod channels;
 mod cli;
+mod crowd;
+mod drain;
 mod fanout;
 mod faults;
 mod idle;
+mod kill;
 mod ledger;
 mod limit;
 mod load;
@@ -26,6 +30,7 @@ mod shape;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use tidegate_transport::clock;
 
 use self::cli::{Cli, Command};
 
@@ -38,6 +43,10 @@ pub fn main() -> ExitCode {
         Command::Mobility(arguments) => mobility::run(&arguments),
         Command::Faults(arguments) => faults::run(&arguments),
         Command::Restart(arguments) => restart::run(&arguments),
+        Command::Drain(arguments) => drain::run(&arguments),
+        Command::Kill(arguments) => kill::run(&arguments),
+        Command::Attack(arguments) => attack::run(&arguments),
+        Command::Crowd => crowd::run(),
         Command::Channels(arguments) => channels::run(&arguments),
         Command::Publish(arguments) => publish::run(&arguments),
         Command::Limit(arguments) => limit::run(&arguments).map(|()| ExitCode::SUCCESS),
@@ -46,4 +55,10 @@ pub fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Microseconds of Unix time: what several processes of one machine tell the time by.
+fn unix_us() -> u64 {
+    let since = clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,9 @@ use crate::{prerequisites, process};
   mobility  what blocked, dying and changing networks cost a client
   faults    kills, pauses, partitions, restarts and hand-overs in a cluster: what is lost, how long it takes
   restart   a new process takes an edge over under load: what is refused or lost, the gap that clients see
+  drain     thousands of clients moved from one edge to another and back: lost, doubled, gaps, presence
+  kill      an edge with thousands of clients dies: when they are back at another one, and what they missed
+  attack    far more than an edge takes on, and forgeries: what is let in, answered, honoured
   channels  bytes per idle channel, publish latency beside millions of them, time to start again
   publish   publish to delivery through edges, cores and engine, by engine
 
@@ -36,6 +39,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
     if args.benchmark.first().is_some_and(|name| IN_THE_LABORATORY.contains(&name.as_str())) {
         prerequisites::install_for_laboratory(workspace)?.export(&mut bench);
     }
+    if args.benchmark.first().is_some_and(|name| WITH_PAGES.contains(&name.as_str())) {
+        prerequisites::install_browser(workspace)?.export(&mut bench);
+    }
     if args.benchmark.first().is_some_and(|name| WITH_NATS.contains(&name.as_str())) {
         bench.env("TIDEGATE_NATS_SERVER", prerequisites::install_nats_server(workspace)?);
     }
@@ -45,5 +51,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<ExitCode> {
 
 /// Those that run browsers in network namespaces.
 const IN_THE_LABORATORY: [&str; 2] = ["loss", "mobility"];
-/// Those that start clusters.
+/// Those that run browsers beside the rest.
+const WITH_PAGES: [&str; 1] = ["drain"];
+/// Those that start NATS servers.
 const WITH_NATS: [&str; 2] = ["faults", "publish"];

@@ -56,8 +56,13 @@ pub(crate) fn install(workspace: &Workspace) -> Result<Tools> {
 
 /// Finds or installs what the benchmarks in the laboratory need: namespaces, and a browser inside.
 pub(crate) fn install_for_laboratory(workspace: &Workspace) -> Result<Browser> {
-    let browser = Browser { node: node()?, chromium: chromium()? };
     laboratory()?;
+    install_browser(workspace)
+}
+
+/// The same without namespaces.
+pub(crate) fn install_browser(workspace: &Workspace) -> Result<Browser> {
+    let browser = Browser { node: node()?, chromium: chromium()? };
     npm_packages(workspace, BROWSER_TESTS)?;
     Ok(browser)
 }

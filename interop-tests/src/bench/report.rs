@@ -41,6 +41,29 @@ impl fmt::Display for Spread {
     }
 }
 
+/// Of many figures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Quantiles {
+    pub(super) count: usize,
+    pub(super) p50: f64,
+    pub(super) p99: f64,
+    pub(super) max: f64,
+}
+
+impl Quantiles {
+    /// NaN of none.
+    pub(super) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+        let mut figures: Vec<f64> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+        let at = |share: f64| {
+            let place = (share * figures.len() as f64).ceil() as usize;
+            figures.get(place.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+        };
+        Self { count: figures.len(), p50: at(0.5), p99: at(0.99), max: at(1.0) }
+    }
+}
+
 /// A figure with as many digits as it is worth.
 pub(super) fn short(figure: f64) -> String {
     let digits = match figure.abs() {
@@ -175,6 +198,15 @@ mod tests {
         for (figures, [median, low, high]) in cases {
             assert_eq!(Spread::of(figures.iter().copied()), Spread { median, low, high });
         }
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_figures() {
+        let figures = Quantiles::of((1..=200).rev().map(f64::from));
+        assert_eq!(figures, Quantiles { count: 200, p50: 100.0, p99: 198.0, max: 200.0 });
+        let figures = Quantiles::of([7.0]);
+        assert_eq!(figures, Quantiles { count: 1, p50: 7.0, p99: 7.0, max: 7.0 });
+        assert!(Quantiles::of([]).p99.is_nan());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tidegate_transport::clock;
 
 use super::scenarios::Measured;
-use super::stage::{CHANNEL, Restart, Stage, unix_us};
+use super::stage::{CHANNEL, Restart, Stage};
+use crate::bench::unix_us;
 use crate::clients::browser::Browser;
 
 /// Time to a connected client over WebSocket alone.

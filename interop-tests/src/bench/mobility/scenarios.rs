@@ -6,7 +6,8 @@ use anyhow::{Result, ensure};
 use tidegate_client::{LadderConfig, Transport};
 use tidegate_transport::clock;
 
-use super::stage::{Follower, INTERVAL, Stage, unix_us};
+use super::stage::{Follower, INTERVAL, Stage};
+use crate::bench::unix_us;
 
 const LADDER: [Transport; 2] = [Transport::Quic, Transport::WebSocket];
 

@@ -14,6 +14,7 @@ use tidegate_transport::netem::Profile;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval_at};
 
+use crate::bench::unix_us;
 use crate::gateway::Gateway;
 use crate::lab::{Control, Lab, LabConfig};
 use crate::wait::within;
@@ -251,12 +252,6 @@ impl Follower {
         self.deliveries.push(Delivery { sent_us, arrived_us });
         Ok(())
     }
-}
-
-/// Microseconds of Unix time: both ends are on one machine.
-pub(super) fn unix_us() -> u64 {
-    let since = clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Between two publications.

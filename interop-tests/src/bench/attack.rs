@@ -1,0 +1,110 @@
+//! `bench attack`: far more clients than an edge takes, most of which never mean to come in; addresses that may be forged;
+//! slots, tickets and targets that are.
+
+mod forged;
+mod initials;
+mod overload;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::cli::AttackArgs;
+use super::crowd::Verdict;
+use super::machine::Machine;
+use super::report::{short, write_json};
+use super::{crowd, proc};
+use crate::gateway::Gateway;
+use crate::programs;
+
+use self::forged::Forgeries;
+use self::initials::Amplification;
+use self::overload::Overload;
+
+/// Runs and prints. 1 where anything is not as it should be.
+pub(super) fn run(arguments: &AttackArgs) -> Result<ExitCode> {
+    let mut machine = Machine::look(&programs::tidegate()?);
+    let figures = crowd::block_on(measure(arguments))?;
+    machine.load_after = proc::load_average();
+    println!("\n{}\n", machine.summary());
+    let is_good = print(arguments, &figures);
+    let file = write_json("attack", arguments.json.as_deref(), &Report { machine, figures })?;
+    println!("Result file: {}", file.display());
+    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    machine: Machine,
+    figures: Figures,
+}
+
+#[derive(Debug, Serialize)]
+struct Figures {
+    overload: Overload,
+    /// By the flood, and by first flights that nobody follows up, on an edge that has room.
+    flooded: Amplification,
+    calm: Amplification,
+    slots: Forgeries,
+    resumes: Forgeries,
+    targets: Forgeries,
+}
+
+async fn measure(arguments: &AttackArgs) -> Result<Figures> {
+    eprintln!("an edge with room: first flights that nobody follows up");
+    let calm = Gateway::dev(CALM).await?;
+    let silent = initials::silent(&calm, SILENT).await?;
+    eprintln!("forged resume tickets");
+    let resumes = forged::resumes(&calm, arguments.forged).await?;
+    eprintln!("forged goaway targets");
+    let targets = forged::targets(&calm, arguments.forged).await?;
+    drop(calm);
+    eprintln!("overload");
+    let edge = Gateway::dev(&config(arguments)).await?;
+    let (overload, flooded, slots) = overload::run(&edge, arguments).await?;
+    Ok(Figures { overload, flooded, calm: silent, slots, resumes, targets })
+}
+
+fn config(arguments: &AttackArgs) -> String {
+    format!("node.workers = {}\nadmission.rate = {}\n", arguments.workers, arguments.admission)
+}
+
+fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
+    let Figures { overload, flooded, calm, slots, resumes, targets } = figures;
+    println!(
+        "Rate {}/s. For {:.1} s: {:.0} first flights by UDP a second, {:.0} TCP connects, {:.0} clients by WebSocket that mean \
+         it ({:.0} asked, {:.0} came in). Decisions: {}.\n",
+        arguments.admission,
+        overload.seconds,
+        overload.initials,
+        overload.silent_connects,
+        overload.asked + overload.came_again,
+        overload.asked,
+        overload.opened,
+        overload.decisions.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
+    );
+    let mut verdict = Verdict::new();
+    let rate = f64::from(arguments.admission);
+    let within = |figure: f64| (figure / rate - 1.0).abs() <= 0.05;
+    let target = format!("{} to {}", short(0.95 * rate), short(1.05 * rate));
+    verdict.row("admitted a second", target.clone(), short(overload.admitted), within(overload.admitted));
+    verdict.row("sessions opened a second", target, short(overload.opened), within(overload.opened));
+    for (what, bytes) in [("bytes to an address for each from it, flooded", flooded), ("the same with room", calm)] {
+        verdict.row(what, "<= 3".to_owned(), format!("{} (most {:.2})", short(bytes.all), bytes.most), bytes.most <= 3.0);
+    }
+    for (what, forged) in [("slots", slots), ("resume tickets", resumes), ("goaway targets", targets)] {
+        let measured = format!("{} of {}", forged.honoured, forged.tried);
+        let is_met = forged.honoured == 0 && forged.tried >= u64::from(arguments.forged);
+        verdict.row(&format!("forged {what} honoured"), "0".to_owned(), measured, is_met);
+    }
+    verdict.print(&overload.failures)
+}
+
+/// First flights from an address of their own each.
+const SILENT: usize = 200;
+/// Everybody has a place.
+const CALM: &str = "admission.rate = 100000\n";
+/// The measurement begins when the door is full.
+const WARM_UP: Duration = Duration::from_secs(5);

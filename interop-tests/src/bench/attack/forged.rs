@@ -1,0 +1,211 @@
+//! What nobody was given: slots, resume tickets, places that a server may not send clients to.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::{SinkExt as _, StreamExt as _};
+use rand::RngExt as _;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tidegate_client::{Client, ClientEvent};
+use tidegate_transport::clock;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tungstenite::Message;
+
+use super::overload::{Answer, knock};
+use crate::gateway::Gateway;
+use crate::raw::{Carrier, Raw};
+use crate::wait::{PATIENCE, within};
+
+/// How many were tried, and how many had an effect.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub(super) struct Forgeries {
+    pub(super) tried: u64,
+    pub(super) honoured: u64,
+}
+
+/// At a door that is full: half of them ours from beginning to end, half made of a ticket that somebody has.
+pub(super) async fn slots(edge: &Gateway, count: u32) -> Result<Forgeries> {
+    let given = loop {
+        match knock(edge, None).await? {
+            Answer::Later(after, Some(ticket)) if after > FULL => break ticket,
+            Answer::Later(..) | Answer::Connected(_) => {}
+            Answer::Nothing => bail!("the door says nothing"),
+        }
+    };
+    let given = URL_SAFE_NO_PAD.decode(given)?;
+    let mut rng = clock::rng();
+    let mut forged = Forgeries::default();
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(AT_ONCE);
+        let tickets: Vec<String> = (0..batch)
+            .map(|number| {
+                let made = if number % 2 == 0 { random(&mut rng, given.len()) } else { altered(&mut rng, &given) };
+                URL_SAFE_NO_PAD.encode(made)
+            })
+            .collect();
+        let knocks = tickets.iter().map(|ticket| knock(edge, Some(ticket)));
+        for answer in futures_util::future::join_all(knocks).await {
+            forged.tried += 1;
+            forged.honoured += u64::from(matches!(answer?, Answer::Connected(_)));
+        }
+        left -= batch;
+    }
+    Ok(forged)
+}
+
+/// Sessions that are not theirs.
+pub(super) async fn resumes(edge: &Gateway, count: u32) -> Result<Forgeries> {
+    let (_held, connected) =
+        Raw::connect_as(edge, Carrier::WebSocket, &crate::raw::Greeting::default(), None).await?;
+    let given = connected["resume"].as_str().or_else(|| connected["resume"]["ticket"].as_str());
+    let given = given.with_context(|| format!("no ticket: {connected}"))?.to_owned();
+    let mut rng = clock::rng();
+    let mut forged = Forgeries::default();
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(AT_ONCE);
+        let tickets: Vec<String> = (0..batch).map(|_| altered_text(&mut rng, &given)).collect();
+        let asks = tickets.iter().map(|ticket| async move {
+            let mut raw = Raw::dial(edge, Carrier::WebSocket).await?;
+            raw.send(&json!({ "id": 1, "connect": { "resume": ticket } })).await?;
+            let frame = raw.frame().await?;
+            anyhow::Ok(frame["connected"]["resumed"] == true)
+        });
+        for resumed in futures_util::future::join_all(asks).await {
+            forged.tried += 1;
+            forged.honoured += u64::from(resumed?);
+        }
+        left -= batch;
+    }
+    Ok(forged)
+}
+
+/// A server that sends clients of `sdk/rust` to places that it did not name before. It says of itself what `edge` says.
+pub(super) async fn targets(edge: &Gateway, count: u32) -> Result<Forgeries> {
+    let (_held, connected) =
+        Raw::connect_as(edge, Carrier::WebSocket, &crate::raw::Greeting::default(), None).await?;
+    let trap = TcpListener::bind("127.0.0.1:0").await?;
+    let place = format!("https://{}", trap.local_addr()?);
+    let server = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("ws://{}", server.local_addr()?);
+    let each = count.div_ceil(VICTIMS);
+    let mut serving = JoinSet::new();
+    serving.spawn(async move {
+        let mut sessions = JoinSet::new();
+        for _ in 0..VICTIMS {
+            let (stream, _) = server.accept().await?;
+            sessions.spawn(mislead(stream, connected.clone(), place.clone(), each));
+        }
+        while let Some(ended) = sessions.join_next().await {
+            ended??;
+        }
+        anyhow::Ok(())
+    });
+    let mut forged = Forgeries::default();
+    let mut victims = JoinSet::new();
+    for _ in 0..VICTIMS {
+        let client = Client::builder(&url).connect().await?;
+        victims.spawn(async move {
+            let mut events = client.take_events().context("events")?;
+            let mut ignored = 0;
+            while ignored < each {
+                match within(PATIENCE, "an event", events.next()).await? {
+                    Some(ClientEvent::GoawayIgnored { .. }) => ignored += 1,
+                    Some(ClientEvent::Leaving { .. } | ClientEvent::Moved { .. }) => bail!("it obeyed"),
+                    Some(_) => {}
+                    None => bail!("the session ended"),
+                }
+            }
+            anyhow::Ok((ignored, client))
+        });
+    }
+    let mut clients = Vec::new();
+    while let Some(victim) = victims.join_next().await {
+        match victim? {
+            Ok((ignored, client)) => {
+                forged.tried += u64::from(ignored);
+                clients.push(client);
+            }
+            Err(error) => {
+                eprintln!("{error:#}");
+                forged.honoured += 1;
+            }
+        }
+    }
+    while let Ok(Ok(_)) = tokio::time::timeout(Duration::ZERO, trap.accept()).await {
+        forged.honoured += 1;
+    }
+    drop(clients);
+    serving.abort_all();
+    Ok(forged)
+}
+
+/// Lets a client in, and sends it there again and again; it reads the next when it has dealt with the one before.
+async fn mislead(
+    stream: tokio::net::TcpStream,
+    connected: Value,
+    place: String,
+    count: u32,
+) -> Result<()> {
+    let mut socket = tokio_tungstenite::accept_async(stream).await?;
+    let asked: Value = loop {
+        let message = socket.next().await.context("the client went")??;
+        if let Message::Text(text) = message {
+            break serde_json::from_str(&text)?;
+        }
+    };
+    ensure!(asked["connect"].is_object(), "{asked}");
+    let answer = json!({ "id": asked["id"], "connected": connected });
+    socket.send(Message::text(answer.to_string())).await?;
+    for number in 0..count {
+        let goaway = json!({ "goaway": { "endpoint": place, "reason": "drain", "deadline_ms": 600_000 + number } });
+        socket.send(Message::text(goaway.to_string())).await?;
+        if number % BURST == BURST - 1 {
+            // Its queue of events holds no more.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Until the client has seen enough.
+    while let Some(Ok(_)) = socket.next().await {}
+    Ok(())
+}
+
+fn random(rng: &mut ChaCha8Rng, length: usize) -> Vec<u8> {
+    (0..length).map(|_| rng.random()).collect()
+}
+
+/// A bit is another.
+fn altered(rng: &mut ChaCha8Rng, given: &[u8]) -> Vec<u8> {
+    let mut made = given.to_vec();
+    let at = rng.random_range(0..made.len());
+    made[at] ^= 1 << rng.random_range(0..8);
+    made
+}
+
+/// Likewise, where it is text that says more than base64 may.
+fn altered_text(rng: &mut ChaCha8Rng, given: &str) -> String {
+    match URL_SAFE_NO_PAD.decode(given) {
+        Ok(bytes) => URL_SAFE_NO_PAD.encode(altered(rng, &bytes)),
+        Err(_) => {
+            let mut made: Vec<char> = given.chars().collect();
+            let at = rng.random_range(0..made.len());
+            made[at] = if made[at] == 'A' { 'B' } else { 'A' };
+            made.into_iter().collect()
+        }
+    }
+}
+
+/// Knocks at once.
+const AT_ONCE: u32 = 50;
+/// Nobody new gets in for so long.
+const FULL: Duration = Duration::from_secs(5);
+/// Clients that are misled.
+const VICTIMS: u32 = 20;
+/// Goaways without a pause.
+const BURST: u32 = 25;

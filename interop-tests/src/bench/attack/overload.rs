@@ -1,0 +1,207 @@
+//! An edge that gets many times what it takes on.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use serde_json::{Value, json};
+use tidegate_transport::clock;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::forged::{self, Forgeries};
+use super::initials::{self, Amplification, Maker};
+use super::{AttackArgs, WARM_UP};
+use crate::gateway::Gateway;
+use crate::raw::{Carrier, Raw, Received};
+
+/// Figures a second, but for those that are not.
+#[derive(Debug, Serialize)]
+pub(super) struct Overload {
+    pub(super) seconds: f64,
+    pub(super) initials: f64,
+    pub(super) silent_connects: f64,
+    /// Clients that asked for the first time, and at the time that they were told.
+    pub(super) asked: f64,
+    pub(super) came_again: f64,
+    pub(super) admitted: f64,
+    pub(super) opened: f64,
+    /// Of the edge, in all.
+    pub(super) decisions: BTreeMap<String, f64>,
+    pub(super) failures: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    asked: AtomicU64,
+    came_again: AtomicU64,
+    silent: AtomicU64,
+}
+
+pub(super) async fn run(
+    edge: &Gateway,
+    arguments: &AttackArgs,
+) -> Result<(Overload, Amplification, Forgeries)> {
+    let rate = arguments.admission;
+    let initials = rate * arguments.factor;
+    let length = Duration::from_secs(u64::from(arguments.seconds));
+    // Beforehand: to make one costs more than to look at it.
+    let mut maker = Maker::new(edge)?;
+    let wanted = f64::from(initials) * (length + WARM_UP).as_secs_f64() * 1.1;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+    let flights = (0..wanted as usize).map(|_| maker.flight()).collect::<Result<Vec<_>>>()?;
+
+    let stop = CancellationToken::new();
+    let counts = Arc::new(Counts::default());
+    let mut floods = JoinSet::new();
+    floods.spawn(initials::flood(edge.addresses.quic, flights, initials, stop.clone()));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(silent_connects(edge.addresses.plain, rate, Arc::clone(&counts), stop.clone()));
+    let clients = clients(edge, rate * 3 / 2, &counts, &stop);
+    let measuring = async {
+        sleep(WARM_UP).await;
+        let (before, asked) = (sample(edge).await?, counts.read());
+        let begun = clock::now();
+        sleep(length).await;
+        let seconds = begun.elapsed().as_secs_f64();
+        let (after, asked_after) = (sample(edge).await?, counts.read());
+        // While the door is full.
+        let slots = forged::slots(edge, arguments.forged).await?;
+        stop.cancel();
+        anyhow::Ok((seconds, before, after, asked, asked_after, slots))
+    };
+    let (measured, failures) = tokio::join!(measuring, clients);
+    let (seconds, before, after, asked, asked_after, slots) = measured?;
+    while let Some(ended) = tasks.join_next().await {
+        ended?;
+    }
+    let (count, flooded) = floods.join_next().await.context("a flood")???;
+    let per_second = |figure: f64| figure / seconds;
+    let since = |name: &str| after.get(name).unwrap_or(&0.0) - before.get(name).unwrap_or(&0.0);
+    let of = |prefix: &str| {
+        let names = after.keys().filter(|name| name.starts_with(prefix));
+        names.map(|name| since(name)).sum::<f64>()
+    };
+    let decisions = after.keys().filter_map(|name| {
+        let decision = name.strip_prefix(DECISIONS)?.strip_suffix("\"}")?;
+        Some((decision.to_owned(), since(name)))
+    });
+    let overload = Overload {
+        seconds,
+        initials: count as f64 / (length + WARM_UP).as_secs_f64(),
+        silent_connects: per_second((asked_after[2] - asked[2]) as f64),
+        asked: per_second((asked_after[0] - asked[0]) as f64),
+        came_again: per_second((asked_after[1] - asked[1]) as f64),
+        admitted: per_second(since(&format!("{DECISIONS}admit\"}}"))),
+        opened: per_second(of("tidegate_edge_connects_total")),
+        decisions: decisions.collect(),
+        failures,
+    };
+    Ok((overload, flooded, slots))
+}
+
+impl Counts {
+    fn read(&self) -> [u64; 3] {
+        [&self.asked, &self.came_again, &self.silent].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+async fn sample(edge: &Gateway) -> Result<BTreeMap<String, f64>> {
+    edge.metrics().await
+}
+
+/// Connections that say nothing, a second each.
+async fn silent_connects(to: SocketAddr, per_second: u32, counts: Arc<Counts>, stop: CancellationToken) {
+    let mut ticks = interval(Duration::from_secs(1) / per_second.max(1));
+    let mut open = JoinSet::new();
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let counts = Arc::clone(&counts);
+        open.spawn(async move {
+            if let Ok(_held) = TcpStream::connect(to).await {
+                counts.silent.fetch_add(1, Ordering::Relaxed);
+                sleep(HOLD).await;
+            }
+        });
+        while open.try_join_next().is_some() {}
+    }
+}
+
+/// Clients that mean it: so many new ones a second, each of which comes again when it is told. What went wrong.
+async fn clients(
+    edge: &Gateway,
+    per_second: u32,
+    counts: &Counts,
+    stop: &CancellationToken,
+) -> Vec<String> {
+    let mut ticks = interval(Duration::from_secs(1) / per_second.max(1));
+    let mut failures = Vec::new();
+    let mut open = futures_util::stream::FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return failures,
+            _ = ticks.tick() => open.push(client(edge, counts)),
+            Some(ended) = futures_util::StreamExt::next(&mut open), if !open.is_empty() => {
+                if let Err(error) = ended {
+                    failures.push(format!("{error:#}"));
+                }
+            }
+        }
+    }
+}
+
+async fn client(edge: &Gateway, counts: &Counts) -> Result<()> {
+    counts.asked.fetch_add(1, Ordering::Relaxed);
+    let mut slot = None;
+    loop {
+        match knock(edge, slot.as_deref()).await? {
+            Answer::Connected(_held) => {
+                sleep(HOLD).await;
+                return Ok(());
+            }
+            Answer::Later(after, ticket) => {
+                sleep(after).await;
+                slot = ticket;
+                counts.came_again.fetch_add(1, Ordering::Relaxed);
+            }
+            // What a full server may do; this one is gone.
+            Answer::Nothing => return Ok(()),
+        }
+    }
+}
+
+/// What a client is told.
+pub(super) enum Answer {
+    Connected(Raw),
+    Later(Duration, Option<String>),
+    Nothing,
+}
+
+/// Asks by WebSocket, with this slot or without.
+pub(super) async fn knock(edge: &Gateway, slot: Option<&str>) -> Result<Answer> {
+    let Ok(mut raw) = Raw::dial(edge, Carrier::WebSocket).await else { return Ok(Answer::Nothing) };
+    let connect = slot.map_or_else(|| json!({}), |slot| json!({ "slot": slot }));
+    if raw.send(&json!({ "id": 1, "connect": connect })).await.is_err() {
+        return Ok(Answer::Nothing);
+    }
+    match raw.recv().await {
+        Ok(Received::Frame(frame)) if frame["connected"].is_object() => Ok(Answer::Connected(raw)),
+        Ok(Received::Frame(frame)) => later(&frame).with_context(|| format!("what is {frame}?")),
+        Ok(Received::Closed { .. }) | Err(_) => Ok(Answer::Nothing),
+    }
+}
+
+fn later(frame: &Value) -> Option<Answer> {
+    let reconnect = &frame["close"]["reconnect"];
+    let after = Duration::from_millis(reconnect["after_ms"].as_u64()?);
+    Some(Answer::Later(after, reconnect["slot"].as_str().map(str::to_owned)))
+}
+
+const DECISIONS: &str = "tidegate_edge_admission_decisions_total{decision=\"";
+/// A client's stay.
+const HOLD: Duration = Duration::from_secs(1);
