@@ -149,7 +149,8 @@ impl Builder {
     ///
     /// # Errors
     /// When the configuration cannot be used, no URL leads to a server, or the server refuses the session. Later losses
-    /// are no errors: the client reconnects by itself.
+    /// are no errors: the client reconnects by itself. Nor is a server that is busy and keeps a place for the client: this
+    /// waits for it.
     pub async fn connect(self) -> Result<Client, ClientError> {
         if let Some(reason) = self.bad_hash {
             return Err(ClientError::Tls(reason));

@@ -2,6 +2,7 @@
 
 mod ladder;
 mod longpoll;
+mod outage;
 mod quic;
 mod websocket;
 
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use tidegate_protocol::frame::{
     self, ClientBody, ClientFrame, Connected, Published, ServerBody, ServerFrame, Subscribed, Unsubscribed,
 };
+use tidegate_protocol::plan::ReconnectPlan;
 
 use crate::{ClientEvent, Events, Payload, Position, Publication, Subscription, SubscriptionEvent};
 
@@ -21,6 +23,8 @@ struct Gateway {
     keys: Vec<(String, u64)>,
     /// In the order in which they came.
     seen: Vec<ClientFrame>,
+    /// Told in `connected`.
+    plan: Option<ReconnectPlan>,
 }
 
 impl Gateway {
@@ -34,6 +38,7 @@ impl Gateway {
                     session: "0".repeat(32),
                     ping_ms: 25_000,
                     node: "tiny".to_owned(),
+                    plan: self.plan.clone(),
                     ..Connected::default()
                 };
                 (ServerBody::Connected(connected), None)

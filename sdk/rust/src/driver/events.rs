@@ -1,7 +1,8 @@
 //! What the session says, and what the app hears of it.
 
 use tidegate_fallback::ladder::AttemptId;
-use tidegate_protocol::frame::{CloseCode, Join, Leave};
+use tidegate_protocol::frame::{CloseCode, Join, Leave, ReconnectPolicy};
+use tidegate_protocol::hint::Hint;
 use tidegate_protocol::session::client::{Event, RequestId, TokenNeed};
 use tidegate_protocol::{ConnectionId, Offset, Position};
 use tidegate_transport::clock;
@@ -162,7 +163,10 @@ impl Driver {
         self.refuse_move("the connection was lost");
         self.state.send_replace(State::Connecting);
         tracing::debug!(code, reason, "the connection ended");
-        if let Some(first) = self.first.take() {
+        // Who has a place has no failure to tell of.
+        let comes_back = CloseCode::policy_of(code) == ReconnectPolicy::Backoff;
+        let has_place = comes_back && (self.session.slot(now).is_some() || Hint::parse(&reason).is_some());
+        if let Some(first) = self.first.take_if(|_| !has_place) {
             let error = self.dial_error.take().map(ClientError::from);
             answer(first, Err(error.unwrap_or_else(|| ClientError::Closed { code, reason: reason.clone() })));
             self.session.close(now);

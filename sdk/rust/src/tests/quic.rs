@@ -34,9 +34,16 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) async fn accept(endpoint: &Endpoint) -> Self {
-        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        Self::of(endpoint.accept().await.unwrap().await.unwrap()).await
+    }
+
+    pub(super) async fn of(connection: quinn::Connection) -> Self {
         let (send, recv) = connection.accept_bi().await.unwrap();
         Self { connection, send, recv, decoder: Decoder::new(1 << 20) }
+    }
+
+    pub(super) fn connection(&self) -> &quinn::Connection {
+        &self.connection
     }
 
     pub(super) async fn next(&mut self) -> Option<ClientFrame> {
