@@ -83,7 +83,12 @@ fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
         overload.asked + overload.came_again,
         overload.asked,
         overload.opened,
-        overload.decisions.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join(", "),
+        overload
+            .decisions
+            .iter()
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect::<Vec<_>>()
+            .join(", "),
     );
     let mut verdict = Verdict::new();
     let rate = f64::from(arguments.admission);
@@ -91,8 +96,15 @@ fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
     let target = format!("{} to {}", short(0.95 * rate), short(1.05 * rate));
     verdict.row("admitted a second", target.clone(), short(overload.admitted), within(overload.admitted));
     verdict.row("sessions opened a second", target, short(overload.opened), within(overload.opened));
-    for (what, bytes) in [("bytes to an address for each from it, flooded", flooded), ("the same with room", calm)] {
-        verdict.row(what, "<= 3".to_owned(), format!("{} (most {:.2})", short(bytes.all), bytes.most), bytes.most <= 3.0);
+    for (what, bytes) in
+        [("bytes to an address for each from it, flooded", flooded), ("the same with room", calm)]
+    {
+        verdict.row(
+            what,
+            "<= 3".to_owned(),
+            format!("{} (most {:.2})", short(bytes.all), bytes.most),
+            bytes.most <= 3.0,
+        );
     }
     for (what, forged) in [("slots", slots), ("resume tickets", resumes), ("goaway targets", targets)] {
         let measured = format!("{} of {}", forged.honoured, forged.tried);

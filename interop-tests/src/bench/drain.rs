@@ -136,7 +136,8 @@ async fn measure(arguments: &DrainArgs) -> Result<Figures> {
 
 /// What a drain takes at best: four fifths of what the target can take, and no longer than half of its time.
 fn usual(arguments: &DrainArgs, clients: u32) -> Duration {
-    Duration::from_secs_f64(f64::from(clients) / (0.8 * f64::from(arguments.admission))).min(arguments.within / 2)
+    Duration::from_secs_f64(f64::from(clients) / (0.8 * f64::from(arguments.admission)))
+        .min(arguments.within / 2)
 }
 
 /// Drains an edge to the end.
@@ -175,9 +176,7 @@ fn line(number: u32, drained: &Drained, window: &Window) -> String {
     format!(
         "drain {number}: {seconds:.1} s, {moved} moved, {left} left, {closed} closed; clients: {} moves, {} disconnects; {} \
          presence events",
-        window.moved,
-        window.disconnected,
-        window.presence,
+        window.moved, window.disconnected, window.presence,
     )
 }
 

@@ -134,7 +134,8 @@ async fn measure(arguments: &KillArgs) -> Result<Figures> {
 
 /// What clients of this edge are told of its end.
 async fn window(edge: &Gateway) -> Result<Duration> {
-    let (_raw, connected) = Raw::connect_as(edge, Carrier::WebSocket, &crate::raw::Greeting::default(), None).await?;
+    let (_raw, connected) =
+        Raw::connect_as(edge, Carrier::WebSocket, &crate::raw::Greeting::default(), None).await?;
     let plan = &connected["plan"];
     let window = plan["node_window_ms"].as_u64().with_context(|| format!("no plan: {connected}"))?;
     Ok(Duration::from_millis(window))
@@ -150,7 +151,11 @@ async fn sessions(edge: &Gateway) -> Result<f64> {
 /// By second.
 fn timeline(back: &[f64], opened: &[(f64, f64)]) -> Vec<[u64; 2]> {
     let end = opened.last().map_or(0.0, |(at, _)| *at);
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds and counts of a run")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "seconds and counts of a run"
+    )]
     let row = |second: u32| {
         let until = f64::from(second + 1);
         let count = |by: f64| opened.iter().rev().find(|(at, _)| *at <= by).map_or(0.0, |(_, count)| *count);

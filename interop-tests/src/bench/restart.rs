@@ -74,11 +74,14 @@ async fn measure(arguments: &RestartArgs) -> Result<Figures> {
     let books = Books::new(Recorder::new());
     let transports: Vec<Transport> = arguments.crowd.transports().collect();
     // What supports migration as often as all others together.
-    let shares = |transport: &Transport| if *transport == Transport::Quic { transports.len().max(2) - 1 } else { 1 };
+    let shares =
+        |transport: &Transport| if *transport == Transport::Quic { transports.len().max(2) - 1 } else { 1 };
     let all: usize = transports.iter().map(shares).sum();
     let clients = transports
         .iter()
-        .map(|transport| Ok((*transport, arguments.connections * u32::try_from(shares(transport))? / u32::try_from(all)?)))
+        .map(|transport| {
+            Ok((*transport, arguments.connections * u32::try_from(shares(transport))? / u32::try_from(all)?))
+        })
         .collect::<Result<_>>()?;
     let guests = Guests {
         to: &edge,
@@ -195,8 +198,7 @@ fn print(arguments: &RestartArgs, figures: &Figures) -> bool {
         short(taken.max),
     );
     println!("Longest time between two publications of a client, milliseconds:\n");
-    let mut table =
-        Table::new(&["clients", "no restart p50", "p99", "max", "restart p50", "p99", "max"]);
+    let mut table = Table::new(&["clients", "no restart p50", "p99", "max", "restart p50", "p99", "max"]);
     for (group, [usual, restarted]) in &figures.gaps {
         let mut cells = vec![group.clone()];
         cells.extend([usual, restarted].iter().flat_map(|of| [of.p50, of.p99, of.max]).map(short));

@@ -127,14 +127,14 @@ pub(super) struct Load {
 
 impl Load {
     /// By some of each transport, so that not everything is load.
-    fn of(crowd: &mut [Collector<Native>], edge: &Gateway) -> Self {
+    pub(super) fn of(crowd: &mut [Collector<Native>], edge: &Gateway) -> Self {
         let some = crowd.len().div_ceil(PUBLISHERS);
         let publishers = crowd.iter_mut().step_by(some).map(|each| each.subscriber().client.clone());
         let pause = PAUSE * u32::try_from(some).unwrap_or(1);
         Self::begin(publishers.collect(), edge.addresses.api, pause)
     }
 
-    pub(super) fn begin(publishers: Vec<Client>, api: SocketAddr, pause: Duration) -> Self {
+    fn begin(publishers: Vec<Client>, api: SocketAddr, pause: Duration) -> Self {
         let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let mut tasks = JoinSet::new();
         for (index, client) in publishers.into_iter().enumerate() {

@@ -318,8 +318,7 @@ async fn old_connections_are_renewed_and_nobody_notices() -> Result<()> {
         }
         anyhow::Ok(watcher)
     });
-    let publishers = crowd.iter_mut().map(|each| each.subscriber().client.clone()).collect();
-    let load = Load::begin(publishers, other.addresses.api);
+    let load = Load::of(&mut crowd, other);
     let (browser, page) = Browser::inside().await?;
     browser.open("plan", &page).await?;
     until("every connection has been renewed", || async {

@@ -152,7 +152,8 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         QuicDialer::new(tls, config).map_err(|error| ClientError::Tls(error.to_string()))
     };
     let is_wanted = |transport: Transport| options.transports.contains(&transport);
-    let native = is_wanted(Transport::Quic).then(|| quic(ALPN_NATIVE, options.quic.early_data)).transpose()?;
+    let native =
+        is_wanted(Transport::Quic).then(|| quic(ALPN_NATIVE, options.quic.early_data)).transpose()?;
     // Its request may not travel in early data (draft-ietf-webtrans-http3 §3.3).
     let http3 = is_wanted(Transport::WebTransport).then(|| quic(ALPN_WEBTRANSPORT, false)).transpose()?;
     (dialer.quic, dialer.web_transport) = (native, http3);

@@ -33,7 +33,11 @@ impl Endpoint {
             Some("ws") => (Transport::WebSocket, false, "/v1/connect"),
             Some("https") => (Transport::LongPoll, true, "/v1/poll"),
             Some("http") => (Transport::LongPoll, false, "/v1/poll"),
-            _ => return Err(refuse("it must begin with quic://, webtransport://, wss://, ws://, https:// or http://")),
+            _ => {
+                return Err(refuse(
+                    "it must begin with quic://, webtransport://, wss://, ws://, https:// or http://",
+                ));
+            }
         };
         let authority = uri.authority().ok_or_else(|| refuse("it names no host"))?;
         if authority.as_str().contains('@') {

@@ -138,9 +138,9 @@ impl WebTransportClient {
             .parse::<Url>()
             .map_err(|error| QuicError::Settings(error.to_string()))?;
         let session = Session::connect(connection.clone(), url).await.map_err(|error| match error {
-            ClientError::HttpError(ConnectError::ProtoError(proto::ConnectError::WrongStatus(Some(status)))) => {
-                QuicError::Status(status)
-            }
+            ClientError::HttpError(ConnectError::ProtoError(proto::ConnectError::WrongStatus(Some(
+                status,
+            )))) => QuicError::Status(status),
             ClientError::Connection(error) => QuicError::lost(error),
             error => QuicError::NotWebTransport(error.to_string()),
         })?;

@@ -45,7 +45,8 @@ pub(super) async fn slots(edge: &Gateway, count: u32) -> Result<Forgeries> {
         let batch = left.min(AT_ONCE);
         let tickets: Vec<String> = (0..batch)
             .map(|number| {
-                let made = if number % 2 == 0 { random(&mut rng, given.len()) } else { altered(&mut rng, &given) };
+                let made =
+                    if number % 2 == 0 { random(&mut rng, given.len()) } else { altered(&mut rng, &given) };
                 URL_SAFE_NO_PAD.encode(made)
             })
             .collect();
@@ -147,12 +148,7 @@ pub(super) async fn targets(edge: &Gateway, count: u32) -> Result<Forgeries> {
 }
 
 /// Lets a client in, and sends it there again and again; it reads the next when it has dealt with the one before.
-async fn mislead(
-    stream: tokio::net::TcpStream,
-    connected: Value,
-    place: String,
-    count: u32,
-) -> Result<()> {
+async fn mislead(stream: tokio::net::TcpStream, connected: Value, place: String, count: u32) -> Result<()> {
     let mut socket = tokio_tungstenite::accept_async(stream).await?;
     let asked: Value = loop {
         let message = socket.next().await.context("the client went")??;
@@ -164,7 +160,8 @@ async fn mislead(
     let answer = json!({ "id": asked["id"], "connected": connected });
     socket.send(Message::text(answer.to_string())).await?;
     for number in 0..count {
-        let goaway = json!({ "goaway": { "endpoint": place, "reason": "drain", "deadline_ms": 600_000 + number } });
+        let goaway =
+            json!({ "goaway": { "endpoint": place, "reason": "drain", "deadline_ms": 600_000 + number } });
         socket.send(Message::text(goaway.to_string())).await?;
         if number % BURST == BURST - 1 {
             // Its queue of events holds no more.

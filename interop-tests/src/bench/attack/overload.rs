@@ -133,12 +133,7 @@ async fn silent_connects(to: SocketAddr, per_second: u32, counts: Arc<Counts>, s
 }
 
 /// Clients that mean it: so many new ones a second, each of which comes again when it is told. What went wrong.
-async fn clients(
-    edge: &Gateway,
-    per_second: u32,
-    counts: &Counts,
-    stop: &CancellationToken,
-) -> Vec<String> {
+async fn clients(edge: &Gateway, per_second: u32, counts: &Counts, stop: &CancellationToken) -> Vec<String> {
     let mut ticks = interval(Duration::from_secs(1) / per_second.max(1));
     let mut failures = Vec::new();
     let mut open = futures_util::stream::FuturesUnordered::new();

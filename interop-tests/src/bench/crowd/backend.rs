@@ -83,17 +83,12 @@ async fn publish(
 }
 
 /// One batch, of channels and payload ids.
-async fn ask(
-    recorder: Recorder,
-    api: SocketAddr,
-    chosen: Vec<(u32, u64)>,
-) -> Result<Vec<(u32, Position)>> {
+async fn ask(recorder: Recorder, api: SocketAddr, chosen: Vec<(u32, u64)>) -> Result<Vec<(u32, Position)>> {
     let publications: Vec<Value> =
         chosen.iter().map(|(channel, id)| publication(*channel, *id)).collect::<Result<_>>()?;
     let body = json!({ "publications": publications }).to_string();
-    let invoke = |(channel, id): &(u32, u64)| {
-        recorder.invoke("the backend", &channel_name(*channel), false, *id)
-    };
+    let invoke =
+        |(channel, id): &(u32, u64)| recorder.invoke("the backend", &channel_name(*channel), false, *id);
     let attempts: Vec<Attempt> = chosen.iter().map(invoke).collect();
     let answer = send(api, None, post("/v1/publish", Bytes::from(body))).await?;
     ensure!(answer.status == StatusCode::OK, "publishing: {}: {}", answer.status, answer.text());

@@ -348,7 +348,17 @@ mod tests {
     fn order() -> Order {
         let (group, url, certificate_hash) = ("some".to_owned(), String::new(), String::new());
         let (first, clients, channels, follows) = (10, 2, 4, 2);
-        Order { group, url, certificate_hash, first, clients, channels, follows, per_second: 1, watches: false }
+        Order {
+            group,
+            url,
+            certificate_hash,
+            first,
+            clients,
+            channels,
+            follows,
+            per_second: 1,
+            watches: false,
+        }
     }
 
     fn position(offset: u64) -> Position {

@@ -30,7 +30,8 @@ pub(in crate::bench) enum Transport {
 
 impl Transport {
     /// All, in the order of reports.
-    pub(in crate::bench) const ALL: [Self; 4] = [Self::Quic, Self::WebTransport, Self::WebSocket, Self::LongPoll];
+    pub(in crate::bench) const ALL: [Self; 4] =
+        [Self::Quic, Self::WebTransport, Self::WebSocket, Self::LongPoll];
 
     /// Where such clients of `sdk/rust` begin.
     pub(in crate::bench) fn url(self, edge: &Gateway) -> String {

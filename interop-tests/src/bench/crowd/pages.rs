@@ -64,12 +64,7 @@ impl Pages {
     }
 }
 
-async fn listen(
-    browser: Browser,
-    names: Vec<String>,
-    books: Books,
-    stop: CancellationToken,
-) -> Result<()> {
+async fn listen(browser: Browser, names: Vec<String>, books: Books, stop: CancellationToken) -> Result<()> {
     let mut ticks = interval(BETWEEN_LOOKS);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {

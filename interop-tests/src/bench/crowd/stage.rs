@@ -74,7 +74,8 @@ impl Guests<'_> {
         };
         let mut crowd = Crowd::new(books.clone());
         for (transport, clients) in &self.clients {
-            (order.group, order.url, order.clients) = (transport.to_string(), transport.url(self.to), *clients);
+            (order.group, order.url, order.clients) =
+                (transport.to_string(), transport.url(self.to), *clients);
             crowd.join(&order).await?;
             order.first += order.clients;
         }

@@ -16,9 +16,21 @@ pub(super) fn print(arguments: &DrainArgs, figures: &Figures) -> bool {
         figures.judged.published,
         figures.judged.deliveries,
     );
-    println!("Longest time between two publications of a channel, of each client, milliseconds; and from publishing to delivery:\n");
+    println!(
+        "Longest time between two publications of a channel, of each client, milliseconds; and from publishing to delivery:\n"
+    );
     let mut table = Table::new(&[
-        "clients", "gap p50", "p99", "max", "drained: gap p50", "p99", "max", "p99 longer by", "delay p99", "drained: delay p99", "max",
+        "clients",
+        "gap p50",
+        "p99",
+        "max",
+        "drained: gap p50",
+        "p99",
+        "max",
+        "p99 longer by",
+        "delay p99",
+        "drained: delay p99",
+        "max",
     ]);
     for group in &figures.groups {
         let ([usual, drained], [usual_delay, drained_delay]) = (group.gaps, group.delays);
@@ -28,7 +40,8 @@ pub(super) fn print(arguments: &DrainArgs, figures: &Figures) -> bool {
         table.row(std::iter::once(group.group.clone()).chain(figures).collect());
     }
     println!("{table}");
-    let mut drains = Table::new(&["drain of", "seconds", "moved", "left", "closed", "disconnects", "presence events"]);
+    let mut drains =
+        Table::new(&["drain of", "seconds", "moved", "left", "closed", "disconnects", "presence events"]);
     for leg in &figures.drained {
         drains.row(vec![
             leg.from.to_owned(),
