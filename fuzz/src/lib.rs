@@ -30,7 +30,7 @@ pub use http::{
 };
 pub use links::{drain_frame, lease_frame, link_decoder};
 pub use packets::{connection_id, tls_ticket};
-pub use tickets::{resume_ticket, ticket_content};
+pub use tickets::{refusal_hint, resume_ticket, slot_ticket, ticket_content};
 pub use tokens::{token, token_claims};
 
 /// Does something with any bytes; panics where a promise is broken.
@@ -56,10 +56,12 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("poll_request", poll_request),
     ("publish_body", publish_body),
     ("query", query),
+    ("refusal_hint", refusal_hint),
     ("resume_ticket", resume_ticket),
     ("server_message", server_message),
     ("server_text", server_text),
     ("session_id", session_id),
+    ("slot_ticket", slot_ticket),
     ("stream_header", stream_header),
     ("ticket_content", ticket_content),
     ("tls_ticket", tls_ticket),

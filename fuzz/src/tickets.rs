@@ -1,8 +1,11 @@
-//! Resume tickets, as clients send them and as they are inside.
+//! Resume tickets, as clients send them and as they are inside; slot tickets, and refusals that hold one.
 
 use std::sync::OnceLock;
 
+use tidegate_edge::policy::admission::SlotTicket;
 use tidegate_edge::resume::{KEY_BYTES, MAX_TICKET_BYTES, OpenError, TicketKeys};
+use tidegate_protocol::hint::Hint;
+use tidegate_protocol::reconnect::Reconnect;
 use tidegate_protocol::session::resume::Ticket;
 
 /// Anything that comes as a ticket. The corpus holds some that are sealed with this key.
@@ -25,4 +28,22 @@ pub fn resume_ticket(input: &[u8]) {
 pub fn ticket_content(input: &[u8]) {
     let Ok(ticket) = Ticket::decode(input) else { return };
     assert_eq!(Ticket::decode(&ticket.encode()), Ok(ticket));
+}
+
+/// Anything that is shown for a slot.
+pub fn slot_ticket(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Some(ticket) = SlotTicket::from_text(text) else { return };
+    assert_eq!(ticket.to_text(), text);
+    assert_eq!(SlotTicket::from_bytes(ticket.as_bytes()), Some(ticket));
+}
+
+/// The reason of any close.
+pub fn refusal_hint(input: &[u8]) {
+    let Some(hint) = Hint::parse_bytes(input) else { return };
+    if let Hint::Later { after, ticket } = &hint {
+        assert!(*after <= Reconnect::MAX_SLOT);
+        assert!(ticket.as_ref().is_none_or(|ticket| ticket.len() <= Hint::MAX_TICKET));
+    }
+    assert_eq!(Hint::parse(&hint.to_string()), Some(hint));
 }
