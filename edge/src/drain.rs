@@ -19,14 +19,15 @@ use tidegate_protocol::link::fleet::EdgeState;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::clock;
 use tidegate_transport::link::{DrainAnswer, DrainCalls};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::door::Door;
 use crate::fleet::Fleet;
 use crate::sessions::Sessions;
 use places::{Pace, Place, Places, Whither};
-use run::{Command, Task};
+use run::{Command, Task, Told};
 
 pub use crate::policy::admission::SHARE;
 
@@ -58,7 +59,7 @@ pub(crate) struct Inner {
 /// One drain: over when this is dropped.
 #[derive(Debug)]
 struct Running {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Told>,
     report: watch::Receiver<DrainReport>,
     _stop: DropGuard,
 }
@@ -142,20 +143,26 @@ impl DrainControl {
     ///
     /// # Errors
     /// Where it can lead nowhere. Nothing has changed then.
-    pub fn begin(&self, order: DrainOrder) -> Result<(), DrainError> {
+    pub async fn begin(&self, order: DrainOrder) -> Result<(), DrainError> {
         let whither = Whither::Named(order.to.clone());
         check(&order)?;
         if self.targets(&whither).is_empty() {
             return Err(if order.to.is_empty() { DrainError::Alone } else { DrainError::NoTarget });
         }
-        let mut running = self.inner.running();
-        if let Some(running) = running.as_ref().filter(|running| running.is_on()) {
-            if order.drain < running.report.borrow().order.drain {
-                return Err(DrainError::Outdated);
+        let heard = {
+            let mut running = self.inner.running();
+            match running.as_ref().filter(|running| running.is_on()) {
+                Some(running) if order.drain < running.report.borrow().order.drain => {
+                    return Err(DrainError::Outdated);
+                }
+                Some(running) => running.say(Command::Order(order))?,
+                None => {
+                    *running = Some(self.start(Task { order, whither, is_announced: true }));
+                    return Ok(());
+                }
             }
-            return running.tell(Command::Order(order));
-        }
-        *running = Some(self.start(Task { order, whither, is_announced: true }));
+        };
+        until_done(heard).await;
         Ok(())
     }
 
@@ -163,24 +170,24 @@ impl DrainControl {
     ///
     /// # Errors
     /// [`DrainError::Busy`].
-    pub fn pause(&self) -> Result<(), DrainError> {
-        self.tell(Command::Pause)
+    pub async fn pause(&self) -> Result<(), DrainError> {
+        self.tell(Command::Pause).await
     }
 
     /// Goes on. The deadline is as much later.
     ///
     /// # Errors
     /// [`DrainError::Busy`].
-    pub fn resume(&self) -> Result<(), DrainError> {
-        self.tell(Command::Resume)
+    pub async fn resume(&self) -> Result<(), DrainError> {
+        self.tell(Command::Resume).await
     }
 
     /// Serves as before. Who was asked to move goes all the same.
     ///
     /// # Errors
     /// [`DrainError::Busy`].
-    pub fn abort(&self) -> Result<(), DrainError> {
-        self.tell(Command::Abort)
+    pub async fn abort(&self) -> Result<(), DrainError> {
+        self.tell(Command::Abort).await
     }
 
     /// How far it is, or how it ended; `None` where there was none.
@@ -257,11 +264,13 @@ impl DrainControl {
         places.handle_view(&self.inner.fleet.view())
     }
 
-    fn tell(&self, command: Command) -> Result<(), DrainError> {
-        match self.inner.running().as_ref().filter(|running| running.is_on()) {
-            Some(running) => running.tell(command),
-            None => Ok(()),
-        }
+    async fn tell(&self, command: Command) -> Result<(), DrainError> {
+        let heard = match self.inner.running().as_ref().filter(|running| running.is_on()) {
+            Some(running) => running.say(command)?,
+            None => return Ok(()),
+        };
+        until_done(heard).await;
+        Ok(())
     }
 }
 
@@ -319,9 +328,22 @@ impl Running {
         self.report.borrow().stage != DrainStage::Abort
     }
 
+    /// Without an answer.
     fn tell(&self, command: Command) -> Result<(), DrainError> {
-        self.commands.try_send(command).map_err(|_| DrainError::Busy)
+        self.commands.try_send(Told { command, done: None }).map_err(|_| DrainError::Busy)
     }
+
+    /// Gives what says that it was done.
+    fn say(&self, command: Command) -> Result<oneshot::Receiver<()>, DrainError> {
+        let (done, heard) = oneshot::channel();
+        self.commands.try_send(Told { command, done: Some(done) }).map_err(|_| DrainError::Busy)?;
+        Ok(heard)
+    }
+}
+
+/// So that who asks sees it in the report. A drain that is busy does it all the same.
+async fn until_done(heard: oneshot::Receiver<()>) {
+    let _ = timeout(HEARD, heard).await;
 }
 
 fn check(order: &DrainOrder) -> Result<(), DrainError> {
@@ -337,5 +359,7 @@ fn check(order: &DrainOrder) -> Result<(), DrainError> {
 /// What a drain is told that it has not heard yet: more leases are lost, and asked for again.
 const COMMANDS: usize = 1024;
 const REVOCATIONS: usize = 1024;
+/// For a drain to do what it is told.
+const HEARD: Duration = Duration::from_secs(1);
 const MIN_WITHIN: Duration = Duration::from_secs(1);
 const MAX_WITHIN: Duration = Duration::from_secs(24 * 3600);

@@ -93,11 +93,18 @@ fn grant(inner: &Arc<Inner>, replies: &mut JoinSet<()>, to: NodeId, lease: &Leas
 fn handle_drain_frame(inner: &Arc<Inner>, replies: &mut JoinSet<()>, from: NodeId, payload: &Bytes) {
     match DrainFrame::decode(payload) {
         Ok(DrainFrame::Ask { request, question }) => {
-            let answer = match inner.answer(question) {
-                Ok(report) => DrainFrame::Report { request, report },
-                Err(error) => DrainFrame::Refuse { request, why: error.to_string() },
-            };
-            reply(inner, replies, from, answer.encode());
+            if replies.len() >= REPLIES {
+                return;
+            }
+            let inner = Arc::clone(inner);
+            replies.spawn(async move {
+                let answer = match inner.answer(question).await {
+                    Ok(report) => DrainFrame::Report { request, report },
+                    Err(error) => DrainFrame::Refuse { request, why: error.to_string() },
+                };
+                // Who waits for it asks again where it is lost.
+                let _ = inner.fleet.relay(&from, answer.encode()).await;
+            });
         }
         Ok(frame) => inner.calls.handle_answer(&from, frame),
         Err(error) => debug!(from = from.as_str(), %error, "a payload of another node"),
@@ -116,17 +123,17 @@ fn reply(inner: &Arc<Inner>, replies: &mut JoinSet<()>, to: NodeId, payload: Byt
 
 impl Inner {
     /// Does what is asked; how the drain is then.
-    pub(super) fn answer(
+    pub(super) async fn answer(
         self: &Arc<Self>,
         question: DrainQuestion,
     ) -> Result<Option<DrainReport>, DrainError> {
         let control = DrainControl { inner: Arc::clone(self) };
         match question {
             DrainQuestion::Look => {}
-            DrainQuestion::Order(order) => control.begin(order)?,
-            DrainQuestion::Pause => control.pause()?,
-            DrainQuestion::Resume => control.resume()?,
-            DrainQuestion::Abort => control.abort()?,
+            DrainQuestion::Order(order) => control.begin(order).await?,
+            DrainQuestion::Pause => control.pause().await?,
+            DrainQuestion::Resume => control.resume().await?,
+            DrainQuestion::Abort => control.abort().await?,
         }
         Ok(control.report())
     }

@@ -10,7 +10,7 @@ use tidegate_protocol::link::drain::{DrainCounts, DrainOrder, DrainReport, Drain
 use tidegate_protocol::link::fleet::EdgeCondition;
 use tidegate_protocol::link::lease::LeaseFrame;
 use tidegate_transport::clock;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
@@ -33,6 +33,13 @@ pub(super) enum Command {
     Abort,
     /// Of a target, for this drain.
     Lease(NodeId, LeaseFrame),
+}
+
+/// The same, with who waits until it is done.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub(super) command: Command,
+    pub(super) done: Option<oneshot::Sender<()>>,
 }
 
 /// What is to be done.
@@ -68,13 +75,14 @@ struct Run {
 pub(super) async fn run(
     inner: Arc<Inner>,
     task: Task,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<Told>,
     report: watch::Sender<DrainReport>,
 ) {
     let mut ends = inner.sessions.watch(ENDS).await;
     let mut view = inner.fleet.watch();
     let mut run = Run::new(inner, task, &view);
     let mut next_list = clock::now();
+    let mut waits: Option<oneshot::Sender<()>> = None;
     loop {
         let now = clock::now();
         if next_list <= now {
@@ -83,6 +91,10 @@ pub(super) async fn run(
         }
         run.advance(&view).await;
         report.send_replace(run.report());
+        if let Some(done) = waits.take() {
+            // Who asked may have gone.
+            let _ = done.send(());
+        }
         if run.stage == DrainStage::Abort {
             // Leases are still on their way back.
             run.calls.detach_all();
@@ -92,7 +104,10 @@ pub(super) async fn run(
         tokio::select! {
             // Cancel-safe, all of them. The first are rare; ends come in batches, between which the timer has its turn.
             biased;
-            Some(command) = commands.recv() => run.handle_command(command, &view),
+            Some(Told { command, done }) = commands.recv() => {
+                run.handle_command(command, &view);
+                waits = done;
+            }
             changed = view.changed() => match changed {
                 Some(_) => run.handle_view(&view),
                 None => return,

@@ -51,7 +51,7 @@ struct Order {
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
-    /// Print JSON: a line each second
+    /// Print JSON: a line each half second, then a summary
     #[arg(long)]
     json: bool,
     #[command(flatten)]
