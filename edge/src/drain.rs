@@ -18,7 +18,7 @@ use tidegate_protocol::link::drain::{
 use tidegate_protocol::link::fleet::EdgeState;
 use tidegate_protocol::{NodeId, Region};
 use tidegate_transport::clock;
-use tidegate_transport::link::{DrainAnswer, DrainCalls};
+use tidegate_transport::link::{CallError, DrainAnswer, DrainCalls};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -220,10 +220,8 @@ impl DrainControl {
     /// Where it is out of reach, does not answer, or refuses.
     pub async fn ask(&self, node: &NodeId, question: DrainQuestion) -> DrainAnswer {
         if *node == self.inner.node {
-            return self
-                .inner
-                .answer(question)
-                .map_err(|error| tidegate_transport::link::CallError::Refused(error.to_string()));
+            let answer = self.inner.answer(question).await;
+            return answer.map_err(|error| CallError::Refused(error.to_string()));
         }
         let send = |payload| self.inner.fleet.relay(node, payload);
         self.inner.calls.ask(node, question, send).await
