@@ -9,8 +9,10 @@ use http::{HeaderName, HeaderValue};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, TransportConfig, VarInt};
 use quinn_proto::ConnectionId;
+use rand::Rng as _;
 use tidegate_protocol::frame::codec::{Decoder, decode_message};
 use tidegate_protocol::frame::{ServerFrame, StreamHeader};
+use tidegate_transport::clock;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,6 +87,8 @@ async fn connect(gateway: &Gateway, alpn: &[u8]) -> Result<quinn::Connection> {
         .receive_window(VarInt::from_u32(512 << 10))
         .max_concurrent_uni_streams(VarInt::from_u32(1024));
     config.transport_config(Arc::new(transport));
+    // As browsers: what is said to others before TLS is the matter of `Doorstep`.
+    config.initial_dst_cid_provider(Arc::new(|| ConnectionId::new(&browser_id())));
     let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
     let name = gateway.addresses.quic.ip().to_string();
     Ok(endpoint.connect_with(config, gateway.addresses.quic, &name)?.await?)
@@ -187,25 +191,31 @@ fn closed(error: &SessionError) -> (u32, String) {
 /// # Errors
 /// When it cannot be made.
 pub fn first_flight(gateway: &Gateway) -> Result<Vec<u8>> {
-    first_flight_to(gateway, None)
+    first_flight_to(gateway, &browser_id())
 }
 
 /// The same to a connection id of the client's choice.
 ///
 /// # Errors
 /// When it cannot be made.
-pub fn first_flight_to(gateway: &Gateway, id: Option<[u8; 20]>) -> Result<Vec<u8>> {
+pub fn first_flight_to(gateway: &Gateway, id: &[u8]) -> Result<Vec<u8>> {
+    let id = ConnectionId::new(id);
     let crypto = QuicClientConfig::try_from(gateway.tls(&[b"tidegate/1"]).as_ref().clone())?;
     let mut config = quinn_proto::ClientConfig::new(Arc::new(crypto));
-    if let Some(id) = id {
-        config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&id)));
-    }
+    config.initial_dst_cid_provider(Arc::new(move || id));
     let mut endpoint = quinn_proto::Endpoint::new(Arc::default(), None, true, None);
-    let now = tidegate_transport::clock::now();
+    let now = clock::now();
     let (_, mut connection) = endpoint.connect(now, config, gateway.addresses.quic, "localhost")?;
     let mut datagram = Vec::new();
     let _sizes = connection.poll_transmit(now, 1, &mut datagram).context("a first flight")?;
     Ok(datagram)
+}
+
+/// Of eight bytes, as browsers choose them.
+fn browser_id() -> [u8; 8] {
+    let mut id = [0; 8];
+    clock::rng().fill_bytes(&mut id);
+    id
 }
 
 const MAX_FRAME: usize = 1 << 20;

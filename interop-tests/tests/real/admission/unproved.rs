@@ -43,7 +43,7 @@ async fn an_address_that_proved_nothing_is_sent_little() -> Result<()> {
         let mut flights = Vec::new();
         for _ in 0..4 {
             flights.push(first_flight(&gateway)?);
-            flights.push(first_flight_to(&gateway, Some(random_id()))?);
+            flights.push(first_flight_to(&gateway, &random_id())?);
         }
         let answered = answered(&gateway, &flights).await?;
         ensure!(answered.len() == flights.len(), "all get some answer: {answered:?}");
