@@ -89,7 +89,7 @@ async fn follow(
     loop {
         tokio::select! {
             event = events.next() => match event.context("the client ended")? {
-                ClientEvent::Disconnected { .. } => lost = lost.or(Some(clock::now())),
+                ClientEvent::Disconnected { .. } => lost = lost.or_else(|| Some(clock::now())),
                 ClientEvent::Connected { node, resumed, .. } => {
                     if let Some(lost) = lost.take() {
                         let back = clock::now();
@@ -328,7 +328,7 @@ async fn old_connections_are_renewed_and_nobody_notices() -> Result<()> {
         Ok(())
     })
     .await?;
-    let published = load.end().await?;
+    let published = within(PATIENCE, "the answers to all that was published", load.end()).await??;
     ensure!(published > 200, "there was no load: {published}");
     have_all(&mut crowd, published).await?;
     // Nobody came, nobody went: the next that the watcher hears is this.

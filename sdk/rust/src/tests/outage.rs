@@ -49,6 +49,7 @@ async fn the_ticket_of_a_refusal_is_shown_as_the_first_connection_id_and_in_conn
         let (id, mut peer) = accept(&endpoint).await;
         assert_eq!((id.len(), id[0]), (20, 0xe0), "no ticket, and it reads refusals");
         assert_eq!(greet(&mut peer, &mut gateway).await, None);
+        peer.next().await.unwrap();
         let reconnect = Reconnect {
             policy: ReconnectPolicy::Backoff.into(),
             after_ms: Some(50),
@@ -60,6 +61,7 @@ async fn the_ticket_of_a_refusal_is_shown_as_the_first_connection_id_and_in_conn
         assert_eq!(Some(&id[..]), Hint::ticket_bytes(TICKET).as_ref().map(|bytes| &bytes[..]));
         assert_eq!(greet(&mut peer, &mut gateway).await.as_deref(), Some(TICKET));
         // The same by the transport's own close alone.
+        peer.next().await.unwrap();
         peer.connection().close(VarInt::from_u32(CloseCode::Overloaded.number()), b"ra=20;t=x");
         let (id, mut peer) = accept(&endpoint).await;
         assert_eq!(id[0], 0xe0, "a ticket of another length is none");
@@ -70,6 +72,7 @@ async fn the_ticket_of_a_refusal_is_shown_as_the_first_connection_id_and_in_conn
         let client = Client::builder(url).with_certificate_hash(hash.to_string());
         let client = soon(client.connect()).await.unwrap();
         let mut events = client.take_events().unwrap();
+        let _room = client.subscribe("room").await.unwrap();
         for _ in 0..2 {
             assert_eq!(disconnected(&mut events).await.0, 4101);
         }
@@ -90,6 +93,8 @@ async fn who_is_lost_goes_where_the_plan_says() {
         let mut gateway = Gateway { plan: Some(plan), ..Gateway::default() };
         let (_, mut peer) = accept(&first).await;
         greet(&mut peer, &mut gateway).await;
+        // The client has read the answer when it asks for more.
+        peer.next().await.unwrap();
         peer.connection().close(VarInt::from_u32(CloseCode::Shutdown.number()), b"");
         let (_, mut peer) = accept(&second).await;
         greet(&mut peer, &mut gateway).await;
@@ -105,6 +110,7 @@ async fn who_is_lost_goes_where_the_plan_says() {
             .with_certificate_hash(second_hash.to_string());
         let client = soon(client.connect()).await.unwrap();
         let mut events = client.take_events().unwrap();
+        let _room = client.subscribe("room").await.unwrap();
         for _ in 0..2 {
             assert_eq!(disconnected(&mut events).await.0, 4100);
         }
