@@ -119,7 +119,7 @@ async fn crowd_of(edge: &Gateway, schemes: &[&str], each: usize) -> Result<Vec<C
 }
 
 /// Everybody publishes, and so does the backend of `edge`, until told to stop.
-pub(super) struct Load {
+struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicUsize>,
     tasks: JoinSet<Result<()>>,
@@ -165,7 +165,7 @@ impl Load {
     }
 
     /// How many were acknowledged.
-    pub(super) async fn end(mut self) -> Result<usize> {
+    async fn end(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         while let Some(ended) = self.tasks.join_next().await {
             ended??;
@@ -175,7 +175,7 @@ impl Load {
 }
 
 /// Each has everything, in order, without having begun anew.
-pub(super) async fn have_all(crowd: &mut [Collector<Native>], published: usize) -> Result<()> {
+async fn have_all(crowd: &mut [Collector<Native>], published: usize) -> Result<()> {
     for collector in crowd {
         collector.collect(published).await?;
         ensure!(collector.rebased.is_empty(), "{} was rebased", collector.name());
