@@ -102,7 +102,7 @@ async fn connections(edge: &Gateway) -> Result<f64> {
 }
 
 /// Clients of the SDK on every transport, each of a user of its own.
-pub(super) async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
+async fn crowd(edge: &Gateway) -> Result<Vec<Collector<Native>>> {
     crowd_of(edge, &["quic", "webtransport", "wss", "https"], EACH).await
 }
 
@@ -127,7 +127,7 @@ struct Load {
 
 impl Load {
     /// By some of each transport, so that not everything is load.
-    pub(super) fn of(crowd: &mut [Collector<Native>], edge: &Gateway) -> Self {
+    fn of(crowd: &mut [Collector<Native>], edge: &Gateway) -> Self {
         let some = crowd.len().div_ceil(PUBLISHERS);
         let publishers = crowd.iter_mut().step_by(some).map(|each| each.subscriber().client.clone());
         let pause = PAUSE * u32::try_from(some).unwrap_or(1);
