@@ -235,9 +235,12 @@ impl Uplink for Connected {
 
     /// The other edge sends everything back.
     fn relay(&self, to: NodeId, payload: Bytes) -> UplinkFuture<'_, Result<(), RelayError>> {
-        let relayed = Relayed { from: to, payload };
-        let sent = self.cluster.with(|cluster| cluster.relay.try_send(relayed));
-        Box::pin(async move { sent.map_err(|_| RelayError::Busy) })
+        let sent = self.cluster.with(|cluster| {
+            let is_known = cluster.fleet.borrow().iter().any(|entry| entry.state.node == to);
+            let relayed = is_known.then_some(Relayed { from: to, payload }).ok_or(RelayError::NoSuchEdge)?;
+            cluster.relay.try_send(relayed).map_err(|_| RelayError::Busy)
+        });
+        Box::pin(async move { sent })
     }
 
     fn next_relayed(&self) -> UplinkFuture<'_, Option<Relayed>> {
