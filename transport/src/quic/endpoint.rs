@@ -205,7 +205,11 @@ impl Incoming {
         let initial = arrivals.find_initial(remote, &self.incoming.orig_dst_cid());
         let keyed = initial.and_then(|initial| {
             let keys = crypto.initial_keys(QUIC_V1, &ConnectionId::new(initial.to.as_bytes())).ok()?;
-            Some(initial.refuse(&keys, reason.as_bytes()))
+            let tag = keys.packet.local.tag_len();
+            Some(initial.refuse(reason.as_bytes(), tag, |packet, number_at, payload_at| {
+                keys.packet.local.encrypt(0, packet, payload_at);
+                keys.header.local.encrypt(number_at, packet);
+            }))
         });
         let Some(contents) = keyed else { return self.refuse() };
         let src_ip = self.incoming.local_ip();

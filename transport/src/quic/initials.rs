@@ -8,7 +8,6 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 use bytes::{BufMut as _, Bytes};
-use quinn::crypto::Keys;
 
 use super::crypto::QUIC_V1;
 
@@ -62,14 +61,19 @@ impl Initial {
         Some(Self { to, from })
     }
 
-    /// A datagram that ends the attempt: CONNECTION_CLOSE in an Initial packet (RFC 9000 §10.2.3), protected with `keys`,
-    /// which are those of [`Initial::to`]. The reason is cut at 127 bytes.
-    pub(super) fn refuse(&self, keys: &Keys, reason: &[u8]) -> Bytes {
+    /// A datagram that ends the attempt: CONNECTION_CLOSE in an Initial packet (RFC 9000 §10.2.3). `protect` is given the
+    /// packet, where its number is, and where its payload; `tag` bytes behind the payload are for it. The reason is cut at
+    /// 127 bytes.
+    pub(super) fn refuse(
+        &self,
+        reason: &[u8],
+        tag: usize,
+        protect: impl FnOnce(&mut [u8], usize, usize),
+    ) -> Bytes {
         let reason = &reason[..reason.len().min(MAX_REASON)];
         let mut frame = vec![CONNECTION_CLOSE, CONNECTION_REFUSED, 0];
         frame.put_u16(VARINT_OF_TWO | reason.len() as u16);
         frame.extend_from_slice(reason);
-        let tag = keys.packet.local.tag_len();
         let mut packet = vec![INITIAL | (PACKET_NUMBER_BYTES - 1)];
         packet.put_u32(QUIC_V1);
         for id in [&self.from, &self.to] {
@@ -84,8 +88,7 @@ impl Initial {
         let header = packet.len();
         packet.extend_from_slice(&frame);
         packet.put_bytes(0, tag);
-        keys.packet.local.encrypt(0, &mut packet, header);
-        keys.header.local.encrypt(number_at, &mut packet);
+        protect(&mut packet, number_at, header);
         packet.into()
     }
 }

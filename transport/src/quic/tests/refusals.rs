@@ -4,6 +4,7 @@
 
 use quinn::{ConnectionError, TransportConfig};
 use quinn_proto::{ConnectionId, TransportErrorCode};
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -37,20 +38,21 @@ async fn refused(connecting: quinn::Connecting) -> String {
 async fn each_client_of_a_socket_is_told_its_own_reason() {
     let server = Server::start();
     let (endpoint, config) = server.client(ALPN_NATIVE, TransportConfig::default());
-    let clients: Vec<_> = (0..40)
-        .map(|number| {
-            let config = showing(config.clone(), number);
-            tokio::spawn(refused(endpoint.connect_with(config, server.address, "localhost").unwrap()))
-        })
-        .collect();
+    let mut clients = JoinSet::new();
+    for number in 0..40 {
+        let config = showing(config.clone(), number);
+        let client = endpoint.connect_with(config, server.address, "localhost").unwrap();
+        clients.spawn(async move { (number, refused(client).await) });
+    }
     for _ in 0..40 {
         let incoming = server.endpoints[0].accept().await.unwrap();
         let number = incoming.chosen_id()[19];
         assert_eq!(*incoming.chosen_id(), ticket(number));
         incoming.refuse_with(&reason(number));
     }
-    for (number, client) in (0..).zip(clients) {
-        assert_eq!(client.await.unwrap(), reason(number));
+    while let Some(told) = clients.join_next().await {
+        let (number, told) = told.unwrap();
+        assert_eq!(told, reason(number));
     }
     assert_eq!(server.endpoints[0].open_connections(), 0);
 }
@@ -60,7 +62,8 @@ async fn what_a_client_shows_and_is_told_survives_a_retry() {
     let server = Server::start();
     let (endpoint, config) = server.client(ALPN_NATIVE, TransportConfig::default());
     let client = endpoint.connect_with(showing(config, 7), server.address, "localhost").unwrap();
-    let client = tokio::spawn(refused(client));
+    let mut clients = JoinSet::new();
+    clients.spawn(refused(client));
     let incoming = server.endpoints[0].accept().await.unwrap();
     assert!(!incoming.is_validated());
     incoming.retry();
@@ -68,7 +71,7 @@ async fn what_a_client_shows_and_is_told_survives_a_retry() {
     assert!(incoming.is_validated());
     assert_eq!(*incoming.chosen_id(), ticket(7));
     incoming.refuse_with(&"x".repeat(200));
-    assert_eq!(client.await.unwrap(), "x".repeat(127));
+    assert_eq!(clients.join_next().await.unwrap().unwrap(), "x".repeat(127));
 }
 
 #[tokio::test]
@@ -76,12 +79,13 @@ async fn who_is_ignored_asks_again() {
     let server = Server::start();
     let (endpoint, config) = server.client(ALPN_NATIVE, TransportConfig::default());
     let client = endpoint.connect_with(showing(config, 7), server.address, "localhost").unwrap();
-    let client = tokio::spawn(refused(client));
+    let mut clients = JoinSet::new();
+    clients.spawn(refused(client));
     server.endpoints[0].accept().await.unwrap().ignore();
     let incoming = server.endpoints[0].accept().await.unwrap();
     assert_eq!(*incoming.chosen_id(), ticket(7));
     incoming.refuse_with("elsewhere");
-    assert_eq!(client.await.unwrap(), "elsewhere");
+    assert_eq!(clients.join_next().await.unwrap().unwrap(), "elsewhere");
 }
 
 #[tokio::test]
