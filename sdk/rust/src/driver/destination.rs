@@ -48,6 +48,11 @@ impl Destination {
         leads_elsewhere
     }
 
+    /// True where the plan names whom to dial: what is known of servers is not of this one.
+    pub(super) fn is_another(&self) -> bool {
+        self.wanted.is_some()
+    }
+
     /// The session has a connection again.
     pub(super) fn settle(&mut self) {
         if let Some(wanted) = self.wanted.take() {

@@ -40,7 +40,9 @@ impl Driver {
         let mut dialer = self.dialer.clone();
         // Only where there is nothing to lose: beside another connection the ladder decides first.
         dialer.slot = self.session.slot(now).as_deref().and_then(Hint::ticket_bytes);
-        dialer.early = self.connections.used().is_empty() && self.early.is_none();
+        // Nor at another server, whose name may be the same: a ticket for early data is of the one that gave it.
+        let may_be_early = self.connections.used().is_empty() && self.early.is_none();
+        dialer.early = may_be_early && !self.destination.is_another();
         tracing::debug!(?transport, "dialling");
         let dialing = dialer.dial_any(endpoints, move || {
             let _one_too_many = heard.try_send(attempt);
