@@ -38,9 +38,9 @@ impl Driver {
         let endpoints = self.destination.choose(&self.endpoints, transport, leaving.then_some(attempt));
         let heard = self.heard_sender.clone();
         let mut dialer = self.dialer.clone();
-        // Only where there is nothing to lose: beside another connection the ladder decides first.
         dialer.slot = self.session.slot(now).as_deref().and_then(Hint::ticket_bytes);
-        // Nor at another server, whose name may be the same: a ticket for early data is of the one that gave it.
+        // Early only where there is nothing to lose: beside another connection the ladder decides first. Nor at another
+        // server, whose name may be the same: a ticket for early data is of the one that gave it.
         let may_be_early = self.connections.used().is_empty() && self.early.is_none();
         dialer.early = may_be_early && !self.destination.is_another();
         tracing::debug!(?transport, "dialling");
