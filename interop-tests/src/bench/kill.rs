@@ -137,7 +137,7 @@ async fn window(edge: &Gateway) -> Result<Duration> {
     let (_raw, connected) =
         Raw::connect_as(edge, Carrier::WebSocket, &crate::raw::Greeting::default(), None).await?;
     let plan = &connected["plan"];
-    let window = plan["node_window_ms"].as_u64().with_context(|| format!("no plan: {connected}"))?;
+    let window = plan["node_ms"].as_u64().with_context(|| format!("no plan: {connected}"))?;
     Ok(Duration::from_millis(window))
 }
 

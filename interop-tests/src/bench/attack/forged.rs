@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures_util::{SinkExt as _, StreamExt as _};
+use http::HeaderValue;
+use http::header::SEC_WEBSOCKET_PROTOCOL;
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate_client::{Client, ClientEvent};
+use tidegate_protocol::frame::codec::{decode_message, decode_text, encode_delimited};
+use tidegate_protocol::frame::{ClientFrame, ServerFrame};
 use tidegate_transport::clock;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tungstenite::Message;
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
 use super::overload::{Answer, knock};
 use crate::gateway::Gateway;
@@ -149,20 +154,19 @@ pub(super) async fn targets(edge: &Gateway, count: u32) -> Result<Forgeries> {
 
 /// Lets a client in, and sends it there again and again; it reads the next when it has dealt with the one before.
 async fn mislead(stream: tokio::net::TcpStream, connected: Value, place: String, count: u32) -> Result<()> {
-    let mut socket = tokio_tungstenite::accept_async(stream).await?;
-    let asked: Value = loop {
-        let message = socket.next().await.context("the client went")??;
-        if let Message::Text(text) = message {
-            break serde_json::from_str(&text)?;
+    let mut socket = tokio_tungstenite::accept_hdr_async(stream, agree).await?;
+    let asked = loop {
+        if let Message::Binary(message) = socket.next().await.context("the client went")?? {
+            let frames: Vec<ClientFrame> = decode_message(message, MAX_FRAME)?;
+            break frames.into_iter().next().context("a frame")?;
         }
     };
-    ensure!(asked["connect"].is_object(), "{asked}");
-    let answer = json!({ "id": asked["id"], "connected": connected });
-    socket.send(Message::text(answer.to_string())).await?;
+    let answer = json!({ "id": asked.id, "connected": connected });
+    socket.send(message(&answer)?).await?;
     for number in 0..count {
         let goaway =
             json!({ "goaway": { "endpoint": place, "reason": "drain", "deadline_ms": 600_000 + number } });
-        socket.send(Message::text(goaway.to_string())).await?;
+        socket.send(message(&goaway)?).await?;
         if number % BURST == BURST - 1 {
             // Its queue of events holds no more.
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -171,6 +175,20 @@ async fn mislead(stream: tokio::net::TcpStream, connected: Value, place: String,
     // Until the client has seen enough.
     while let Some(Ok(_)) = socket.next().await {}
     Ok(())
+}
+
+/// As `sdk/rust` wants it.
+#[expect(clippy::result_large_err, clippy::unnecessary_wraps, reason = "tungstenite's signature")]
+fn agree(_request: &Request, mut response: Response) -> Result<Response, ErrorResponse> {
+    let protocol = HeaderValue::from_static("tidegate.v1.proto");
+    response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, protocol);
+    Ok(response)
+}
+
+/// A server's frame, given in JSON spelling.
+fn message(frame: &Value) -> Result<Message> {
+    let frames: Vec<ServerFrame> = decode_text(frame.to_string().as_bytes(), MAX_FRAME)?;
+    Ok(Message::Binary(encode_delimited(&frames.into_iter().next().context("a frame")?)))
 }
 
 fn random(rng: &mut ChaCha8Rng, length: usize) -> Vec<u8> {
@@ -204,5 +222,6 @@ const AT_ONCE: u32 = 50;
 const FULL: Duration = Duration::from_secs(5);
 /// Clients that are misled.
 const VICTIMS: u32 = 20;
+const MAX_FRAME: usize = 1 << 20;
 /// Goaways without a pause.
 const BURST: u32 = 25;
