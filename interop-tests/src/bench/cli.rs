@@ -330,6 +330,9 @@ pub(super) struct RestartArgs {
     /// Channels that they are shared out to evenly
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(super) channels: u32,
+    /// `admission.rate` of the edge: its clients move to the new process by what that can take
+    #[arg(long, value_name = "COUNT", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(super) admission: u32,
     /// Publications per second, over all channels
     #[arg(long, value_name = "COUNT", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub(super) rate: u32,
@@ -384,7 +387,7 @@ pub(super) struct DrainArgs {
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub(super) rounds: u32,
     /// What each drain is given
-    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     pub(super) within: Duration,
     /// `admission.rate` of all edges: a drain goes by what its target can take
     #[arg(long, value_name = "COUNT", default_value_t = 250, value_parser = clap::value_parser!(u32).range(1..=100_000))]

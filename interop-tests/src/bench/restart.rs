@@ -67,7 +67,8 @@ struct Restart {
 }
 
 async fn measure(arguments: &RestartArgs) -> Result<Figures> {
-    let mut settings = vec!["node.handover=\"handover\"".to_owned()];
+    let mut settings =
+        vec!["node.handover=\"handover\"".to_owned(), format!("admission.rate={}", arguments.admission)];
     settings.extend(arguments.crowd.set.iter().cloned());
     let mut stage = Stage::start(1, arguments.crowd.workers, &settings).await?;
     let mut edge = stage.edges.pop().context("an edge")?;
@@ -222,6 +223,6 @@ fn ms(duration: Duration) -> f64 {
 const WARM_UP: Duration = Duration::from_secs(3);
 const USUAL: Duration = Duration::from_secs(6);
 /// Between two visitors of a kind.
-const VISIT: Duration = Duration::from_millis(20);
+const VISIT: Duration = Duration::from_millis(50);
 /// After the end of each process.
 const ROUND: Duration = Duration::from_secs(2);
