@@ -35,13 +35,7 @@ pub(super) struct Forgeries {
 
 /// At a door that is full: half of them ours from beginning to end, half made of a ticket that somebody has.
 pub(super) async fn slots(edge: &Gateway, count: u32) -> Result<Forgeries> {
-    let given = loop {
-        match knock(edge, None).await? {
-            Answer::Later(after, Some(ticket)) if after > FULL => break ticket,
-            Answer::Later(..) | Answer::Connected(_) => {}
-            Answer::Nothing => bail!("the door says nothing"),
-        }
-    };
+    let given = within(PATIENCE, "a door that is full", ticket_of_a_full_door(edge)).await??;
     let given = URL_SAFE_NO_PAD.decode(given)?;
     let mut rng = clock::rng();
     let mut forged = Forgeries::default();
@@ -63,6 +57,17 @@ pub(super) async fn slots(edge: &Gateway, count: u32) -> Result<Forgeries> {
         left -= batch;
     }
     Ok(forged)
+}
+
+/// What somebody is given whose turn is long after all that are tried here.
+async fn ticket_of_a_full_door(edge: &Gateway) -> Result<String> {
+    loop {
+        if let Answer::Later(after, Some(ticket)) = knock(edge, None).await?
+            && after > FULL
+        {
+            return Ok(ticket);
+        }
+    }
 }
 
 /// Sessions that are not theirs.

@@ -7,19 +7,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{SinkExt as _, StreamExt as _};
+use http::HeaderValue;
+use http::header::SEC_WEBSOCKET_PROTOCOL;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tidegate_transport::clock;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep};
+use tokio::time::{interval, sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
+use tungstenite::Message;
+use tungstenite::client::IntoClientRequest as _;
 
 use super::forged::{self, Forgeries};
 use super::initials::{self, Amplification, Maker};
 use super::{AttackArgs, WARM_UP};
 use crate::gateway::Gateway;
-use crate::raw::{Carrier, Raw, Received};
+use crate::wait::PATIENCE;
 
 /// Figures a second, but for those that are not.
 #[derive(Debug, Serialize)]
@@ -63,7 +70,7 @@ pub(super) async fn run(
     floods.spawn(initials::flood(edge.addresses.quic, flights, initials, stop.clone()));
     let mut tasks = JoinSet::new();
     tasks.spawn(silent_connects(edge.addresses.plain, rate, Arc::clone(&counts), stop.clone()));
-    let clients = clients(edge, rate * 3 / 2, &counts, &stop);
+    let clients = clients(edge, rate * 2, &counts, &stop);
     let measuring = async {
         sleep(WARM_UP).await;
         let (before, asked) = (sample(edge).await?, counts.read());
@@ -136,12 +143,12 @@ async fn silent_connects(to: SocketAddr, per_second: u32, counts: Arc<Counts>, s
 async fn clients(edge: &Gateway, per_second: u32, counts: &Counts, stop: &CancellationToken) -> Vec<String> {
     let mut ticks = interval(Duration::from_secs(1) / per_second.max(1));
     let mut failures = Vec::new();
-    let mut open = futures_util::stream::FuturesUnordered::new();
+    let mut open = FuturesUnordered::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return failures,
             _ = ticks.tick() => open.push(client(edge, counts)),
-            Some(ended) = futures_util::StreamExt::next(&mut open), if !open.is_empty() => {
+            Some(ended) = open.next(), if !open.is_empty() => {
                 if let Err(error) = ended {
                     failures.push(format!("{error:#}"));
                 }
@@ -172,24 +179,35 @@ async fn client(edge: &Gateway, counts: &Counts) -> Result<()> {
 
 /// What a client is told.
 pub(super) enum Answer {
-    Connected(Raw),
+    Connected(Box<Socket>),
     Later(Duration, Option<String>),
     Nothing,
 }
 
-/// Asks by WebSocket, with this slot or without.
+/// Asks by WebSocket, with this slot or without. Without TLS: this end's share of the processors is to be small.
 pub(super) async fn knock(edge: &Gateway, slot: Option<&str>) -> Result<Answer> {
-    let Ok(mut raw) = Raw::dial(edge, Carrier::WebSocket).await else { return Ok(Answer::Nothing) };
+    let mut request = format!("ws://{}/v1/connect", edge.addresses.plain).into_client_request()?;
+    request.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("tidegate.v1.json"));
     let connect = slot.map_or_else(|| json!({}), |slot| json!({ "slot": slot }));
-    if raw.send(&json!({ "id": 1, "connect": connect })).await.is_err() {
+    let asking = async {
+        let stream = TcpStream::connect(edge.addresses.plain).await?;
+        let (mut socket, _) = tokio_tungstenite::client_async(request, stream).await?;
+        socket.send(Message::text(json!({ "id": 1, "connect": connect }).to_string())).await?;
+        let said = socket.next().await.context("it closed")??;
+        anyhow::Ok((socket, said))
+    };
+    // A full server may say nothing at all.
+    let Ok(Ok((socket, Message::Text(said)))) = timeout(PATIENCE, asking).await else {
         return Ok(Answer::Nothing);
+    };
+    let frame: Value = serde_json::from_str(&said)?;
+    if frame["connected"].is_object() {
+        return Ok(Answer::Connected(Box::new(socket)));
     }
-    match raw.recv().await {
-        Ok(Received::Frame(frame)) if frame["connected"].is_object() => Ok(Answer::Connected(raw)),
-        Ok(Received::Frame(frame)) => later(&frame).with_context(|| format!("what is {frame}?")),
-        Ok(Received::Closed { .. }) | Err(_) => Ok(Answer::Nothing),
-    }
+    later(&frame).with_context(|| format!("what is {frame}?"))
 }
+
+type Socket = WebSocketStream<TcpStream>;
 
 fn later(frame: &Value) -> Option<Answer> {
     let reconnect = &frame["close"]["reconnect"];
