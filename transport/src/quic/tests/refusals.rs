@@ -1,7 +1,5 @@
 //! Refusals before TLS, and who is known to be where it is.
 
-#![expect(clippy::disallowed_methods, reason = "clients run beside the server, and end with the test")]
-
 use quinn::{ConnectionError, TransportConfig};
 use quinn_proto::{ConnectionId, TransportErrorCode};
 use tokio::task::JoinSet;
