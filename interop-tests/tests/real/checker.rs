@@ -64,7 +64,8 @@ async fn a_server_that_forgets_everything_says_so_and_the_rest_is_exact() -> Res
     ensure!(late.is_empty(), "{late:?}");
     // Each channel began anew twice. A client that was slow to come back may have been told of both at once.
     ensure!(report.epoch_changes == 6 && report.rebased >= 9, "{report}");
-    ensure!(report.deliveries > report.acknowledged * 2, "{report}");
+    // Not three of each: who is away when a server forgets misses what comes until he is back.
+    ensure!(report.deliveries > report.acknowledged, "{report}");
     ensure!(report.acknowledged_in_past_epochs > 300, "{report}");
     Ok(())
 }

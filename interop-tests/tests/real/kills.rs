@@ -53,7 +53,7 @@ async fn run<S: Subject>(gateway: &Arc<Gateway>, middle: &Middle, mut subject: S
     let begin = clock::now();
     let load = Load::begin(gateway, &mut rng);
     let (mut kills, mut moves) = (0, 0);
-    let mut by = [0; 3];
+    let mut by = [0; 4];
     while kills < plan.kills {
         let more = rng.random_range(1..40);
         let after = |kills| format!("SEED={} after {kills} kills: {by:?}", plan.seed);
@@ -90,7 +90,7 @@ async fn run<S: Subject>(gateway: &Arc<Gateway>, middle: &Middle, mut subject: S
     let account = subject.finish(&heads).await.with_context(|| format!("SEED={}", plan.seed))?;
     let metrics = Metrics::read(gateway).await?;
     let summary = format!(
-        "SEED={}: {kills} kills ({by:?} by QUIC or WebTransport, WebSocket, long poll), {moves} moves asked for, in \
+        "SEED={}: {kills} kills ({by:?} by QUIC, WebTransport, WebSocket, long poll), {moves} moves asked for, in \
          {took:?}; {}; {}",
         plan.seed,
         metrics.summary(),
