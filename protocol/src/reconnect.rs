@@ -186,6 +186,15 @@ impl Reconnect {
         }
     }
 
+    /// When and whom to dial if the server that told this plan is lost, counted from when it was heard last. `None` where the
+    /// plan does not say. Nothing has ended yet, and nothing changes.
+    pub fn foresee(&mut self, plan: &Arc<ReconnectPlan>) -> Option<Dial> {
+        self.handle_plan(Arc::clone(plan), true);
+        let delay = plan.node_window().mul_f64(plan.place()) + self.backoff.spread(SPREAD);
+        let host = self.whom()?;
+        Some(Dial { delay, host: Some(host), ticket: None })
+    }
+
     fn next_stage(&mut self, now: Instant) -> Dial {
         let plan = self.plan.clone();
         let (stage, delay, host) = match (self.stage, plan) {

@@ -389,7 +389,6 @@ impl Session {
 
     /// Asks whether the present connection still works, or suspects that it does not.
     fn probe(&mut self, now: Instant) {
-        let moves = self.next.is_some();
         let Some(current) = &mut self.current else { return };
         if current.ping_due(&self.config).is_some_and(|at| now >= at) {
             current.lane.stop_watching();
@@ -397,10 +396,14 @@ impl Session {
         }
         if current.probe.suspect_at().is_some_and(|at| now >= at) {
             current.probe.suspect();
-            if !moves {
-                self.events.push_back(Event::Suspect { connection: current.id });
-            }
+            self.suspect(now);
         }
+    }
+
+    fn suspect(&mut self, now: Instant) {
+        let Some(current) = self.current.as_ref().filter(|_| self.next.is_none()) else { return };
+        self.events.push_back(Event::Suspect { connection: current.id });
+        self.escape(now);
     }
 
     // The ends of a connection and of the session.

@@ -137,6 +137,20 @@ export class Reconnect {
     }
   }
 
+  /**
+   * When and whom to dial if the server that told this plan is lost, counted from when it was heard last. Nothing has
+   * ended yet, and nothing changes.
+   *
+   * @param {ReconnectPlan | null} plan
+   * @returns {Dial | null} null where the plan does not say
+   */
+  foresee(plan) {
+    this.handlePlan(plan);
+    const host = this.#whom();
+    if (!this.#plan || host === null) return null;
+    return { delayMs: this.#plan.nodeMs * placeOf(this.#plan) + this.#spread(SPREAD_MS), host, ticket: null };
+  }
+
   /** @param {number} now @returns {Dial} */
   #nextStage(now) {
     const plan = this.#plan;

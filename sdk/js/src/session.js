@@ -216,8 +216,10 @@ export class Session {
 
   /** Anything came: the connection lives. @param {number} now @param {number} connection */
   handleActivity(now, connection) {
-    const wasSuspect = this.#connections.find(connection)?.liveness.heard(now);
-    if (wasSuspect && connection === this.#connections.current?.id) this.#events.push({ type: "suspect", isSuspect: false });
+    const heard = this.#connections.find(connection);
+    if (!heard?.liveness.heard(now)) return;
+    this.#connections.stay(heard);
+    if (heard === this.#connections.current) this.#events.push({ type: "suspect", isSuspect: false });
   }
 
   // --- the five verbs -----------------------------------------------------------------------------------------------
@@ -295,7 +297,10 @@ export class Session {
     if (this.state !== "live" || !current) return;
     const found = current.liveness.handleTimeout(now, this.#waitingSince(current));
     if (found === "probe") current.ping(this.#nextId(), now);
-    if (found === "suspect") this.#events.push({ type: "suspect", isSuspect: true });
+    if (found === "suspect") {
+      this.#events.push({ type: "suspect", isSuspect: true });
+      this.#connections.escape(now);
+    }
     if (this.#connections.refreshAt !== null && now >= this.#connections.refreshAt) {
       this.#connections.refreshAt = null;
       this.#events.push({ type: "token_wanted" });

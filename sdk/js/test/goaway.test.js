@@ -11,14 +11,14 @@ import { Gateway } from "./gateway.js";
 import { World } from "./world.js";
 
 /** A live session that was told of other places. */
-function live(hosts = ["edge-2", "edge-3:9"]) {
+function live(hosts = ["edge-2", "edge-3:9"], plan = {}) {
   const world = new World(1, { hasTickets: true });
   const { server } = world;
   const handleFrame = server.handleFrame.bind(server);
   server.handleFrame = (connection, frame) => {
     handleFrame(connection, frame);
     const reply = frame.name === "connect" && server.connection.lanes.get("control").at(-1);
-    if (reply?.name === "connected") reply.body.plan = { alternatives: hosts.map((host) => ({ host, weight: 1 })) };
+    if (reply?.name === "connected") reply.body.plan = { ...plan, alternatives: hosts.map((host) => ({ host, weight: 1 })) };
   };
   world.session.open(0);
   world.session.subscribe("room:1", null);
@@ -47,6 +47,29 @@ function leaves(world, ms) {
   }
   return found;
 }
+
+test("a silent server is left as the plan says, unless it is heard again", () => {
+  const wait = 8_000 * ((3 * 0.618_033_988_749_894_9) % 1);
+  for (const isHeard of [false, true]) {
+    const world = live(["edge-2"], { epoch: 1, node_ms: 8_000, rank: 3 });
+    world.session.networkChanged(world.now);
+    world.pass(3_000);
+    assert.deepEqual(world.last("suspect"), { type: "suspect", isSuspect: true });
+    if (isHeard) world.receive("ping", {});
+    const found = leaves(world, 5_000);
+    assert.equal(world.session.state, "live");
+    if (isHeard) assert.deepEqual(found, []);
+    else {
+      assert.equal(found[0][1], "edge-2:4433");
+      const after = 3_000 + found[0][0];
+      assert.ok(after >= wait && after < wait + 300);
+    }
+  }
+  // Where there are no windows, nobody knows when.
+  const world = live(["edge-2"]);
+  world.session.networkChanged(world.now);
+  assert.deepEqual(leaves(world, 12_000), []);
+});
 
 test("it is told when it is time, moves, and shows its slot", () => {
   const world = live();

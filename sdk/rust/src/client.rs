@@ -264,7 +264,7 @@ pub enum ClientEvent {
         /// By what it goes on.
         transport: Transport,
     },
-    /// The server wants to be left: a connection elsewhere is looked for beside the present one. `Moved` follows.
+    /// The server wants to be left, or is not heard any more: a connection elsewhere is looked for beside the present one. `Moved` follows.
     Leaving {
         /// Where to, as host and port; `None` for wherever the app's URLs lead.
         endpoint: Option<String>,

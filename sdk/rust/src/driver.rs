@@ -311,8 +311,11 @@ impl Driver {
                 self.session.set_round_trip(now, id, rtt, pto);
                 self.ladder.handle_round_trip(now, attempt, rtt);
             }
-            Inbound::Path(PathNews::Suspect) => self.handle_suspect(now, attempt),
-            Inbound::Path(PathNews::Heard) => self.ladder.handle_heard(now, attempt),
+            Inbound::Path(PathNews::Suspect) => self.handle_path_suspect(now, attempt),
+            Inbound::Path(PathNews::Heard) => {
+                self.session.handle_activity(now, id);
+                self.ladder.handle_heard(now, attempt);
+            }
             Inbound::Lost(lost) => self.handle_lost(now, attempt, &lost),
         }
     }

@@ -254,6 +254,9 @@ impl Session {
     /// Something came that holds no frame, such as an empty poll: the connection is alive.
     pub fn handle_activity(&mut self, now: Instant, connection: ConnectionId) {
         if self.by_id(connection).is_some_and(|connection| connection.probe.handle_heard(now)) {
+            if let Some(side) = self.side(connection) {
+                self.stay(side);
+            }
             self.events.push_back(Event::Heard { connection });
         }
     }
@@ -268,6 +271,15 @@ impl Session {
     ) {
         if let Some(connection) = self.by_id(connection) {
             connection.probe.set_round_trip(round_trip, probe_timeout);
+        }
+    }
+
+    /// The transport found out that nothing comes back: as if the session had asked and waited itself.
+    pub fn path_suspect(&mut self, now: Instant, connection: ConnectionId) {
+        let current = self.current.as_mut().filter(|current| current.id == connection && current.is_open());
+        if let Some(current) = current.filter(|current| !current.probe.is_suspected()) {
+            current.probe.suspect();
+            self.suspect(now);
         }
     }
 

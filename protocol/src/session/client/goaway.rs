@@ -1,4 +1,5 @@
-//! Sans-io: leaving a connection whose server asks to: when to dial where, and what is not believed.
+//! Sans-io: leaving a connection whose server asks to, or is not heard any more: when to dial where, and what is not
+//! believed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use crate::frame::Goaway;
 use crate::hint::Hint;
 use crate::plan::ReconnectPlan;
 
-/// What the server of a connection asked for.
+/// What the server of a connection asked for, or the plan has for one that is silent.
 ///
 /// ```text
 ///          its time is here             nothing came of it, time is short
@@ -34,6 +35,8 @@ pub(super) struct Departure {
     anywhere_from: Instant,
     /// The server closes then.
     pub(super) deadline: Instant,
+    /// Nobody asked: the server is silent. Over when it is heard.
+    unasked: bool,
 }
 
 impl Session {
@@ -101,9 +104,40 @@ impl Session {
             tries: 0,
             anywhere_from: (deadline - MARGIN.min(left / 4)).max(now + after),
             deadline,
+            unasked: false,
         };
         if let Some(connection) = self.connection_mut(side) {
             connection.departure = Some(departure);
+        }
+    }
+
+    /// Nothing is heard of the present server. Whoever is asked at its address may answer, so that comes first; then the
+    /// session goes where the plan says, in its turn, as if the server had been lost when it was heard last. It is lost only
+    /// when that has worked, or the silence was too long.
+    pub(super) fn escape(&mut self, now: Instant) {
+        let Some(current) = self.current.as_ref().filter(|current| current.is_open()) else { return };
+        let Some(dead_at) = current.dead_at().filter(|_| current.departure.is_none()) else { return };
+        let heard = current.probe.heard();
+        let Some(dial) = current.plan.as_ref().and_then(|plan| self.reconnect.foresee(plan)) else { return };
+        let departure = Departure {
+            endpoint: dial.host,
+            slot: None,
+            try_at: (heard + dial.delay).max(now + OWN_SERVER_FIRST),
+            refused_until: None,
+            tries: 0,
+            anywhere_from: dead_at,
+            deadline: dead_at,
+            unasked: true,
+        };
+        if let Some(current) = &mut self.current {
+            current.departure = Some(departure);
+        }
+    }
+
+    /// The server is heard again.
+    pub(super) fn stay(&mut self, side: Side) {
+        if let Some(connection) = self.connection_mut(side) {
+            connection.departure.take_if(|departure| departure.unasked);
         }
     }
 
@@ -130,6 +164,8 @@ impl Session {
     }
 }
 
+/// For another connection to a server that is silent on this one: it may be the path alone.
+const OWN_SERVER_FIRST: Duration = Duration::from_secs(1);
 /// From a dial to the next, where nothing is heard of it.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// Before the deadline: long enough to connect elsewhere.

@@ -16,7 +16,7 @@
 import { CloseCode, policyOf } from "../close-codes.js";
 import { PATIENCE_MS, Reconnect, believed, hintOf } from "../reconnect.js";
 import { Connection } from "./connection.js";
-import { departure, putOff, putOffUntil, takeTurn } from "./goaway.js";
+import { departure, escape, putOff, putOffUntil, takeTurn } from "./goaway.js";
 import { Ticket, isTicketRefusal } from "./ticket.js";
 import { LIMITS, closedError } from "./types.js";
 
@@ -274,6 +274,21 @@ export class Connections {
     connection.departure = asked;
     // Where it was to go before does not count any more.
     if (isLeaving && this.next?.phase === "dialing") this.abandonMove(now, "the server names another place");
+  }
+
+  /** Nothing is heard of the server: the session leaves in its turn, as if it had been lost. @param {number} now */
+  escape(now) {
+    const { current } = this;
+    if (!current || current.departure || current.deadAt === Infinity) return;
+    const dial = this.#reconnect.foresee(current.plan);
+    if (!dial || dial.host === null) return;
+    const at = current.liveness.heardAt + dial.delayMs;
+    current.departure = escape(now, { endpoint: dial.host, at, deadline: current.deadAt });
+  }
+
+  /** The server is heard again. @param {Connection} connection */
+  stay(connection) {
+    if (connection.departure?.isUnasked) connection.departure = null;
   }
 
   /** What `goaway` asked for could not be done now. @param {number} now */

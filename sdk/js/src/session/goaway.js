@@ -1,7 +1,8 @@
 /**
- * Sans-io: leaving a connection whose server asks to: when to dial where, and what is not believed.
+ * Sans-io: leaving a connection whose server asks to, or is not heard any more: when to dial where, and what is not
+ * believed.
  *
- * @typedef {object} Departure what the server of a connection asked for
+ * @typedef {object} Departure what the server of a connection asked for, or the plan has for one that is silent
  * @property {string | null} endpoint where to, as host and port; null for wherever the app's own address leads
  * @property {string | undefined} slot
  * @property {number | null} refusedUntil the server there said so
@@ -9,6 +10,7 @@
  * @property {number} tries dials that were asked for
  * @property {number} anywhereFrom from then on any place will do
  * @property {number} deadline the server closes then
+ * @property {boolean} [isUnasked] the server is silent: over when it is heard
  */
 
 /**
@@ -26,6 +28,18 @@ export function departure(now, goaway, isAllowed) {
   const anywhereFrom = Math.max(deadline - Math.min(MARGIN_MS, left / 4), tryAt);
   const slot = (goaway.slot?.length ?? 0) <= MAX_SLOT ? goaway.slot : undefined;
   return { endpoint, slot, refusedUntil: null, tryAt, tries: 0, anywhereFrom, deadline };
+}
+
+/**
+ * Nothing is heard of the server. Whoever is asked at its address may answer, so that comes first.
+ *
+ * @param {number} now
+ * @param {{ endpoint: string, at: number, deadline: number }} where and from when, and when it is dead
+ * @returns {Departure}
+ */
+export function escape(now, { endpoint, at, deadline }) {
+  const tryAt = Math.max(at, now + OWN_SERVER_FIRST_MS);
+  return { endpoint, slot: undefined, refusedUntil: null, tryAt, tries: 0, anywhereFrom: deadline, deadline, isUnasked: true };
 }
 
 /** What was asked for led nowhere. @param {Departure} departure @param {number} now @param {number} random in [0, 1) */
@@ -83,6 +97,8 @@ export function urlAt(url, endpoint) {
   return at.href;
 }
 
+/** For another connection to a server that is silent on this one: it may be the path alone. */
+const OWN_SERVER_FIRST_MS = 1_000;
 /** From a dial to the next, where nothing is heard of it. */
 const PATIENCE_MS = 12_000;
 /** Before the deadline: long enough to connect elsewhere. */

@@ -40,6 +40,11 @@ export class Liveness {
     return this.#isSuspect;
   }
 
+  /** When anything came last. */
+  get heardAt() {
+    return this.#heardAt;
+  }
+
   /** Anything came. @param {number} now @returns {boolean} true where that ends a suspicion */
   heard(now) {
     const wasSuspect = this.#isSuspect;

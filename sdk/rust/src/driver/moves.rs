@@ -203,6 +203,12 @@ impl Driver {
         }
     }
 
+    /// Where the session does not live on that connection yet, only the ladder can do something.
+    pub(super) fn handle_path_suspect(&mut self, now: Instant, attempt: AttemptId) {
+        self.session.path_suspect(now, ConnectionId(attempt.0));
+        self.ladder.handle_suspect(now, attempt);
+    }
+
     pub(super) fn handle_suspect(&mut self, now: Instant, attempt: AttemptId) {
         self.ladder.handle_suspect(now, attempt);
         if self.connected == Some(attempt)

@@ -205,3 +205,63 @@ fn a_crowd_comes_back_over_the_window_and_by_weight() {
     assert!(tenths.iter().all(|count| (75..125).contains(count)), "{tenths:?}");
     assert!((240..260).contains(&near), "a quarter: {near}");
 }
+
+/// Where [`Event::Goaway`] leads, and when.
+fn escapes(rig: &mut Rig, mut by: Duration) -> Vec<(Duration, Option<String>)> {
+    let start = rig.now;
+    let mut all = Vec::new();
+    loop {
+        for event in rig.events() {
+            if let Event::Goaway { endpoint, .. } = event {
+                all.push((rig.now - start, endpoint.map(|endpoint| endpoint.to_string())));
+            }
+        }
+        let next = rig.session.poll_timeout().map_or(by, |at| at.saturating_duration_since(rig.now));
+        if next >= by {
+            rig.advance(by);
+            return all;
+        }
+        by -= next;
+        rig.advance(next);
+    }
+}
+
+#[test]
+fn a_silent_server_is_left_as_the_plan_says_and_stays_until_another_is_there() {
+    let told = plan(1, 9);
+    let exact = told.node_window().mul_f64(told.place());
+    for silent in [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(20)] {
+        let mut rig = settled(Some(told.clone()));
+        rig.now += silent;
+        rig.session.path_suspect(rig.now, rig.newest());
+        assert!(rig.events().contains(&Event::Suspect { connection: rig.newest() }));
+        let all = escapes(&mut rig, Duration::from_secs(10));
+        let [(after, host)] = &all[..] else { panic!("{all:?}") };
+        assert_eq!(host.as_deref(), Some("near:1"));
+        let least = exact.saturating_sub(silent).max(Duration::from_secs(1));
+        assert!((least..least + Duration::from_millis(300)).contains(after), "{silent:?}: {after:?}");
+        // The old connection is there still, until the new one is.
+        let next = rig.dial();
+        rig.transmits();
+        assert!(!rig.events().iter().any(|event| matches!(event, Event::Closed { .. })));
+        assert!(rig.session.poll_transmit_on(rig.now, next).is_none(), "`connect` went out");
+    }
+}
+
+#[test]
+fn a_server_that_is_heard_again_is_not_left() {
+    let mut rig = settled(Some(plan(1, 9)));
+    rig.session.path_suspect(rig.now, rig.newest());
+    rig.session.path_suspect(rig.now, rig.newest());
+    let suspect = Event::Suspect { connection: rig.newest() };
+    assert_eq!(rig.events().iter().filter(|event| **event == suspect).count(), 1);
+    rig.session.handle_activity(rig.now, rig.newest());
+    assert!(rig.events().contains(&Event::Heard { connection: rig.newest() }));
+    assert!(escapes(&mut rig, Duration::from_secs(20)).is_empty());
+    // Nor where nobody says where to go.
+    for told in [None, Some(ReconnectPlan { alternatives: Vec::new(), ..plan(1, 9) })] {
+        let mut rig = settled(told);
+        rig.session.path_suspect(rig.now, rig.newest());
+        assert!(escapes(&mut rig, Duration::from_secs(20)).is_empty());
+    }
+}
