@@ -70,17 +70,19 @@ async fn a_region_goes_by_one_order_to_a_core_and_comes_back_when_it_is_called_o
     ensure!(seen["drains"].as_array().is_some_and(|drains| drains.len() == 2), "{seen}");
     let stopped = change(away, Method::DELETE, &format!("?region={HOME}")).await?;
     ensure!(stopped["failed"] == json!([]), "{stopped}");
+    let mut remaining = 0;
     for edge in [first, second] {
-        until("it serves as before", || async {
+        let progress = until("it serves as before", || async {
             let progress = look(edge).await?;
-            ensure!(progress["state"] == "aborted", "{progress}");
+            ensure!(progress["state"] == "aborted" && progress["forced"] == 0, "{progress}");
             ensure!(edge.api(get("/readyz")).await?.status == 200);
-            Ok(())
+            Ok(progress)
         })
         .await?;
-        let progress = look(edge).await?;
-        ensure!(progress["remaining"].as_u64() > Some(0) && progress["forced"] == 0, "{progress}");
+        remaining += progress["remaining"].as_u64().context("remaining")?;
     }
+    // One of the two may have been done: which comes first at the target is not settled.
+    ensure!(remaining > 0, "everybody had gone before it was called off");
     let there = connections(first).await? + connections(second).await?;
     ensure!(there > 0.0, "everybody had gone before it was called off");
     let published = load.end().await?;
