@@ -4,13 +4,14 @@
 //! changed networks): what the server sends goes nowhere, and only a packet of the client's shows the new way (RFC 9000
 //! §9). QUIC's own timers look after what was *sent* and not acknowledged, and such a client has sent nothing.
 //!
-//! The rule, which must not keep the radio of an idle phone awake:
+//! The rule, which must not keep the radio of an idle phone awake (it sleeps after some ten seconds without traffic):
 //!
-//! - Something *flows* when eight datagrams came with no second between two. Only then is there a timer at all.
-//! - Silence is a gap longer than a PTO, and than what gaps in this flow are usually (mean and four deviations). It gets a
-//!   probe, up to three, each waiting twice as long as the one before. The radio is awake still: the flow was a moment ago.
-//! - One datagram of any kind ends the silence. A flow that simply ended costs one probe and its acknowledgement; more than
-//!   the probes' acknowledgements is the flow again.
+//! - Something *flows* when eight datagrams came with no five seconds between two. Only then is there a timer at all.
+//! - Silence is a gap longer than a PTO, and than what gaps in this flow are usually (mean and four deviations, two seconds
+//!   at most). It gets a probe, up to three, each waiting twice as long as the one before. The radio is awake still: the
+//!   flow was a moment ago.
+//! - One datagram of any kind ends the silence. A flow that simply ended costs one probe and its acknowledgement; one more
+//!   than the probes' acknowledgements is the flow again, with gaps as they were.
 //! - Without an answer for three PTOs after the first probe, and a second at least, the path is suspect. From then on the
 //!   client tries a new socket every two seconds, for half a minute; then it is quiet until something is heard.
 //!
@@ -64,6 +65,8 @@ enum State {
         gaps: Gaps,
     },
     Silent {
+        last: Instant,
+        gaps: Gaps,
         first_probe: Instant,
         probes: u32,
     },
@@ -122,7 +125,11 @@ impl PathWatch {
         self.events.clear();
         self.state = match self.state {
             State::Idle => State::Gathering { last: now, arrivals: 1, gaps: Gaps::default() },
-            State::Silent { .. } | State::Suspect { .. } => {
+            State::Silent { last, mut gaps, probes, .. } => {
+                gaps.add(now.saturating_duration_since(last), false);
+                State::Gathering { last: now, arrivals: ARRIVALS - probes, gaps }
+            }
+            State::Suspect { .. } => {
                 State::Gathering { last: now, arrivals: ARRIVALS - PROBES, gaps: Gaps::default() }
             }
             State::Gathering { last, arrivals, mut gaps } => {
@@ -149,8 +156,8 @@ impl PathWatch {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Idle | State::Gathering { .. } => None,
-            State::Flowing { last, gaps } => Some(last + gaps.usual().min(LONGEST_GAP).max(self.pto)),
-            State::Silent { first_probe, probes } => {
+            State::Flowing { last, gaps } => Some(last + gaps.usual().min(LONGEST_SILENCE).max(self.pto)),
+            State::Silent { first_probe, probes, .. } => {
                 let suspect = first_probe + self.patience();
                 // After 1 and 3 PTOs: each waits twice as long.
                 let probe = first_probe + self.pto * ((1 << probes) - 1);
@@ -168,8 +175,8 @@ impl PathWatch {
         let patience = self.patience();
         match &mut self.state {
             State::Idle | State::Gathering { .. } => {}
-            State::Flowing { .. } => {
-                self.state = State::Silent { first_probe: now, probes: 1 };
+            State::Flowing { last, gaps } => {
+                self.state = State::Silent { last: *last, gaps: *gaps, first_probe: now, probes: 1 };
                 self.events.push_back(PathEvent::Probe);
             }
             State::Silent { first_probe, .. } if now >= *first_probe + patience => {
@@ -226,7 +233,10 @@ impl PtoEstimate {
 
 /// So many in a row, with no longer gap between them, are a flow.
 const ARRIVALS: u32 = 8;
-const LONGEST_GAP: Duration = Duration::from_secs(1);
+const LONGEST_GAP: Duration = Duration::from_secs(5);
+
+/// In a flow, until somebody asks, however uneven it is.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2);
 
 /// At most so many probes in one silence.
 const PROBES: u32 = 3;
