@@ -56,6 +56,16 @@ pub struct SessionEnd {
     pub kind: EndKind,
 }
 
+/// What a watcher hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionNews {
+    /// A connection ended.
+    End(SessionEnd),
+    /// A poll of this session is answered: at once where there is something for it, else a moment later, with what comes until
+    /// then. At most once in that moment.
+    PollEnd(SessionKey),
+}
+
 /// The sessions of all workers of an edge. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Sessions {
@@ -80,7 +90,7 @@ impl Sessions {
         all
     }
 
-    /// Asks each to move, ends streams of events; how many of them were there to be asked, and had not moved yet.
+    /// Asks each to move, ends streams of events; how many of them were there to be asked.
     pub async fn goaway(&self, asked: Vec<(SessionKey, Goaway)>) -> usize {
         let mut of_worker = vec![Vec::new(); self.shared.workers.len()];
         for (key, goaway) in asked {
@@ -101,13 +111,14 @@ impl Sessions {
         reached
     }
 
-    /// From now on every end is told, until the receiver is dropped or another one watches. At most `bound` wait to be
-    /// read; further ones are counted (`tidegate_edge_ends_untold`), and [`Sessions::list`] says who is left.
-    pub async fn watch(&self, bound: usize) -> mpsc::Receiver<SessionEnd> {
-        let (ends, receiver) = mpsc::channel(bound);
+    /// From now on every end is told, and that of polls that could bring a `goaway`, until the receiver is dropped or another one
+    /// watches. At most `bound` wait to be read; further ends of connections are counted (`tidegate_edge_ends_untold`), and
+    /// [`Sessions::list`] says who is left.
+    pub async fn watch(&self, bound: usize) -> mpsc::Receiver<SessionNews> {
+        let (news, receiver) = mpsc::channel(bound);
         for worker in &self.shared.workers {
             // A worker that has ended has told all.
-            let _ = worker.send(Command::Watch { ends: ends.clone() }).await;
+            let _ = worker.send(Command::Watch { news: news.clone() }).await;
         }
         receiver
     }

@@ -9,7 +9,7 @@ use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey};
 
 /// What a list changes.
 #[derive(Debug, PartialEq)]
-pub(crate) enum News {
+pub(crate) enum Change {
     /// Somebody new is here.
     Here(Candidate),
     /// It is of this class now.
@@ -41,20 +41,25 @@ impl Ledger {
         Some((*key, self.numbers.get(key)?.moves))
     }
 
+    /// The number of one that is here.
+    pub(crate) fn number(&self, key: SessionKey) -> Option<ConnectionKey> {
+        self.numbers.get(&key).map(|entry| entry.number)
+    }
+
     /// A list is about to be asked for.
     pub(crate) fn handle_list_asked(&mut self) {
         self.ended.clear();
     }
 
     /// All that there are.
-    pub(crate) fn handle_list(&mut self, sessions: &[SessionInfo]) -> Vec<News> {
+    pub(crate) fn handle_list(&mut self, sessions: &[SessionInfo]) -> Vec<Change> {
         let mut news = Vec::new();
         for session in sessions {
             let class = class_of(session);
             match self.numbers.get(&session.key) {
                 // Who has moved has only to say so.
                 Some(_) if session.leaving => {}
-                Some(known) => news.push(News::Class(known.number, class)),
+                Some(known) => news.push(Change::Class(known.number, class)),
                 None if session.leaving || self.ended.contains(&session.key) => {}
                 None => {
                     self.next += 1;
@@ -63,7 +68,7 @@ impl Ledger {
                     self.keys.insert(number, session.key);
                     // Numbers follow the workers' tables; the drain scatters them.
                     let rank = self.next as u32;
-                    news.push(News::Here(Candidate { connection: number, class, rank, tenant: 0 }));
+                    news.push(Change::Here(Candidate { connection: number, class, rank, tenant: 0 }));
                 }
             }
         }
@@ -72,7 +77,7 @@ impl Ledger {
             self.numbers.keys().filter(|key| !present.contains(key)).copied().collect();
         for key in gone {
             if let Some(number) = self.remove(key) {
-                news.push(News::Gone(number));
+                news.push(Change::Gone(number));
             }
         }
         news
@@ -129,12 +134,12 @@ mod tests {
     fn who_comes_is_named_once_and_who_goes_is_told_once() {
         let mut ledger = Ledger::default();
         let news = ledger.handle_list(&[session(1), session(2)]);
-        let [News::Here(first), News::Here(second)] = &news[..] else { panic!("{news:?}") };
+        let [Change::Here(first), Change::Here(second)] = &news[..] else { panic!("{news:?}") };
         assert_ne!(first.connection, second.connection);
         assert_eq!(ledger.find(first.connection), Some((session(1).key, true)));
         let busy = SessionInfo { busy: true, ..session(1) };
         let news = ledger.handle_list(&[busy]);
-        assert_eq!(news, [News::Class(first.connection, Class::Busy), News::Gone(second.connection)]);
+        assert_eq!(news, [Change::Class(first.connection, Class::Busy), Change::Gone(second.connection)]);
         assert_eq!(ledger.handle_end(end(1, EndKind::Moved)), Some((first.connection, Departure::Resumed)));
         assert_eq!(ledger.handle_end(end(1, EndKind::Done)), None);
         assert_eq!(ledger.find(first.connection), None);

@@ -26,8 +26,8 @@ pub enum Class {
     Idle,
     /// The same, with requests or deliveries under way.
     Busy,
-    /// A long poll: told with the answer that it is waiting for. Before all others where the driver says that its hold ends
-    /// ([`super::Drainer::handle_poll_ended`]; the simulator's does, the node's does not: docs/adr/0017-drain.md), else last.
+    /// A long poll: told with the answer that it is waiting for. Before all others when its hold ends
+    /// ([`super::Drainer::handle_poll_ended`]), else last.
     LongPoll,
     /// Knows nothing of `goaway`: is closed, and comes back. They are spread over the whole time.
     BreakOnly,
