@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
 use crate::presence::Present;
-use crate::sessions::{SessionInfo, SessionKey};
+use crate::sessions::{SessionInfo, SessionKey, part_of};
 use crate::upstream::{Answer, Run};
 use crate::worker::{Admitted, Worker};
 
@@ -170,6 +170,7 @@ impl Session {
             moves: machine.moves(),
             busy: inner.backlog.is_some() || machine.is_busy(),
             leaving: machine.has_moved() || machine.is_ended(),
+            part: inner.keys.iter().flatten().next().map(|(channel, _)| part_of(channel)),
         })
     }
 

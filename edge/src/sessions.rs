@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use tidegate_protocol::frame::{CloseCode, Goaway};
-use tidegate_protocol::{NodeId, Region};
+use tidegate_protocol::placement::partition_of;
+use tidegate_protocol::{ChannelName, NodeId, Region};
 use tidegate_transport::TransportKind;
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +35,8 @@ pub struct SessionInfo {
     pub busy: bool,
     /// It ends soon, unasked: the session is over, or was resumed on another connection.
     pub leaving: bool,
+    /// Which part of the channel tier the first of its channels is in, of [`PARTS`]; `None` where it has none.
+    pub part: Option<u16>,
 }
 
 /// How a connection ended.
@@ -71,6 +74,14 @@ pub enum SessionNews {
 pub struct Sessions {
     shared: Arc<Shared>,
 }
+
+/// The part of the channel tier that a channel is in: of one partition, where their number is a power of two up to [`PARTS`].
+pub(crate) fn part_of(channel: &ChannelName) -> u16 {
+    partition_of(channel, PARTS)
+}
+
+/// See [`SessionInfo::part`].
+pub const PARTS: u16 = 1024;
 
 impl Sessions {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {

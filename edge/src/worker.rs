@@ -35,11 +35,11 @@ use crate::door::Door;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::plans::Plans;
+use crate::policy::drain::POLL_PATIENCE;
 use crate::policy::plan::Renewal;
 use crate::presence::Presence;
 use crate::registry::{Registry, Subscriber};
 use crate::resume::TicketKeys;
-use crate::policy::drain::POLL_PATIENCE;
 use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, SessionNews};
 use crate::upstream::{Asker, Upstream};
 
@@ -315,6 +315,7 @@ impl Worker {
             moves: false,
             busy: false,
             leaving: false,
+            part: None,
         });
         sessions.iter().filter_map(|(_, session)| session.info()).chain(streams).collect()
     }

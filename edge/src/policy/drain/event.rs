@@ -15,7 +15,7 @@ pub struct Candidate {
     pub class: Class,
     /// Its rank in the reconnect plan.
     pub rank: u32,
-    /// Whose it is: those of one tenant use one part of the channel tier.
+    /// Those of one tenant use one part of the channel tier: no more than an eighth of them at once, or their share.
     pub tenant: u64,
 }
 

@@ -189,7 +189,10 @@ fn half_way_to_a_place_another_is_gone_to_and_the_same_one_goes_on() {
             assert!(rig.events().contains(&Event::Moved { connection: next }));
             continue;
         }
-        assert!(matches!(&events[0], Event::MoveFailed { connection, .. } if *connection == next), "{events:?}");
+        assert!(
+            matches!(&events[0], Event::MoveFailed { connection, .. } if *connection == next),
+            "{events:?}"
+        );
         assert!(events.contains(&leave(1, Some("edge-3:9"))), "{events:?}");
         let frame = ServerFrame::new(0, ServerBody::Publication(publication("a", 1)));
         rig.read_on(ConnectionId(1), &Carrier::Stream(Epoch::new("e")), frame);
