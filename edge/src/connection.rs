@@ -29,7 +29,7 @@ use crate::metrics::Metrics;
 use crate::policy::repeats::Repeats;
 use crate::policy::slow_consumer::Backlog;
 use crate::presence::Present;
-use crate::sessions::{SessionInfo, SessionKey};
+use crate::sessions::{SessionInfo, SessionKey, part_of};
 use crate::upstream::{Answer, Run};
 use crate::worker::{Admitted, Worker};
 
@@ -81,7 +81,8 @@ impl std::fmt::Debug for Session {
     }
 }
 
-/// Starts the session of a connection on its worker. `identity`: what a token that came before the first frame says.
+/// Starts the session of a connection on its worker; its key among the worker's. `identity`: what a token that came before
+/// the first frame says.
 pub(crate) fn start(
     worker: &Rc<Worker>,
     id: SessionId,
@@ -89,7 +90,7 @@ pub(crate) fn start(
     identity: Option<Identity>,
     admitted: Admitted,
     entrance: Entrance,
-) {
+) -> usize {
     let kind = connection.kind();
     let opened = clock::now();
     // Polling is long poll's heartbeat.
@@ -144,6 +145,7 @@ pub(crate) fn start(
     } else {
         worker.spawn(task.instrument(span));
     }
+    enrolled
 }
 
 impl Session {
@@ -168,7 +170,14 @@ impl Session {
             moves: machine.moves(),
             busy: inner.backlog.is_some() || machine.is_busy(),
             leaving: machine.has_moved() || machine.is_ended(),
+            part: inner.keys.iter().flatten().next().map(|(channel, _)| part_of(channel)),
         })
+    }
+
+    /// True where the client can be asked to move.
+    pub(crate) fn takes_goaway(&self) -> bool {
+        let machine = &self.inner.borrow().machine;
+        machine.is_served() && machine.moves()
     }
 
     /// Asks the client to move; false where there is nobody to be asked.

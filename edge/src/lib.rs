@@ -29,7 +29,7 @@ pub use listener::{Handover, ListenError, Sockets};
 pub use metrics::Metrics;
 pub use node::{Addresses, EdgeNode, Parts};
 pub use plans::Plans;
-pub use sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, Sessions};
+pub use sessions::{EndKind, PARTS, SessionEnd, SessionInfo, SessionKey, SessionNews, Sessions};
 pub use upstream::hub::{
     Dialer, HomeRules, Hub, HubConfig, HubError, HubMetrics, OpenFailure, OpenedLink, Uplink, UplinkFuture,
 };

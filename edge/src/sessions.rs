@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use tidegate_protocol::frame::{CloseCode, Goaway};
-use tidegate_protocol::{NodeId, Region};
+use tidegate_protocol::placement::partition_of;
+use tidegate_protocol::{ChannelName, NodeId, Region};
 use tidegate_transport::TransportKind;
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +35,8 @@ pub struct SessionInfo {
     pub busy: bool,
     /// It ends soon, unasked: the session is over, or was resumed on another connection.
     pub leaving: bool,
+    /// Which part of the channel tier the first of its channels is in, of [`PARTS`]; `None` where it has none.
+    pub part: Option<u16>,
 }
 
 /// How a connection ended.
@@ -56,11 +59,29 @@ pub struct SessionEnd {
     pub kind: EndKind,
 }
 
+/// What a watcher hears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionNews {
+    /// A connection ended.
+    End(SessionEnd),
+    /// A poll of this session is answered: at once where there is something for it, else a moment later, with what comes until
+    /// then. At most once in that moment.
+    PollEnd(SessionKey),
+}
+
 /// The sessions of all workers of an edge. Clones are the same.
 #[derive(Debug, Clone)]
 pub struct Sessions {
     shared: Arc<Shared>,
 }
+
+/// The part of the channel tier that a channel is in: of one partition, where their number is a power of two up to [`PARTS`].
+pub(crate) fn part_of(channel: &ChannelName) -> u16 {
+    partition_of(channel, PARTS)
+}
+
+/// See [`SessionInfo::part`].
+pub const PARTS: u16 = 1024;
 
 impl Sessions {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
@@ -80,7 +101,7 @@ impl Sessions {
         all
     }
 
-    /// Asks each to move, ends streams of events; how many of them were there to be asked, and had not moved yet.
+    /// Asks each to move, ends streams of events; how many of them were there to be asked.
     pub async fn goaway(&self, asked: Vec<(SessionKey, Goaway)>) -> usize {
         let mut of_worker = vec![Vec::new(); self.shared.workers.len()];
         for (key, goaway) in asked {
@@ -101,13 +122,14 @@ impl Sessions {
         reached
     }
 
-    /// From now on every end is told, until the receiver is dropped or another one watches. At most `bound` wait to be
-    /// read; further ones are counted (`tidegate_edge_ends_untold`), and [`Sessions::list`] says who is left.
-    pub async fn watch(&self, bound: usize) -> mpsc::Receiver<SessionEnd> {
-        let (ends, receiver) = mpsc::channel(bound);
+    /// From now on every end is told, and that of polls that could bring a `goaway`, until the receiver is dropped or another one
+    /// watches. At most `bound` wait to be read; further ends of connections are counted (`tidegate_edge_ends_untold`), and
+    /// [`Sessions::list`] says who is left.
+    pub async fn watch(&self, bound: usize) -> mpsc::Receiver<SessionNews> {
+        let (news, receiver) = mpsc::channel(bound);
         for worker in &self.shared.workers {
             // A worker that has ended has told all.
-            let _ = worker.send(Command::Watch { ends: ends.clone() }).await;
+            let _ = worker.send(Command::Watch { news: news.clone() }).await;
         }
         receiver
     }

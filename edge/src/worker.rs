@@ -7,7 +7,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -35,11 +35,12 @@ use crate::door::Door;
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::plans::Plans;
+use crate::policy::drain::POLL_PATIENCE;
 use crate::policy::plan::Renewal;
 use crate::presence::Presence;
 use crate::registry::{Registry, Subscriber};
 use crate::resume::TicketKeys;
-use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey};
+use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, SessionNews};
 use crate::upstream::{Asker, Upstream};
 
 /// Answers a request that the edge itself does not know, such as `dev`'s page; `None` to answer 404.
@@ -117,7 +118,7 @@ pub(crate) enum Command {
     /// Tell every end.
     Watch {
         /// To whom; what it does not take is not told.
-        ends: mpsc::Sender<SessionEnd>,
+        news: mpsc::Sender<SessionNews>,
     },
 }
 
@@ -147,7 +148,7 @@ pub(crate) struct Worker {
     presence: RefCell<Presence>,
     upstream: OnceCell<Upstream>,
     sessions: RefCell<Slab<Rc<Session>>>,
-    long_polls: RefCell<HashMap<SessionId, LongPollHandle>>,
+    long_polls: RefCell<HashMap<SessionId, LongPoll>>,
     /// Which connections serve a session that was given a ticket: several while it moves.
     known: RefCell<BTreeSet<(SessionId, usize)>>,
     events: RefCell<Slab<Rc<Events>>>,
@@ -156,7 +157,16 @@ pub(crate) struct Worker {
     /// Of sessions, so that none is taken for one that was there before it.
     serials: Cell<u32>,
     /// Who hears of ends.
-    ends: RefCell<Option<mpsc::Sender<SessionEnd>>>,
+    news: RefCell<Option<mpsc::Sender<SessionNews>>>,
+}
+
+/// A session by long poll.
+struct LongPoll {
+    handle: LongPollHandle,
+    /// Its key.
+    session: usize,
+    /// When the end of a poll was told.
+    told: Option<Instant>,
 }
 
 impl std::fmt::Debug for Worker {
@@ -180,7 +190,7 @@ impl Worker {
             rng: RefCell::new(clock::rng()),
             tracker: TaskTracker::new(),
             serials: Cell::new(0),
-            ends: RefCell::default(),
+            news: RefCell::default(),
         }
     }
 
@@ -305,11 +315,12 @@ impl Worker {
             moves: false,
             busy: false,
             leaving: false,
+            part: None,
         });
         sessions.iter().filter_map(|(_, session)| session.info()).chain(streams).collect()
     }
 
-    /// Asks a session to move, ends a stream. False where it is gone, not served yet, or has moved.
+    /// Asks a session to move, ends a stream. False where it is gone, or not served yet.
     pub(crate) fn goaway(&self, key: SessionKey, goaway: Goaway) -> bool {
         if key.is_stream {
             let events = self.events.borrow().get(key.index as usize).cloned();
@@ -327,19 +338,49 @@ impl Worker {
     }
 
     /// From now on ends are told.
-    pub(crate) fn watch(&self, ends: mpsc::Sender<SessionEnd>) {
-        self.ends.replace(Some(ends));
+    pub(crate) fn watch(&self, news: mpsc::Sender<SessionNews>) {
+        self.news.replace(Some(news));
     }
 
     /// A connection ended.
     pub(crate) fn tell_end(&self, key: SessionKey, kind: EndKind) {
-        let mut ends = self.ends.borrow_mut();
-        match ends.as_ref().map(|ends| ends.try_send(SessionEnd { key, kind })) {
+        let mut news = self.news.borrow_mut();
+        let end = SessionNews::End(SessionEnd { key, kind });
+        match news.as_ref().map(|news| news.try_send(end)) {
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
                 self.metrics().ends_untold.inc();
             }
-            Some(Err(mpsc::error::TrySendError::Closed(_))) => *ends = None,
+            Some(Err(mpsc::error::TrySendError::Closed(_))) => *news = None,
             Some(Ok(())) | None => {}
+        }
+    }
+
+    /// A poll is about to be answered. True where somebody may have a `goaway` for it in a moment.
+    pub(crate) fn tell_poll_end(&self, session: SessionId) -> bool {
+        let mut news = self.news.borrow_mut();
+        let Some(watcher) = &*news else { return false };
+        let mut long_polls = self.long_polls.borrow_mut();
+        let Some(poll) = long_polls.get_mut(&session) else { return false };
+        let now = clock::now();
+        // Once for each time that the watcher takes to answer.
+        let is_waited_for = poll.told.is_some_and(|at| now.saturating_duration_since(at) < POLL_PATIENCE);
+        let key = {
+            let sessions = self.sessions.borrow();
+            let session = sessions.get(poll.session).filter(|session| session.takes_goaway());
+            session.map(|session| session.key())
+        };
+        let Some(key) = key.filter(|_| !is_waited_for) else { return false };
+        match watcher.try_send(SessionNews::PollEnd(key)) {
+            Ok(()) => {
+                poll.told = Some(now);
+                true
+            }
+            // The next end will do.
+            Err(mpsc::error::TrySendError::Full(_)) => false,
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                *news = None;
+                false
+            }
         }
     }
 
@@ -394,11 +435,12 @@ impl Worker {
     }
 
     pub(crate) fn long_poll(&self, session: SessionId) -> Option<LongPollHandle> {
-        self.long_polls.borrow().get(&session).cloned()
+        self.long_polls.borrow().get(&session).map(|poll| poll.handle.clone())
     }
 
-    pub(crate) fn add_long_poll(&self, session: SessionId, handle: LongPollHandle) {
-        self.long_polls.borrow_mut().insert(session, handle);
+    /// A session by long poll begins; `key` is its key.
+    pub(crate) fn add_long_poll(&self, id: SessionId, key: usize, handle: LongPollHandle) {
+        self.long_polls.borrow_mut().insert(id, LongPoll { handle, session: key, told: None });
         self.shared.long_polls.send_modify(|count| *count += 1);
     }
 

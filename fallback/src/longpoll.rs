@@ -99,6 +99,15 @@ impl LongPollHandle {
     ///
     /// A newer poll of the same session makes this one return at once. Dropping the future gives the poll up.
     pub fn poll(&self, request: PollRequest) -> impl Future<Output = PollResponse> + use<> {
+        self.poll_longer(request, || Duration::ZERO)
+    }
+
+    /// The same; `longer` is asked once, when the time is over and there is no frame, how much longer one may come.
+    pub fn poll_longer<F: FnOnce() -> Duration>(
+        &self,
+        request: PollRequest,
+        longer: F,
+    ) -> impl Future<Output = PollResponse> + use<F> {
         let shared = self.shared.clone();
         async move {
             let number = match shared.borrow_mut().arrive(request.ack, request.frames) {
@@ -106,14 +115,19 @@ impl LongPollHandle {
                 Err(response) => return response,
             };
             let waiting = Waiting { shared, number, ack: request.ack };
-            let mut timer = None;
+            let (mut timer, mut longer) = (None, Some(longer));
             poll_fn(|cx| {
                 if let Poll::Ready(response) = waiting.poll_answer(cx) {
                     return Poll::Ready(response);
                 }
                 let timer = timer.get_or_insert_with(|| Box::pin(sleep(request.wait)));
-                ready!(timer.as_mut().poll(cx));
-                Poll::Ready(waiting.no_frames())
+                loop {
+                    ready!(timer.as_mut().poll(cx));
+                    match longer.take().map(|longer| longer()) {
+                        Some(more) if !more.is_zero() => timer.set(sleep(more)),
+                        _ => return Poll::Ready(waiting.no_frames()),
+                    }
+                }
             })
             .await
         }

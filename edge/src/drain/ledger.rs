@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use tidegate_transport::TransportKind;
 
 use crate::policy::drain::{Candidate, Class, ConnectionKey, Departure};
-use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey};
+use crate::sessions::{EndKind, PARTS, SessionEnd, SessionInfo, SessionKey};
 
 /// What a list changes.
 #[derive(Debug, PartialEq)]
-pub(crate) enum News {
+pub(crate) enum Change {
     /// Somebody new is here.
     Here(Candidate),
     /// It is of this class now.
@@ -41,20 +41,25 @@ impl Ledger {
         Some((*key, self.numbers.get(key)?.moves))
     }
 
+    /// The number of one that is here.
+    pub(crate) fn number(&self, key: SessionKey) -> Option<ConnectionKey> {
+        self.numbers.get(&key).map(|entry| entry.number)
+    }
+
     /// A list is about to be asked for.
     pub(crate) fn handle_list_asked(&mut self) {
         self.ended.clear();
     }
 
     /// All that there are.
-    pub(crate) fn handle_list(&mut self, sessions: &[SessionInfo]) -> Vec<News> {
+    pub(crate) fn handle_list(&mut self, sessions: &[SessionInfo]) -> Vec<Change> {
         let mut news = Vec::new();
         for session in sessions {
             let class = class_of(session);
             match self.numbers.get(&session.key) {
                 // Who has moved has only to say so.
                 Some(_) if session.leaving => {}
-                Some(known) => news.push(News::Class(known.number, class)),
+                Some(known) => news.push(Change::Class(known.number, class)),
                 None if session.leaving || self.ended.contains(&session.key) => {}
                 None => {
                     self.next += 1;
@@ -63,7 +68,9 @@ impl Ledger {
                     self.keys.insert(number, session.key);
                     // Numbers follow the workers' tables; the drain scatters them.
                     let rank = self.next as u32;
-                    news.push(News::Here(Candidate { connection: number, class, rank, tenant: 0 }));
+                    // Who is on no channel is spread over all.
+                    let tenant = session.part.map_or(self.next % u64::from(PARTS), u64::from);
+                    news.push(Change::Here(Candidate { connection: number, class, rank, tenant }));
                 }
             }
         }
@@ -72,7 +79,7 @@ impl Ledger {
             self.numbers.keys().filter(|key| !present.contains(key)).copied().collect();
         for key in gone {
             if let Some(number) = self.remove(key) {
-                news.push(News::Gone(number));
+                news.push(Change::Gone(number));
             }
         }
         news
@@ -118,7 +125,8 @@ mod tests {
 
     fn session(serial: u32) -> SessionInfo {
         let key = SessionKey { worker: 0, is_stream: false, index: 3, serial };
-        SessionInfo { key, transport: TransportKind::Quic, moves: true, busy: false, leaving: false }
+        let transport = TransportKind::Quic;
+        SessionInfo { key, transport, moves: true, busy: false, leaving: false, part: None }
     }
 
     fn end(serial: u32, kind: EndKind) -> SessionEnd {
@@ -129,15 +137,31 @@ mod tests {
     fn who_comes_is_named_once_and_who_goes_is_told_once() {
         let mut ledger = Ledger::default();
         let news = ledger.handle_list(&[session(1), session(2)]);
-        let [News::Here(first), News::Here(second)] = &news[..] else { panic!("{news:?}") };
+        let [Change::Here(first), Change::Here(second)] = &news[..] else { panic!("{news:?}") };
         assert_ne!(first.connection, second.connection);
         assert_eq!(ledger.find(first.connection), Some((session(1).key, true)));
+        assert_ne!(first.tenant, second.tenant, "of no channel, so of all");
         let busy = SessionInfo { busy: true, ..session(1) };
         let news = ledger.handle_list(&[busy]);
-        assert_eq!(news, [News::Class(first.connection, Class::Busy), News::Gone(second.connection)]);
+        assert_eq!(news, [Change::Class(first.connection, Class::Busy), Change::Gone(second.connection)]);
         assert_eq!(ledger.handle_end(end(1, EndKind::Moved)), Some((first.connection, Departure::Resumed)));
         assert_eq!(ledger.handle_end(end(1, EndKind::Done)), None);
         assert_eq!(ledger.find(first.connection), None);
+    }
+
+    #[test]
+    fn those_of_one_part_of_the_channel_tier_are_of_one_tenant() {
+        let mut ledger = Ledger::default();
+        let of_part = |serial, part| SessionInfo { part: Some(part), ..session(serial) };
+        let news = ledger.handle_list(&[of_part(1, 7), of_part(2, 9), of_part(3, 7)]);
+        let tenants: Vec<_> = news
+            .iter()
+            .map(|one| match one {
+                Change::Here(candidate) => candidate.tenant,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(tenants, [7, 9, 7]);
     }
 
     #[test]

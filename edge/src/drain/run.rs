@@ -15,13 +15,13 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::Inner;
-use super::ledger::{Ledger, News};
+use super::ledger::{Change, Ledger};
 use super::paced::Paced;
 use super::places::{Pace, Place, Places, Whither};
 use crate::fleet::FleetWatch;
 use crate::policy::admission::{DrainId, Issuer, Lease, LeaseAsk, SlotTicket};
 use crate::policy::drain::{ConnectionKey, Departure, DrainConfig, Drainer, Event, Order, Stage};
-use crate::sessions::{SessionEnd, SessionKey};
+use crate::sessions::{SessionKey, SessionNews};
 
 /// What a drain is told beside what it sees itself.
 #[derive(Debug)]
@@ -78,7 +78,7 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<Told>,
     report: watch::Sender<DrainReport>,
 ) {
-    let mut ends = inner.sessions.watch(ENDS).await;
+    let mut news = inner.sessions.watch(NEWS).await;
     let mut view = inner.fleet.watch();
     let mut run = Run::new(inner, task, &view);
     let mut next_list = clock::now();
@@ -86,7 +86,7 @@ pub(super) async fn run(
     loop {
         let now = clock::now();
         if next_list <= now {
-            let listed = run.list(&mut ends).await;
+            let listed = run.list(&mut news).await;
             next_list = clock::now() + LIST + LIST / 20_000 * u32::try_from(listed).unwrap_or(u32::MAX);
         }
         run.advance(&view).await;
@@ -102,7 +102,7 @@ pub(super) async fn run(
         }
         let timer = run.drainer.poll_timeout().map_or(next_list, |at| at.min(next_list));
         tokio::select! {
-            // Cancel-safe, all of them. The first are rare; ends come in batches, between which the timer has its turn.
+            // Cancel-safe, all of them. The first are rare; news come in batches, between which the timer has its turn.
             biased;
             Some(Told { command, done }) = commands.recv() => {
                 run.handle_command(command, &view);
@@ -117,11 +117,11 @@ pub(super) async fn run(
                     run.asking.remove(&target);
                 }
             }
-            Some(end) = ends.recv() => {
-                run.handle_end(end);
+            Some(one) = news.recv() => {
+                run.handle_news(one);
                 for _ in 0..BATCH {
-                    let Ok(end) = ends.try_recv() else { break };
-                    run.handle_end(end);
+                    let Ok(one) = news.try_recv() else { break };
+                    run.handle_news(one);
                 }
             }
             () = tokio::time::sleep_until(timer.into()) => {}
@@ -134,7 +134,7 @@ impl Run {
         let mut places = Places::new(inner.node.clone(), inner.region.clone(), task.whither.clone());
         let targets = by_node(places.handle_view(&view.current()));
         let now = clock::now();
-        let drainer = drainer(&inner, &task.order, &targets, now);
+        let drainer = drainer(&inner, &task, &task.order, &targets, now);
         info!(drain = task.order.drain, to = ?task.order.to, within_ms = task.order.within_ms, "draining");
         Self {
             inner,
@@ -347,31 +347,41 @@ impl Run {
     }
 
     /// Who is here; how many they are.
-    async fn list(&mut self, ends: &mut mpsc::Receiver<SessionEnd>) -> usize {
+    async fn list(&mut self, news: &mut mpsc::Receiver<SessionNews>) -> usize {
         self.ledger.handle_list_asked();
         let sessions = self.inner.sessions.list().await;
-        while let Ok(end) = ends.try_recv() {
-            self.handle_end(end);
+        while let Ok(one) = news.try_recv() {
+            self.handle_news(one);
         }
         let now = clock::now();
-        for news in self.ledger.handle_list(&sessions) {
-            match news {
-                News::Here(candidate) => {
+        for change in self.ledger.handle_list(&sessions) {
+            match change {
+                Change::Here(candidate) => {
                     if self.drainer.stage() == Stage::End {
                         self.begin_again(now);
                     }
                     self.drainer.handle_connection(candidate);
                 }
-                News::Class(number, class) => self.drainer.handle_class(number, class),
-                News::Gone(number) => self.drainer.handle_gone(now, number, Departure::Broken),
+                Change::Class(number, class) => self.drainer.handle_class(number, class),
+                Change::Gone(number) => self.drainer.handle_gone(now, number, Departure::Broken),
             }
         }
         sessions.len()
     }
 
-    fn handle_end(&mut self, end: SessionEnd) {
-        if let Some((number, departure)) = self.ledger.handle_end(end) {
-            self.drainer.handle_gone(clock::now(), number, departure);
+    fn handle_news(&mut self, news: SessionNews) {
+        let now = clock::now();
+        match news {
+            SessionNews::End(end) => {
+                if let Some((number, departure)) = self.ledger.handle_end(end) {
+                    self.drainer.handle_gone(now, number, departure);
+                }
+            }
+            SessionNews::PollEnd(key) => {
+                if let Some(number) = self.ledger.number(key) {
+                    self.drainer.handle_poll_ended(now, number);
+                }
+            }
         }
     }
 
@@ -381,7 +391,7 @@ impl Run {
         self.ended = None;
         let within_ms = (self.task.order.within_ms / 4).max(AGAIN_MS).min(self.task.order.within_ms);
         let order = DrainOrder { within_ms, ..self.task.order.clone() };
-        self.drainer = drainer(&self.inner, &order, &self.targets, now);
+        self.drainer = drainer(&self.inner, &self.task, &order, &self.targets, now);
     }
 
     fn counts(&self) -> DrainCounts {
@@ -416,12 +426,20 @@ impl Run {
     }
 }
 
-fn drainer(inner: &Inner, order: &DrainOrder, targets: &BTreeMap<NodeId, Place>, now: Instant) -> Drainer {
+fn drainer(
+    inner: &Inner,
+    task: &Task,
+    order: &DrainOrder,
+    targets: &BTreeMap<NodeId, Place>,
+    now: Instant,
+) -> Drainer {
     let within = Duration::from_millis(order.within_ms);
     let defaults = DrainConfig::default();
     let config = DrainConfig {
         lame_duck: defaults.lame_duck.min(within / 10),
         forced: defaults.forced.min(within / 5),
+        // Where another process listens already, a poll that comes back by a new TCP connection finds nobody who knows it.
+        polls: if matches!(task.whither, Whither::Successor(_)) { Duration::ZERO } else { defaults.polls },
         ..defaults
     };
     let wall = (now, clock::unix_ms());
@@ -444,9 +462,9 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Ends that wait to be counted; beyond them, the next list says who is gone.
-const ENDS: usize = 4096;
-/// Ends that are counted in one go.
+/// News that wait to be heard; beyond them, the next list says who is gone, and a poll is told with its next answer.
+const NEWS: usize = 4096;
+/// News that are heard in one go.
 const BATCH: usize = 256;
 /// Between two looks at who is here, and as much more for each 20,000 of them.
 const LIST: Duration = Duration::from_secs(1);

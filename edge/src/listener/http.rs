@@ -6,6 +6,7 @@ use std::future::Future;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use bytes::Bytes;
@@ -35,6 +36,7 @@ use crate::connection::{self, Entrance};
 use crate::door::{Rejection, Visitor};
 use crate::events::{AnswerBody, RETRY_MAX, RETRY_MIN};
 use crate::policy::admission::SlotTicket;
+use crate::policy::drain::POLL_PATIENCE;
 use crate::worker::{Admitted, Command, Worker};
 
 /// What the requests of one connection share.
@@ -170,8 +172,8 @@ pub(crate) async fn serve_commands(worker: Rc<Worker>, mut inbox: mpsc::Receiver
                 let _ = response.send(count);
                 continue;
             }
-            Command::Watch { ends } => {
-                worker.watch(ends);
+            Command::Watch { news } => {
+                worker.watch(news);
                 continue;
             }
         };
@@ -371,9 +373,9 @@ where
             expiry: worker.limits().longpoll_idle,
         };
         let (connection, handle) = LongPollConnection::open(id, limits);
-        worker.add_long_poll(id, handle.clone());
         let entrance = Entrance::Decided(entry);
-        connection::start(worker, id, Box::new(connection), identity, admitted, entrance);
+        let key = connection::start(worker, id, Box::new(connection), identity, admitted, entrance);
+        worker.add_long_poll(id, key, handle.clone());
         return handle.poll(request).await.into_http();
     };
     if session.worker() == worker.index() {
@@ -391,7 +393,20 @@ where
 
 async fn poll_here(worker: &Worker, session: SessionId, request: PollRequest) -> Response<Bytes> {
     match worker.long_poll(session) {
-        Some(handle) => handle.poll(request).await.into_http(),
+        Some(handle) => {
+            let wait = request.wait;
+            // Whoever drains the node may have something for it: asked when nothing else came.
+            let longer = || match worker.tell_poll_end(session) {
+                true => wait.min(POLL_PATIENCE),
+                false => Duration::ZERO,
+            };
+            let response = handle.poll_longer(request, longer).await;
+            if response.has_frames() {
+                // What there is does not wait: the next poll brings it.
+                worker.tell_poll_end(session);
+            }
+            response.into_http()
+        }
         None => unknown_session(),
     }
 }

@@ -50,6 +50,9 @@ pub struct DrainConfig {
     pub forced: Duration,
     /// Clients on their way that never are too many.
     pub in_flight: usize,
+    /// How long long polls are left to end by themselves, once clients are asked to move: at least one hold. At most half of the
+    /// time until connections are closed.
+    pub polls: Duration,
 }
 
 impl Default for DrainConfig {
@@ -59,6 +62,7 @@ impl Default for DrainConfig {
             patience: Duration::from_secs(30),
             forced: Duration::from_secs(20),
             in_flight: 64,
+            polls: POLL_HOLD.saturating_add(POLL_PATIENCE),
         }
     }
 }
@@ -236,12 +240,13 @@ impl Drainer {
     }
 
     /// The hold of a long poll is over: the driver waits for [`POLL_PATIENCE`] more and then answers it, with a `goaway` if one
-    /// came meanwhile. Each poll ends so once, however many there are.
+    /// came meanwhile. Or it is answered at once, because there is something for it: then the next poll brings the `goaway`.
+    /// Said again within that time, it changes nothing.
     pub fn handle_poll_ended(&mut self, now: Instant, connection: ConnectionKey) {
         if let Some(Connection { candidate, state: State::Waiting }) = self.connections.get(&connection)
             && candidate.class == Class::LongPoll
+            && self.ended_polls.insert(candidate.tenant, order(candidate), connection)
         {
-            self.ended_polls.insert(candidate.tenant, order(candidate), connection);
             self.ended_until.push_back((now + POLL_PATIENCE, connection));
         }
     }
@@ -435,8 +440,8 @@ impl Drainer {
         }
         let idle = self.idle.take(budget - polls.len());
         let busy = self.busy.take(budget - polls.len() - idle.len());
-        // With nobody else left, polls are not waited for.
-        let rest = if self.idle.len() + self.busy.len() == 0 {
+        // With nobody else left, polls that had their time are not waited for.
+        let rest = if self.idle.len() + self.busy.len() == 0 && !self.awaits_polls(now) {
             self.polls.take(budget - polls.len() - idle.len() - busy.len())
         } else {
             Vec::new()
@@ -505,7 +510,7 @@ impl Drainer {
         let unix_ms = self.unix_ms(now);
         let breaking = self.due_to_break(now + ASK_AHEAD);
         let others = self.idle.len() + self.busy.len();
-        let polls = if others > 0 {
+        let polls = if others > 0 || self.awaits_polls(now) {
             let soon = self.polls.len() as f64 * ASK_AHEAD.as_secs_f64() / POLL_HOLD.as_secs_f64();
             self.ended_polls.len() + soon.ceil() as usize
         } else {
@@ -527,6 +532,12 @@ impl Drainer {
         if waiting == 0 {
             self.give_back();
         }
+    }
+
+    /// Whether polls are left to end by themselves although nobody else is there.
+    fn awaits_polls(&self, now: Instant) -> bool {
+        let half = self.forced_from().saturating_duration_since(self.began) / 2;
+        now < self.began + (self.config.lame_duck + self.config.polls).min(half)
     }
 
     /// Those that only break are spread over the whole time.
@@ -565,7 +576,9 @@ impl Drainer {
 
     fn judge_pace(&mut self, now: Instant) {
         let left = self.forced_from().saturating_duration_since(now).max(TICK).as_secs_f64();
-        let waiting = self.idle.len() + self.busy.len() + self.polls.len();
+        // Polls that nobody asks a place for yet are not slow.
+        let polls = if self.awaits_polls(now) { self.ended_polls.len() } else { self.polls.len() };
+        let waiting = self.idle.len() + self.busy.len() + polls;
         let (needed, granted) = (waiting as f64 / left, self.granted_rate(now));
         let settled = now.saturating_duration_since(self.began) > self.config.lame_duck + SETTLING;
         if self.behind {

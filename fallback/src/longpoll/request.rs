@@ -219,6 +219,12 @@ impl PollResponse {
         }
     }
 
+    /// True where it brings something.
+    pub fn has_frames(&self) -> bool {
+        // A frame ends with a brace.
+        !self.body.ends_with(b"[]}")
+    }
+
     /// As an HTTP response that no cache keeps.
     pub fn into_http(self) -> Response<Bytes> {
         let mut response = json_response(self.status, self.body);

@@ -89,6 +89,30 @@ async fn polls_carry_frames_both_ways_and_wait_for_the_first() {
     assert_eq!(connection.buffered(), 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_is_asked_when_the_time_is_over_may_have_something_a_little_later() {
+    let (mut connection, handle) = open(LIMITS);
+    let began = tokio::time::Instant::now();
+    let longer = || Duration::from_millis(300);
+    let driver = async {
+        sleep(Duration::from_millis(1_200)).await;
+        send(&mut connection, frame(1));
+    };
+    let (answer, ()) = tokio::join!(handle.poll_longer(request(0, vec![], 1_000), longer), driver);
+    assert_eq!((read(&answer), began.elapsed().as_millis()), ((200, 1, vec![1]), 1_200));
+    assert!(answer.has_frames());
+
+    // Nothing came: asked once.
+    let answer = handle.poll_longer(request(1, vec![], 1_000), longer).await;
+    assert_eq!((read(&answer), began.elapsed().as_millis()), ((200, 1, vec![]), 2_500));
+    assert!(!answer.has_frames());
+
+    // What is there does not wait, and nobody is asked.
+    send(&mut connection, frame(2));
+    let answer = handle.poll_longer(request(1, vec![], 1_000), || panic!("asked")).await;
+    assert_eq!(read(&answer), (200, 2, vec![2]));
+}
+
 #[tokio::test]
 async fn a_lost_answer_is_given_again_and_its_frames_count_once() {
     let (mut connection, handle) = open(LIMITS);

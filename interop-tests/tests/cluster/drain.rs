@@ -2,6 +2,7 @@
 
 mod ends;
 mod orders;
+mod outside;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -150,6 +150,35 @@ test("where it was on its way to another place, that does not count any more", (
   assert.equal(world.sentFrames("connect")[0][1].slot, "slot for https://edge-3:9");
 });
 
+test("where it was half-way there, another place is gone to, and the same one goes on", () => {
+  for (const other of ["https://edge-3:9", "https://edge-2"]) {
+    const world = live();
+    goaway(world, "https://edge-2");
+    world.pass(1);
+    const first = world.connection;
+    assert.ok(world.session.move(world.now));
+    world.settle();
+    // Only `connected`: it would stay so for long if the place died now.
+    world.run(1);
+    const halfWay = world.connection;
+    assert.notEqual(halfWay, first);
+    assert.equal(world.count("moved"), 0);
+    goaway(world, other, { connection: first });
+    world.settle();
+    const isElsewhere = other !== "https://edge-2";
+    assert.equal(world.count("move_failed"), isElsewhere ? 1 : 0);
+    assert.equal(world.session.state, "live");
+    if (isElsewhere) {
+      world.pass(1);
+      assert.equal(world.last("goaway").endpoint, "edge-3:9");
+      assert.ok(world.session.move(world.now));
+    }
+    world.run();
+    assert.equal(world.count("moved"), 1, other);
+    assert.equal(world.connection === halfWay, !isElsewhere);
+  }
+});
+
 test("a connection that is lost first shows its slot where it comes back", () => {
   const world = live();
   goaway(world, "https://edge-2", { after_ms: 20_000 });

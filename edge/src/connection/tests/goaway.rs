@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use super::bench::Bench;
 use super::*;
-use crate::sessions::{EndKind, SessionInfo, SessionKey};
+use crate::sessions::{EndKind, SessionEnd, SessionInfo, SessionKey, SessionNews};
 
 fn goaway(deadline: Duration) -> Goaway {
     let deadline_ms = u64::try_from(deadline.as_millis()).expect("short");
@@ -18,6 +18,13 @@ fn only(bench: &Bench) -> SessionInfo {
     info
 }
 
+async fn ended(told: &mut mpsc::Receiver<SessionNews>) -> SessionEnd {
+    match told.recv().await {
+        Some(SessionNews::End(end)) => end,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn asked(client: &Client) -> usize {
     let is_goaway = |frame: &&ServerFrame| matches!(frame.body, Some(ServerBody::Goaway(_)));
     client.frames().iter().filter(is_goaway).count()
@@ -26,15 +33,15 @@ fn asked(client: &Client) -> usize {
 #[test]
 fn a_session_is_listed_asked_served_and_its_end_is_told() {
     simulate(Limits::default(), async |bench| {
-        let (ends, mut told) = mpsc::channel(1);
-        bench.worker().watch(ends);
+        let (news, mut told) = mpsc::channel(1);
+        bench.worker().watch(news);
         let silent = bench.connect(TransportKind::Quic);
         settle().await;
         assert_eq!(bench.worker().list(), [], "it has not said `connect`");
         silent.hang_up();
         silent.ended().await;
         settle().await;
-        assert_eq!(told.recv().await.map(|end| end.kind), Some(EndKind::Done));
+        assert_eq!(ended(&mut told).await.kind, EndKind::Done);
 
         let client = bench.open(TransportKind::Quic).await;
         client.live(bench, 2, "room", 0).await;
@@ -51,7 +58,7 @@ fn a_session_is_listed_asked_served_and_its_end_is_told() {
         until(|| client.offsets("room") == [1]).await;
         client.ended().await;
         assert_eq!(client.close_code(), Some(4100));
-        let end = told.recv().await.expect("an end");
+        let end = ended(&mut told).await;
         assert_eq!((end.key, end.kind), (info.key, EndKind::Closed(CloseCode::Shutdown)));
         assert_eq!(bench.metrics().goaways.get(), 1);
         assert_eq!(bench.worker().list(), []);
@@ -59,10 +66,10 @@ fn a_session_is_listed_asked_served_and_its_end_is_told() {
 }
 
 #[test]
-fn a_session_that_moved_is_not_asked_again() {
+fn a_session_that_moved_is_asked_again_until_it_leaves() {
     simulate(Limits::default(), async |bench| {
-        let (ends, mut told) = mpsc::channel(1);
-        bench.worker().watch(ends);
+        let (news, mut told) = mpsc::channel(1);
+        bench.worker().watch(news);
         let client = bench.connect(TransportKind::WebSocket);
         client.say(1, ClientBody::Connect(Connect { moves: true, ..Connect::default() }));
         until(|| client.connected().is_some()).await;
@@ -72,19 +79,22 @@ fn a_session_that_moved_is_not_asked_again() {
         let session = client.connected().expect("just seen").session.parse().expect("an id");
         bench.send(CoreFrame::SessionMoved { session, generation: 1, told: Told::Resumed });
         until(|| only(bench).leaving).await;
-        assert!(!bench.worker().goaway(info.key, goaway(Duration::from_secs(30))));
+        // Where it went may be gone.
+        assert!(bench.worker().goaway(info.key, goaway(Duration::from_secs(30))));
+        until(|| asked(&client) == 2).await;
         client.say(0, ClientBody::Done(Empty {}));
         client.ended().await;
-        assert_eq!(told.recv().await.map(|end| end.kind), Some(EndKind::Moved));
+        assert_eq!(ended(&mut told).await.kind, EndKind::Moved);
         assert_eq!(bench.metrics().moves.get(), 1);
+        assert!(!bench.worker().goaway(info.key, goaway(Duration::from_secs(30))));
     });
 }
 
 #[test]
 fn ends_that_nobody_takes_are_counted() {
     simulate(Limits::default(), async |bench| {
-        let (ends, told) = mpsc::channel(1);
-        bench.worker().watch(ends);
+        let (news, told) = mpsc::channel(1);
+        bench.worker().watch(news);
         for _ in 0..3 {
             let client = bench.open(TransportKind::WebSocket).await;
             client.hang_up();

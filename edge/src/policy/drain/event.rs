@@ -15,7 +15,7 @@ pub struct Candidate {
     pub class: Class,
     /// Its rank in the reconnect plan.
     pub rank: u32,
-    /// Whose it is: those of one tenant use one part of the channel tier.
+    /// Those of one tenant use one part of the channel tier: no more than an eighth of them at once, or their share.
     pub tenant: u64,
 }
 
@@ -26,8 +26,8 @@ pub enum Class {
     Idle,
     /// The same, with requests or deliveries under way.
     Busy,
-    /// A long poll: told with the answer that it is waiting for. Before all others where the driver says that its hold ends
-    /// ([`super::Drainer::handle_poll_ended`]; the simulator's does, the node's does not: docs/adr/0017-drain.md), else last.
+    /// A long poll: told with the answer that it is waiting for. Before all others when its hold ends
+    /// ([`super::Drainer::handle_poll_ended`]), else last.
     LongPoll,
     /// Knows nothing of `goaway`: is closed, and comes back. They are spread over the whole time.
     BreakOnly,

@@ -19,15 +19,17 @@ impl Queue {
         self.len
     }
 
-    pub(super) fn insert(&mut self, tenant: u64, order: u32, connection: ConnectionKey) {
+    /// False where it is there already.
+    pub(super) fn insert(&mut self, tenant: u64, order: u32, connection: ConnectionKey) -> bool {
         let members = self.tenants.entry(tenant).or_default();
         let head = members.first().copied();
         if !members.insert((order, connection)) {
-            return;
+            return false;
         }
         self.len += 1;
         let first = members.first().copied();
         self.set_head(tenant, head, first);
+        true
     }
 
     pub(super) fn remove(&mut self, tenant: u64, order: u32, connection: ConnectionKey) -> bool {

@@ -217,9 +217,36 @@ fn long_polls_go_when_their_hold_ends_or_when_nobody_else_is_left() {
     rig.grant = 5;
     rig.run(seconds(2));
     assert_eq!(polls(&rig), 10, "answered meanwhile: it waits for the next end");
+    rig.run(seconds(12));
+    assert_eq!((rig.drainer.idle.len(), polls(&rig)), (0, 10), "alone, they have their hold all the same");
+    for number in 20..25 {
+        rig.drainer.handle_poll_ended(rig.now, ConnectionKey(number));
+    }
+    rig.run(POLL_PATIENCE);
+    assert_eq!(polls(&rig), 15);
     rig.run(seconds(60));
-    assert_eq!(rig.done.expect("the polls last, of themselves").moved, 400);
-    assert!(rig.now - rig.drainer.began < seconds(20));
+    assert_eq!(rig.done.expect("the rest have had their time").moved, 400);
+    let took = rig.now - rig.drainer.began;
+    assert!((seconds(27)..seconds(33)).contains(&took), "{took:?}");
+    assert_eq!(rig.behind, 0);
+}
+
+#[test]
+fn polls_have_no_longer_than_half_of_the_time_and_an_end_that_is_told_twice_is_one() {
+    let mut rig = Rig::new(many(40, Class::LongPoll), 20);
+    rig.grant = 0;
+    rig.run(seconds(2));
+    rig.drainer.handle_poll_ended(rig.now, ConnectionKey(1));
+    rig.run(POLL_PATIENCE - TICK);
+    rig.drainer.handle_poll_ended(rig.now, ConnectionKey(1));
+    rig.run(2 * TICK);
+    rig.grant = 10;
+    rig.run(seconds(1));
+    assert_eq!(rig.moves.len(), 0, "its time is over");
+    rig.run(seconds(4));
+    let done = rig.done.expect("in time");
+    assert_eq!((done.moved, done.forced), (40, 0));
+    assert!(rig.moves.iter().all(|(at, ..)| *at >= rig.drainer.began + seconds(5)));
 }
 
 #[test]

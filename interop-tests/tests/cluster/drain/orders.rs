@@ -138,17 +138,13 @@ async fn a_target_that_dies_meanwhile_is_left_out() -> Result<()> {
     })
     .await?;
     dies.kill().await?;
-    let arrived = || {
-        until("all of them are at the edge that stays", || async {
-            let (left, there) = (connections(from).await?, connections(stays).await?);
-            ensure!(left == 0.0 && there == crowd.len() as f64, "{left} left, {there} there");
-            Ok(())
-        })
-    };
-    // Whose session was there already, and its old connection not ended, keeps that for half a minute (PROTOCOL §3.7).
-    if arrived().await.is_err() {
-        arrived().await?;
-    }
+    // Also those who were half-way there.
+    until("all of them are at the edge that stays", || async {
+        let (left, there) = (connections(from).await?, connections(stays).await?);
+        ensure!(left == 0.0 && there == crowd.len() as f64, "{left} left, {there} there");
+        Ok(())
+    })
+    .await?;
     let progress = look(from).await?;
     ensure!(progress["targets"] == json!([endpoint(stays)]), "{progress}");
     let published = load.end().await?;

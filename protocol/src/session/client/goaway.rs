@@ -9,7 +9,7 @@ use rand::RngExt;
 use super::connections::Side;
 use super::{Event, Session};
 use crate::endpoint::endpoint_of;
-use crate::frame::Goaway;
+use crate::frame::{CloseCode, Goaway};
 use crate::hint::Hint;
 use crate::plan::ReconnectPlan;
 
@@ -106,8 +106,15 @@ impl Session {
             deadline,
             unasked: false,
         };
-        if let Some(connection) = self.connection_mut(side) {
-            connection.departure = Some(departure);
+        let Some(connection) = self.connection_mut(side) else { return };
+        let endpoint = departure.endpoint.clone();
+        let before = connection.departure.replace(departure);
+        if side == Side::Current
+            && self.next.is_some()
+            && before.is_some_and(|before| before.tries > 0 && before.endpoint != endpoint)
+        {
+            // Whoever sent it there knows better now: it may be dead, and seem to be on its way for long.
+            self.fail_move(now, CloseCode::Shutdown.number(), "another place is to be moved to".to_owned());
         }
     }
 

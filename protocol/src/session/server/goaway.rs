@@ -6,11 +6,11 @@ use super::{Session, State, Tickets};
 use crate::frame::{CloseCode, Connect, Goaway, ServerBody, ServerFrame};
 
 impl Session {
-    /// Asks the client to move. The newest holds: where the one before was not sent yet, it never is. False where nobody
-    /// is to be asked: the session is not open yet, over, or resumed elsewhere already.
+    /// Asks the client to move. The newest holds: where the one before was not sent yet, it never is. Also where the session was
+    /// resumed elsewhere and this connection goes on: where it went may be gone. False where nobody is to be asked: the session
+    /// is not open yet, or over.
     pub fn goaway(&mut self, now: Instant, goaway: Goaway) -> bool {
-        let is_open = matches!(self.state, State::Open { .. } | State::Opening { .. });
-        if !is_open || self.has_moved() {
+        if !self.is_served() {
             return false;
         }
         self.leave_by = Some(now + Duration::from_millis(goaway.deadline_ms).min(MAX_DEADLINE));

@@ -270,10 +270,12 @@ export class Connections {
       this.#endpoints.includes(endpoint) || connection.alternatives.includes(endpoint);
     const asked = departure(now, body, isAllowed);
     if (!asked) return this.#emit({ type: "goaway_ignored", endpoint: String(body.endpoint).slice(0, 255) });
-    const isLeaving = connection === this.current && (connection.departure?.tries ?? 0) > 0;
+    const before = connection.departure;
     connection.departure = asked;
-    // Where it was to go before does not count any more.
-    if (isLeaving && this.next?.phase === "dialing") this.abandonMove(now, "the server names another place");
+    if (connection !== this.current || !before || before.tries === 0) return;
+    // Where it was to go before does not count any more; also where it seems to be there: who sent it there knows better.
+    const isElsewhere = asked.endpoint !== before.endpoint || this.next?.phase === "dialing";
+    if (isElsewhere) this.abandonMove(now, "the server names another place");
   }
 
   /** Nothing is heard of the server: the session leaves in its turn, as if it had been lost. @param {number} now */

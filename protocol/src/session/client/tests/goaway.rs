@@ -168,6 +168,42 @@ fn a_move_that_fails_is_begun_again() {
 }
 
 #[test]
+fn half_way_to_a_place_another_is_gone_to_and_the_same_one_goes_on() {
+    for other in ["https://edge-3:9", "https://edge-2"] {
+        let mut rig = rig();
+        rig.feed(0, goaway("https://edge-2", Duration::ZERO, 30 * SECOND));
+        rig.advance(Duration::ZERO);
+        rig.events();
+        let next = rig.dial();
+        let frames: Vec<_> =
+            std::iter::from_fn(|| rig.session.poll_transmit_on(rig.now, next)).map(|one| one.frame).collect();
+        rig.feed_on(next, frames[0].id, ServerBody::Connected(connected("t2", &[])));
+        rig.events();
+        // If the place died now, the session would wait for it for long.
+        rig.feed_on(ConnectionId(1), 0, goaway(other, Duration::ZERO, 30 * SECOND));
+        rig.advance(Duration::ZERO);
+        let events = rig.events();
+        if other == "https://edge-2" {
+            assert_eq!(events, []);
+            rig.feed_on(next, frames[1].id, subscribed("a", 0, true, &[]));
+            assert!(rig.events().contains(&Event::Moved { connection: next }));
+            continue;
+        }
+        assert!(
+            matches!(&events[0], Event::MoveFailed { connection, .. } if *connection == next),
+            "{events:?}"
+        );
+        assert!(events.contains(&leave(1, Some("edge-3:9"))), "{events:?}");
+        let frame = ServerFrame::new(0, ServerBody::Publication(publication("a", 1)));
+        rig.read_on(ConnectionId(1), &Carrier::Stream(Epoch::new("e")), frame);
+        assert_eq!(rig.offsets(), [1], "it is served meanwhile");
+        let connect = rig.move_on(connected("t3", &[]));
+        assert_eq!(connect.resume.as_deref(), Some("t2"), "the newest ticket, wherever it came from");
+        assert!(rig.events().contains(&Event::Moved { connection: ConnectionId(3) }));
+    }
+}
+
+#[test]
 fn a_newer_goaway_replaces_the_one_before_and_one_on_the_next_connection_holds_there() {
     let mut rig = rig();
     rig.feed(0, goaway("https://edge-2", 10 * SECOND, 30 * SECOND));
