@@ -161,9 +161,9 @@ impl Door {
         self.state().admission.slack(clock::now())
     }
 
-    /// A node that is being drained asks for places. `None` where there are none now.
-    pub fn handle_lease_ask(&self, ask: LeaseAsk) -> Option<Lease> {
-        self.state().admission.handle_lease_ask(clock::now(), ask)
+    /// `node`, which is being drained, asks for places. `None` where there are none now.
+    pub fn handle_lease_ask(&self, node: &NodeId, ask: LeaseAsk) -> Option<Lease> {
+        self.state().admission.handle_lease_ask(clock::now(), node, ask)
     }
 
     /// A drain does not need the places of a lease from an index on.

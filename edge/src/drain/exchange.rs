@@ -47,7 +47,7 @@ fn handle_lease_frame(inner: &Arc<Inner>, replies: &mut JoinSet<()>, from: NodeI
                 return;
             }
             let ask = LeaseAsk { drain: DrainId(drain), want, urgent };
-            if let Some(lease) = inner.door.handle_lease_ask(ask) {
+            if let Some(lease) = inner.door.handle_lease_ask(&from, ask) {
                 grant(inner, replies, from, &lease);
             }
         }

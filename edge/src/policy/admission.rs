@@ -299,15 +299,15 @@ impl Admission {
         if lame_duck { self.leases.numbers() } else { Vec::new() }
     }
 
-    /// A node that is being drained asks for places. `None` where there are none now.
-    pub fn handle_lease_ask(&mut self, now: Instant, ask: LeaseAsk) -> Option<Lease> {
+    /// `node`, which is being drained, asks for places. `None` where there are none now.
+    pub fn handle_lease_ask(&mut self, now: Instant, node: &NodeId, ask: LeaseAsk) -> Option<Lease> {
         if self.lame_duck {
             return None;
         }
         self.calendar.roll(now);
         let first = now + LEASE_LEAD;
         let first_ms = self.unix_ms(first);
-        let lease = self.leases.grant(now, ask, self.slack(now), (first, first_ms))?;
+        let lease = self.leases.grant(now, node, ask, self.slack(now), (first, first_ms))?;
         for slot in self.leases.slots(lease.number) {
             self.calendar.lease(slot);
         }

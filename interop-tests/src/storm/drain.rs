@@ -142,6 +142,8 @@ struct Simulation<'a> {
     rng: ChaCha8Rng,
     network: Network,
     drainer: Drainer,
+    /// The node that is drained.
+    name: NodeId,
     targets: Vec<(NodeId, Admission)>,
     round_trips: Vec<Duration>,
     tickets: Vec<Option<SlotTicket>>,
@@ -255,6 +257,7 @@ impl<'a> Simulation<'a> {
             rng,
             network,
             drainer,
+            name: NodeId::new("drained"),
             targets,
         }
     }
@@ -274,7 +277,7 @@ impl<'a> Simulation<'a> {
                 }
             }
             Event::Ask { target, ask } => {
-                let lease = self.targets[usize::from(target)].1.handle_lease_ask(now, ask);
+                let lease = self.targets[usize::from(target)].1.handle_lease_ask(now, &self.name, ask);
                 if let Some(lease) = lease {
                     self.second().granted += u32::from(lease.count);
                     self.agenda.after(self.config.feedback, Event::Lease { target, lease });

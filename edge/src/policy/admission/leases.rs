@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use tidegate_protocol::NodeId;
+
 use super::ticket::Issuer;
 
 /// A drain. Of two at the same time, the one with the lower number goes first.
@@ -47,8 +49,8 @@ pub(super) struct Leases {
     /// Places that may be granted now.
     tokens: f64,
     filled_at: Option<Instant>,
-    /// What each drain asked for lately and did not get.
-    drains: BTreeMap<DrainId, Asking>,
+    /// What each node asked for lately and did not get.
+    asking: Vec<Asking>,
 }
 
 #[derive(Debug)]
@@ -58,11 +60,15 @@ struct Held {
     used: Vec<bool>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Asking {
+    drain: DrainId,
+    node: NodeId,
     at: Instant,
     unmet: u32,
     urgent: bool,
+    /// When it was given something last.
+    granted: Option<Instant>,
 }
 
 /// A place of a lease that a ticket names.
@@ -85,15 +91,16 @@ impl Leases {
             ends: VecDeque::new(),
             tokens: 0.0,
             filled_at: None,
-            drains: BTreeMap::new(),
+            asking: Vec::new(),
         }
     }
 
-    /// Grants up to `want` places, never more than a share of `slack` (per second) since the last time, whoever asks. The
-    /// first is at `first`, `first_ms` in Unix time; they lie within [`PERIOD`].
+    /// Grants `node` up to `want` places, never more than a share of `slack` (per second) since the last time, whoever asks.
+    /// Nodes of one drain have their turns. The first place is at `first`, `first_ms` in Unix time; they lie within [`PERIOD`].
     pub(super) fn grant(
         &mut self,
         now: Instant,
+        node: &NodeId,
         ask: LeaseAsk,
         slack: f64,
         (first, first_ms): (Instant, u64),
@@ -102,27 +109,36 @@ impl Leases {
         if self.held.len() >= MAX_LEASES {
             return None;
         }
-        if self.drains.len() >= MAX_DRAINS && !self.drains.contains_key(&ask.drain) {
+        let before = self.asking.iter().position(|one| one.drain == ask.drain && one.node == *node);
+        let granted = before.and_then(|at| self.asking.swap_remove(at).granted);
+        if self.asking.len() >= MAX_ASKING {
             return None;
         }
-        let asking = Asking { at: now, unmet: ask.want, urgent: ask.urgent };
-        self.drains.insert(ask.drain, asking);
-        let urgent = self.drains.values().any(|one| one.urgent);
+        let urgent = ask.urgent || self.asking.iter().any(|one| one.urgent);
         let rate = slack * if urgent { 1.0 } else { SHARE };
         let since = self.filled_at.map_or(PERIOD, |at| now.saturating_duration_since(at).min(PERIOD * 2));
         self.filled_at = Some(now);
         self.tokens = (self.tokens + rate * since.as_secs_f64()).min(rate * (PERIOD * 2).as_secs_f64());
-        let first_in_line: u32 =
-            self.drains.range(..ask.drain).fold(0, |sum, (_, one)| sum.saturating_add(one.unmet));
-        let free = (self.tokens - f64::from(first_in_line)).max(0.0).floor();
+        let unmet = |before: &dyn Fn(&Asking) -> bool| {
+            let of = self.asking.iter().filter(|one| before(one));
+            of.fold(0_u32, |sum, one| sum.saturating_add(one.unmet))
+        };
+        let first_in_line = unmet(&|one| one.drain < ask.drain);
+        let waits_longer = unmet(&|one| one.drain == ask.drain && one.granted < granted) > 0;
+        let free = if waits_longer { 0.0 } else { (self.tokens - f64::from(first_in_line)).max(0.0).floor() };
         let count = free.min(f64::from(ask.want)).min(f64::from(u16::MAX)) as u16;
+        self.asking.push(Asking {
+            drain: ask.drain,
+            node: node.clone(),
+            at: now,
+            unmet: ask.want - u32::from(count),
+            urgent: ask.urgent,
+            granted: if count > 0 { Some(now) } else { granted },
+        });
         if count == 0 {
             return None;
         }
         self.tokens -= f64::from(count);
-        if let Some(asking) = self.drains.get_mut(&ask.drain) {
-            asking.unmet -= u32::from(count);
-        }
         let number = self.next;
         self.next = if number >= LAST_NUMBER { 1 } else { number + 1 };
         let spacing = PERIOD / u32::from(count);
@@ -185,7 +201,7 @@ impl Leases {
             self.ends.pop_front();
             self.held.remove(&number);
         }
-        self.drains.retain(|_, asking| now.saturating_duration_since(asking.at) < PERIOD * 3);
+        self.asking.retain(|one| now.saturating_duration_since(one.at) < PERIOD * 3);
     }
 }
 
@@ -212,7 +228,7 @@ pub const SHARE: f64 = 0.8;
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
 /// They live for some ten seconds, and each drain gets four a second.
 const MAX_LEASES: usize = 1_024;
-/// More than a fleet drains at the same time.
-const MAX_DRAINS: usize = 16;
+/// More nodes than a fleet drains at the same time.
+const MAX_ASKING: usize = 256;
 /// Tickets have 24 bits for it.
 const LAST_NUMBER: u32 = (1 << 24) - 1;

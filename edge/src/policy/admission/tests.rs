@@ -383,7 +383,7 @@ fn leases_are_a_share_of_the_slack_and_never_refused() {
         }
         if step % 250 == 0 {
             let ask = LeaseAsk { drain: DrainId(3), want: 1_000, urgent: false };
-            let Some(lease) = rig.admission.handle_lease_ask(rig.now, ask) else { continue };
+            let Some(lease) = rig.admission.handle_lease_ask(rig.now, &drained(1), ask) else { continue };
             granted[(step / 1000) as usize] += u32::from(lease.count);
             for index in 0..lease.count {
                 let number = 1_000_000 + places.len() as u64;
@@ -419,8 +419,10 @@ fn the_lower_drain_goes_first() {
         // The first one wants less than there is.
         let want = [100, 1_000][which];
         let ask = LeaseAsk { drain: DrainId(5 + which as u64), want, urgent: false };
-        totals[which] +=
-            rig.admission.handle_lease_ask(rig.now, ask).map_or(0, |lease| u32::from(lease.count));
+        totals[which] += rig
+            .admission
+            .handle_lease_ask(rig.now, &drained(1), ask)
+            .map_or(0, |lease| u32::from(lease.count));
     }
     assert_eq!(totals[0], 4_000, "it gets all that it wants");
     let both = totals[0] + totals[1];
@@ -428,13 +430,36 @@ fn the_lower_drain_goes_first() {
 }
 
 #[test]
+fn nodes_of_one_drain_have_their_turns() {
+    let mut rig = Rig::new(100.0);
+    let mut totals = [0_u32; 3];
+    for _ in 0..120 {
+        rig.pass(millis(248));
+        for (which, total) in totals.iter_mut().enumerate() {
+            rig.pass(millis(1));
+            // The last one goes away after a while.
+            if which == 2 && *total > 200 {
+                continue;
+            }
+            let ask = LeaseAsk { drain: DrainId(5), want: 1_000, urgent: false };
+            let lease = rig.admission.handle_lease_ask(rig.now, &drained(which), ask);
+            *total += lease.map_or(0, |lease| u32::from(lease.count));
+        }
+    }
+    let all: u32 = totals.iter().sum();
+    assert!(all > 2_300, "0.8 of 100 a second in 30 s: {totals:?}");
+    // A turn may be used up by a remainder of one place.
+    assert!(totals[0].abs_diff(totals[1]) <= 200, "{totals:?}");
+}
+
+#[test]
 fn a_lame_duck_admits_nobody_but_who_was_promised() {
     let mut rig = Rig::new(100.0);
     let ask = LeaseAsk { drain: DrainId(1), want: 5, urgent: true };
-    let lease = rig.admission.handle_lease_ask(rig.now, ask).expect("all is free");
+    let lease = rig.admission.handle_lease_ask(rig.now, &drained(1), ask).expect("all is free");
     assert_eq!(lease.count, 5);
     assert_eq!(rig.admission.handle_lame_duck(true), [lease.number]);
-    assert!(rig.admission.handle_lease_ask(rig.now, ask).is_none());
+    assert!(rig.admission.handle_lease_ask(rig.now, &drained(1), ask).is_none());
     assert_eq!(rig.admission.slack(rig.now), 0.0);
     assert_eq!(rig.knock(1, None), Decision::Refuse(Refusal::LameDuck));
     let ticket = |index| {
@@ -503,7 +528,7 @@ proptest! {
         for (pause, drain, want) in asks {
             rig.pass(millis(pause));
             let ask = LeaseAsk { drain: DrainId(drain), want, urgent: false };
-            if let Some(lease) = rig.admission.handle_lease_ask(rig.now, ask) {
+            if let Some(lease) = rig.admission.handle_lease_ask(rig.now, &drained(1), ask) {
                 prop_assert!(u32::from(lease.count) <= want);
                 granted.push((rig.now, lease.count.into()));
             }
@@ -518,6 +543,10 @@ proptest! {
             }
         }
     }
+}
+
+fn drained(which: usize) -> NodeId {
+    NodeId::new(&format!("edge-{which}"))
 }
 
 const WALL: u64 = 1_790_000_000_000;

@@ -87,7 +87,7 @@ fn slots_that_nobody_came_to_are_forgotten() {
 fn a_lame_duck_shakes_hands_for_its_leases_alone() {
     let mut rig = with_answers(0.0);
     let ask = LeaseAsk { drain: DrainId(1), want: 5, urgent: true };
-    let lease = rig.admission.handle_lease_ask(rig.now, ask).expect("all is free");
+    let lease = rig.admission.handle_lease_ask(rig.now, &drained(1), ask).expect("all is free");
     rig.admission.handle_lame_duck(true);
     assert_eq!(rig.arrive(1), Arrival::Busy, "its time has not come");
     rig.pass(Duration::from_millis(lease.slot_ms(4) - WALL));
