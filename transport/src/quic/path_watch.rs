@@ -12,7 +12,7 @@
 //!   flow was a moment ago.
 //! - One datagram of any kind ends the silence. A flow that simply ended costs one probe and its acknowledgement; one more
 //!   than the probes' acknowledgements is the flow again, with gaps as they were.
-//! - Without an answer for three PTOs after the first probe, and a second at least, the path is suspect. From then on the
+//! - Without an answer for three PTOs after the first probe, one to three seconds, the path is suspect. From then on the
 //!   client tries a new socket every two seconds, for half a minute; then it is quiet until something is heard.
 //!
 //! Why new sockets: while a path is out, QUIC at both ends doubles the time to its next try, and after eight seconds
@@ -156,7 +156,7 @@ impl PathWatch {
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
             State::Idle | State::Gathering { .. } => None,
-            State::Flowing { last, gaps } => Some(last + gaps.usual().min(LONGEST_SILENCE).max(self.pto)),
+            State::Flowing { last, gaps } => Some(last + gaps.usual().max(self.pto).min(LONGEST_SILENCE)),
             State::Silent { first_probe, probes, .. } => {
                 let suspect = first_probe + self.patience();
                 // After 1 and 3 PTOs: each waits twice as long.
@@ -203,7 +203,7 @@ impl PathWatch {
     }
 
     fn patience(&self) -> Duration {
-        (self.pto * SUSPECT_PTOS).max(MIN_PATIENCE)
+        (self.pto * SUSPECT_PTOS).clamp(MIN_PATIENCE, MAX_PATIENCE)
     }
 }
 
@@ -244,6 +244,8 @@ const PROBES: u32 = 3;
 /// After the first probe.
 const SUSPECT_PTOS: u32 = 3;
 const MIN_PATIENCE: Duration = Duration::from_secs(1);
+/// Who only listens measures no round trips: what a busy handshake left behind may be far too long.
+const MAX_PATIENCE: Duration = Duration::from_secs(3);
 
 /// While the path is suspect, at most so often.
 const REBIND_EVERY: Duration = Duration::from_secs(2);

@@ -166,6 +166,20 @@ fn a_longer_pto_delays_everything_and_the_same_count_is_no_news() {
 }
 
 #[test]
+fn however_long_a_pto_is_said_to_be_a_dead_path_is_noticed() {
+    let mut driver = Driver::new();
+    driver.flow(20, ms(10));
+    let since = driver.now;
+    driver.watch.handle_received(driver.now, driver.received, ms(9_000));
+    assert_eq!(driver.watch.poll_timeout(), Some(since + ms(2_000)));
+    driver.watch.handle_timeout(since + ms(2_000));
+    assert_eq!(driver.watch.poll_event(), Some(PathEvent::Probe));
+    assert_eq!(driver.watch.poll_timeout(), Some(since + ms(5_000)));
+    driver.watch.handle_timeout(since + ms(5_000));
+    assert_eq!(driver.watch.poll_event(), Some(PathEvent::Suspect));
+}
+
+#[test]
 fn the_pto_follows_the_samples_behind_the_mean() {
     let mut estimate = PtoEstimate::default();
     assert_eq!(estimate.update(ms(100)), ms(100 + 4 * 50 + 25));
