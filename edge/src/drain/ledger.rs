@@ -69,7 +69,7 @@ impl Ledger {
                     // Numbers follow the workers' tables; the drain scatters them.
                     let rank = self.next as u32;
                     // Who is on no channel is spread over all.
-                    let tenant = session.part.map_or(self.next % u64::from(PARTS), u64::from);
+                    let tenant = session.part.map_or_else(|| self.next % u64::from(PARTS), u64::from);
                     news.push(Change::Here(Candidate { connection: number, class, rank, tenant }));
                 }
             }

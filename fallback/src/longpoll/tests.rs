@@ -92,6 +92,7 @@ async fn polls_carry_frames_both_ways_and_wait_for_the_first() {
 #[tokio::test(start_paused = true)]
 async fn who_is_asked_when_the_time_is_over_may_have_something_a_little_later() {
     let (mut connection, handle) = open(LIMITS);
+    #[expect(clippy::disallowed_methods, reason = "virtual time")]
     let began = tokio::time::Instant::now();
     let longer = || Duration::from_millis(300);
     let driver = async {

@@ -180,12 +180,7 @@ async fn a_place_lets_a_native_client_in_where_newcomers_are_refused() -> Result
     client.send(&json!({ "id": 1, "connect": { "moves": true } })).await?;
     ensure!(client.frame().await?["connected"].is_object());
     drain(from, &[], "60s").await?;
-    let goaway = loop {
-        let frame = client.frame().await?;
-        if frame["goaway"].is_object() {
-            break frame["goaway"].clone();
-        }
-    };
+    let goaway = next(&mut client, "goaway").await?;
     ensure!(goaway["endpoint"] == endpoint(to) && goaway["deadline_ms"].as_u64() > Some(1_000), "{goaway}");
     let ticket = goaway["slot"].as_str().context("a place")?;
     let door = Doorstep::new(to, std::net::Ipv4Addr::LOCALHOST)?;
@@ -198,13 +193,64 @@ async fn a_place_lets_a_native_client_in_where_newcomers_are_refused() -> Result
     ensure!(matches!(newcomer, Attempt::Refused(_)), "the target is not full any more: {newcomer:?}");
     // It is served where it is until it says that it is done.
     client.send(&json!({ "id": 2, "subscribe": { "channel": "room:1" } })).await?;
-    while !client.frame().await?["subscribed"].is_object() {}
+    next(&mut client, "subscribed").await?;
     client.send(&json!({ "done": {} })).await?;
     let progress = drained(from).await?;
     ensure!(progress["closed"] == 0 && progress["forced"] == 0 && progress["moved"] == 1, "{progress}");
     ensure!(connections(from).await? == 0.0);
     drop(there);
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_half_way_to_an_edge_that_dies_is_sent_to_another() -> Result<()> {
+    let mut cluster = start(spec(3)).await?;
+    let from = cluster.edges.remove(0);
+    let mut client = Raw::dial(&from, Carrier::WebSocket).await?;
+    client.send(&json!({ "id": 1, "connect": { "moves": true } })).await?;
+    let connected = client.frame().await?["connected"].clone();
+    client.send(&json!({ "id": 2, "subscribe": { "channel": "room:1" } })).await?;
+    next(&mut client, "subscribed").await?;
+    drain(&from, &[], "90s").await?;
+    let goaway = next(&mut client, "goaway").await?;
+    let is_meant = |edge: &&mut Gateway| goaway["endpoint"] == endpoint(edge);
+    let dies = cluster.edges.iter_mut().find(is_meant).context("one of the edges")?;
+    let mut half = Raw::dial(dies, Carrier::WebSocket).await?;
+    let resume =
+        json!({ "resume": connected["resume"], "key": "0badcafe", "slot": goaway["slot"], "moves": true });
+    half.send(&json!({ "id": 1, "connect": resume })).await?;
+    let connected = next(&mut half, "connected").await?;
+    ensure!(connected["resumed"] == true, "{connected}");
+    // By then the old edge knows that the session went on elsewhere.
+    publish(dies, "room:1").await?;
+    next(&mut client, "publication").await?;
+    dies.kill().await?;
+    let dead = endpoint(dies);
+    let goaway = next(&mut client, "goaway").await?;
+    ensure!(goaway["endpoint"] != dead && goaway["slot"].is_string(), "{goaway}");
+    let stays = cluster.edges.iter().find(|edge| goaway["endpoint"] == endpoint(edge)).context("an edge")?;
+    let mut there = Raw::dial(stays, Carrier::WebSocket).await?;
+    let resume =
+        json!({ "resume": connected["resume"], "key": "1badcafe", "slot": goaway["slot"], "moves": true });
+    there.send(&json!({ "id": 1, "connect": resume })).await?;
+    ensure!(next(&mut there, "connected").await?["resumed"] == true);
+    publish(stays, "room:1").await?;
+    ensure!(next(&mut client, "publication").await?["offset"] == 2, "it is served until it leaves");
+    client.send(&json!({ "done": {} })).await?;
+    let progress = drained(&from).await?;
+    ensure!(progress["closed"] == 0 && progress["forced"] == 0 && progress["moved"] == 1, "{progress}");
+    Ok(())
+}
+
+/// The next frame of that name.
+async fn next(client: &mut Raw, name: &str) -> Result<Value> {
+    loop {
+        let frame = client.frame().await?;
+        ensure!(frame["close"].is_null(), "waiting for {name}: {frame}");
+        if frame[name].is_object() {
+            return Ok(frame[name].clone());
+        }
+    }
 }
 
 /// How long polls are held: longer than a lame duck takes, and a place.
