@@ -26,7 +26,7 @@ async fn meet(server: &Server, dialer: &QuicDialer) {
     tokio::join!(client, serve);
 }
 
-async fn say_connect(client: &QuicClient) -> (quinn::SendStream, Frames) {
+pub(super) async fn say_connect(client: &QuicClient) -> (quinn::SendStream, Frames) {
     let (mut send, recv) = client.connection().open_bi().await.unwrap();
     send.write_all(&encode_delimited(&connect_frame())).await.unwrap();
     (send, Frames::new(recv))
