@@ -180,3 +180,30 @@ async fn early_data_can_be_switched_off() {
         meet(&server, &dialer).await;
     }
 }
+
+/// Of the same fleet: the ticket is read there, and what is said early is not. So there is nothing to be gained by it.
+#[tokio::test]
+async fn at_another_node_a_client_says_again_what_it_said_early() {
+    let [server, other] = Server::two();
+    for _ in 0..10 {
+        let dialer = server.dialer();
+        meet(&server, &dialer).await;
+        let client = async {
+            let mut client = dialer.dial(other.address, "localhost", true).await.unwrap();
+            assert!(client.is_early());
+            let (_early, _recv) = say_connect(&client).await;
+            assert_eq!(client.established().await.unwrap(), EarlyData::Rejected);
+            let (_send, mut control) = say_connect(&client).await;
+            assert_eq!(control.next().await, Some(ping_frame()));
+            client.connection().close(VarInt::from_u32(0), b"");
+        };
+        let serve = async {
+            let mut connection = other.native_pending().await.accept().await.unwrap();
+            assert_eq!(frames(&mut connection).await, [connect_frame()]);
+            assert!(!connection.is_early());
+            connection.send(Lane::Control, &encode_delimited(&ping_frame())).unwrap();
+            assert!(matches!(recv(&mut connection).await, Ok(Inbound::Closed { .. })));
+        };
+        tokio::join!(client, serve);
+    }
+}
