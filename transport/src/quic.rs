@@ -8,6 +8,7 @@
 mod client;
 mod congestion;
 mod connection;
+mod credits;
 mod crypto;
 mod datagrams;
 mod early;
@@ -171,6 +172,9 @@ pub enum QuicError {
     /// The client took too long.
     #[error("no handshake within {0:?}")]
     HandshakeTimeout(Duration),
+    /// Too many clients are answered that have not proved their addresses: this one was asked to do so, and may come again.
+    #[error("the client is to prove its address first")]
+    Unvalidated,
     /// An ALPN that is none of ours got through the TLS settings.
     #[error("unknown ALPN {0:?}")]
     UnknownAlpn(String),

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::cli::AttackArgs;
 use super::crowd::Verdict;
 use super::machine::Machine;
-use super::report::{short, write_json};
+use super::report::{Quantiles, short, write_json};
 use super::{crowd, proc};
 use crate::gateway::Gateway;
 use crate::programs;
@@ -48,6 +48,7 @@ struct Figures {
     flooded: Amplification,
     calm: Amplification,
     slots: Forgeries,
+    first_ids: Forgeries,
     resumes: Forgeries,
     targets: Forgeries,
 }
@@ -63,8 +64,8 @@ async fn measure(arguments: &AttackArgs) -> Result<Figures> {
     drop(calm);
     eprintln!("overload");
     let edge = Gateway::dev(&config(arguments)).await?;
-    let (overload, flooded, slots) = overload::run(&edge, arguments).await?;
-    Ok(Figures { overload, flooded, calm: silent, slots, resumes, targets })
+    let (overload, flooded, [slots, first_ids]) = overload::run(&edge, arguments).await?;
+    Ok(Figures { overload, flooded, calm: silent, slots, first_ids, resumes, targets })
 }
 
 fn config(arguments: &AttackArgs) -> String {
@@ -72,7 +73,7 @@ fn config(arguments: &AttackArgs) -> String {
 }
 
 fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
-    let Figures { overload, flooded, calm, slots, resumes, targets } = figures;
+    let Figures { overload, flooded, calm, slots, first_ids, resumes, targets } = figures;
     println!(
         "Rate {}/s. For {:.1} s: {:.0} first flights by UDP a second, {:.0} TCP connects, {:.0} clients by WebSocket that mean \
          it ({:.0} asked, {:.0} came in). Decisions: {}.\n",
@@ -90,6 +91,18 @@ fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
             .collect::<Vec<_>>()
             .join(", "),
     );
+    for (index, what) in ["admitted", "opened"].into_iter().enumerate() {
+        let figures = || overload.by_second.iter().map(|second| second[index]);
+        let least = figures().fold(f64::INFINITY, f64::min);
+        let quantiles = Quantiles::of(figures());
+        println!(
+            "In single seconds {what}: {} to {}, median {}.",
+            short(least),
+            short(quantiles.max),
+            short(quantiles.p50),
+        );
+    }
+    println!();
     let mut verdict = Verdict::new();
     let rate = f64::from(arguments.admission);
     let within = |figure: f64| (figure / rate - 1.0).abs() <= 0.05;
@@ -106,7 +119,12 @@ fn print(arguments: &AttackArgs, figures: &Figures) -> bool {
             bytes.most <= 3.0,
         );
     }
-    for (what, forged) in [("slots", slots), ("resume tickets", resumes), ("goaway targets", targets)] {
+    for (what, forged) in [
+        ("slots", slots),
+        ("slots as connection ids", first_ids),
+        ("resume tickets", resumes),
+        ("goaway targets", targets),
+    ] {
         let measured = format!("{} of {}", forged.honoured, forged.tried);
         let is_met = forged.honoured == 0 && forged.tried >= u64::from(arguments.forged);
         verdict.row(&format!("forged {what} honoured"), "0".to_owned(), measured, is_met);

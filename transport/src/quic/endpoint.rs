@@ -87,7 +87,8 @@ impl QuicServer {
     /// Outside a tokio runtime, or when there is no such worker.
     pub fn endpoint(&self, socket: UdpSocket, worker: usize) -> Result<QuicEndpoint, QuicError> {
         let place = self.scheme.place(worker);
-        let arrivals = Arc::new(Arrivals::new(self.scheme.key(), place, self.strays.clone()));
+        let handshake = self.config.handshake_timeout;
+        let arrivals = Arc::new(Arrivals::new(self.scheme.key(), place, self.strays.clone(), handshake));
         let scheme = self.scheme.clone();
         let mut endpoint = self.endpoint.clone();
         endpoint.cid_generator(move || Box::new(WorkerIds::new(scheme.clone(), place, clock::rng())));
@@ -162,7 +163,7 @@ impl fmt::Debug for Refusals {
 
 /// A client's first packet. Dropping it refuses the client.
 pub struct Incoming {
-    pub(super) incoming: quinn::Incoming,
+    incoming: quinn::Incoming,
     refusals: Arc<Refusals>,
     pub(super) config: Arc<QuicConfig>,
 }
@@ -237,16 +238,31 @@ impl Incoming {
     /// there. Dropping the future drops the client.
     ///
     /// # Errors
-    /// When the client is too slow, goes away, or asks for nothing that is served here.
+    /// When the client is too slow, goes away, or asks for nothing that is served here; when its address must be validated
+    /// first, which it was asked for.
     pub fn handshake(self) -> impl Future<Output = Result<Pending, QuicError>> + Send + use<> {
         // Boxed: the task that awaits it holds the connection for long, and this only for a moment.
         Box::pin(async move {
             let limit = self.config.handshake_timeout;
-            match tokio::time::timeout(limit, handshake(self.incoming, self.config)).await {
+            match tokio::time::timeout(limit, handshake(self)).await {
                 Ok(pending) => pending,
                 Err(_) => Err(QuicError::HandshakeTimeout(limit)),
             }
         })
+    }
+}
+
+impl Incoming {
+    /// Goes on with it. To an address that is not validated goes no more than three times what came from there; where there
+    /// are too many to count, it is to be validated first.
+    pub(super) fn accept(self) -> Result<quinn::Connecting, QuicError> {
+        let is_counted = self.is_validated()
+            || self.refusals.arrivals.open_account(self.remote_address(), &self.incoming.orig_dst_cid());
+        if !is_counted {
+            self.retry();
+            return Err(QuicError::Unvalidated);
+        }
+        self.incoming.accept().map_err(QuicError::lost)
     }
 }
 
@@ -316,8 +332,9 @@ impl Drop for Silent {
     }
 }
 
-async fn handshake(incoming: quinn::Incoming, config: Arc<QuicConfig>) -> Result<Pending, QuicError> {
-    let mut connecting = incoming.accept().map_err(QuicError::lost)?;
+async fn handshake(incoming: Incoming) -> Result<Pending, QuicError> {
+    let config = Arc::clone(&incoming.config);
+    let mut connecting = incoming.accept()?;
     let is_early = connecting.handshake_data().await.map_err(QuicError::lost)?.is::<EarlyHello>();
     // Only who has something to say early is listened to early. WebTransport never has: CONNECT waits.
     if is_early {

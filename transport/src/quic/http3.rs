@@ -52,7 +52,7 @@ impl Incoming {
         Box::pin(async move {
             let limit = self.config.handshake_timeout;
             let shaking = async {
-                let raw = self.incoming.accept().map_err(QuicError::lost)?.await.map_err(QuicError::lost)?;
+                let raw = self.accept()?.await.map_err(QuicError::lost)?;
                 let carrier = Metered::new(h3_quinn::Connection::new(raw.clone()), limits.stream_bytes());
                 let requests = server::builder()
                     .max_field_section_size(limits.headers as u64)

@@ -19,6 +19,8 @@ pub(super) struct Id {
 }
 
 impl Id {
+    pub(super) const EMPTY: Self = Self { length: 0, bytes: [0; MAX_ID] };
+
     pub(super) fn new(id: &[u8]) -> Option<Self> {
         let mut bytes = [0; MAX_ID];
         bytes.get_mut(..id.len())?.copy_from_slice(id);
@@ -98,10 +100,17 @@ impl Initial {
 pub(super) struct Initials {
     bound: usize,
     /// What clients call themselves, by whom they wrote to.
-    names: HashMap<(SocketAddr, Id), Id>,
+    names: HashMap<(SocketAddr, Id), Name>,
     /// Whom they wrote to last, by what they call themselves.
     latest: HashMap<(SocketAddr, Id), Id>,
     by_age: VecDeque<(SocketAddr, Initial)>,
+}
+
+/// What a client calls itself, and bytes that came from it by that and are counted nowhere else.
+#[derive(Debug)]
+struct Name {
+    from: Id,
+    received: u64,
 }
 
 impl Initials {
@@ -109,10 +118,12 @@ impl Initials {
         Self { bound, names: HashMap::new(), latest: HashMap::new(), by_age: VecDeque::new() }
     }
 
-    /// One came.
-    pub(super) fn note(&mut self, remote: SocketAddr, initial: Initial) {
+    /// One came, of so many bytes that are counted nowhere else.
+    pub(super) fn note(&mut self, remote: SocketAddr, initial: Initial, bytes: u64) {
         let Initial { to, from } = initial;
-        let known = self.names.insert((remote, to), from) == Some(from);
+        let name = self.names.entry((remote, to)).or_insert(Name { from, received: 0 });
+        name.received += bytes;
+        let known = std::mem::replace(&mut name.from, from) == from;
         if known && self.latest.get(&(remote, from)) == Some(&to) {
             return;
         }
@@ -120,7 +131,7 @@ impl Initials {
         self.by_age.push_back((remote, initial));
         while self.by_age.len() > self.bound {
             let Some((remote, Initial { to, from })) = self.by_age.pop_front() else { break };
-            if self.names.get(&(remote, to)) == Some(&from) {
+            if self.names.get(&(remote, to)).is_some_and(|name| name.from == from) {
                 self.names.remove(&(remote, to));
             }
             if self.latest.get(&(remote, from)) == Some(&to) {
@@ -132,9 +143,15 @@ impl Initials {
     /// Of the client that wrote to `first` at first: the ids of its last one. Another after a Retry. `None` where so many
     /// came since that it is forgotten.
     pub(super) fn find(&self, remote: SocketAddr, first: &[u8]) -> Option<Initial> {
-        let from = *self.names.get(&(remote, Id::new(first)?))?;
+        let from = self.names.get(&(remote, Id::new(first)?))?.from;
         let to = *self.latest.get(&(remote, from))?;
         Some(Initial { to, from })
+    }
+
+    /// What a client calls itself that wrote to `first`, and the bytes that came from it by that since this was asked.
+    pub(super) fn take_received(&mut self, remote: SocketAddr, first: &[u8]) -> Option<(Id, u64)> {
+        let name = self.names.get_mut(&(remote, Id::new(first)?))?;
+        Some((name.from, std::mem::take(&mut name.received)))
     }
 }
 
@@ -148,7 +165,7 @@ const MAX_ID: usize = 20;
 /// Long header, fixed bit, type 0.
 const INITIAL: u8 = 0xc0;
 /// A client's datagram with one is padded to it (RFC 9000 §14.1).
-const LEAST_INITIAL: usize = 1200;
+pub(super) const LEAST_INITIAL: usize = 1200;
 const PACKET_NUMBER_BYTES: u8 = 1;
 const CONNECTION_CLOSE: u8 = 0x1c;
 const CONNECTION_REFUSED: u8 = 0x02;
@@ -202,23 +219,35 @@ mod tests {
     #[test]
     fn a_client_is_found_by_whom_it_wrote_to_first_also_after_a_retry() {
         let mut initials = Initials::new(8);
-        initials.note(remote(1), initial(1, 7));
-        initials.note(remote(2), initial(1, 8));
+        initials.note(remote(1), initial(1, 7), 1200);
+        initials.note(remote(2), initial(1, 8), 1200);
         assert_eq!(initials.find(remote(1), &[1; 20]), Some(initial(1, 7)));
         assert_eq!(initials.find(remote(2), &[1; 20]), Some(initial(1, 8)), "another's, of the same id");
-        initials.note(remote(1), initial(5, 7));
+        initials.note(remote(1), initial(5, 7), 1200);
         assert_eq!(initials.find(remote(1), &[1; 20]), Some(initial(5, 7)));
         assert_eq!(initials.find(remote(3), &[1; 20]), None);
         assert_eq!(initials.find(remote(1), &[1; 21]), None);
     }
 
     #[test]
+    fn what_came_is_counted_once() {
+        let mut initials = Initials::new(8);
+        assert_eq!(initials.take_received(remote(1), &[1; 20]), None);
+        for bytes in [1200, 1300, 0] {
+            initials.note(remote(1), initial(1, 7), bytes);
+            initials.note(remote(2), initial(1, 8), 9);
+        }
+        assert_eq!(initials.take_received(remote(1), &[1; 20]), Some((id(7, 8), 2500)));
+        assert_eq!(initials.take_received(remote(1), &[1; 20]), Some((id(7, 8), 0)));
+    }
+
+    #[test]
     fn the_oldest_make_room() {
         let mut initials = Initials::new(8);
         for number in 0..100 {
-            initials.note(remote(1), initial(number, 1));
-            initials.note(remote(2), initial(3, number));
-            initials.note(remote(2), initial(3, number));
+            initials.note(remote(1), initial(number, 1), 1200);
+            initials.note(remote(2), initial(3, number), 1200);
+            initials.note(remote(2), initial(3, number), 1200);
         }
         assert!(initials.by_age.len() <= 8 && initials.names.len() <= 8 && initials.latest.len() <= 8);
         assert_eq!(initials.find(remote(1), &[99; 20]), Some(initial(99, 1)));

@@ -1,18 +1,21 @@
-//! The UDP socket as quinn sees it: tokio's, sending fewer datagrams in one call, and watched for datagrams that belong
-//! elsewhere, and for clients' first packets.
+//! The UDP socket as quinn sees it: tokio's, sending fewer datagrams in one call, watched for datagrams that belong
+//! elsewhere and for clients' first packets, and sending no more than it may where nobody has proved to be.
 
 use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 
+use super::credits::{Credits, Waiting};
 use super::ids::{IdKey, Place, place_in_datagram};
 use super::initials::{Initial, Initials};
+use crate::clock;
 
 /// Datagrams with an id of ours that came to another socket than the id names. None should: what is counted here was
 /// lost to its connection, unless that is gone.
@@ -45,29 +48,71 @@ pub(crate) struct Arrivals {
     strays: Strays,
     /// One thread uses the socket.
     initials: Mutex<Initials>,
+    credits: Mutex<Credits>,
+    /// How many accounts there are: most of the time none.
+    accounts: AtomicUsize,
 }
 
 impl Arrivals {
-    pub(crate) fn new(key: IdKey, place: Place, strays: Strays) -> Self {
-        Self { key, place, strays, initials: Mutex::new(Initials::new(INITIALS)) }
+    /// `handshake`: no handshake takes longer.
+    pub(crate) fn new(key: IdKey, place: Place, strays: Strays, handshake: Duration) -> Self {
+        let initials = Mutex::new(Initials::new(INITIALS));
+        let credits = Mutex::new(Credits::new(ACCOUNTS, handshake.saturating_add(LAST_PACKETS)));
+        Self { key, place, strays, initials, credits, accounts: AtomicUsize::new(0) }
     }
 
     /// The ids of the first packet of a client that wrote to `first`.
     pub(super) fn find_initial(&self, remote: SocketAddr, first: &[u8]) -> Option<Initial> {
-        self.initials.lock().unwrap_or_else(PoisonError::into_inner).find(remote, first)
+        self.initials().find(remote, first)
     }
 
-    fn look(&self, remote: SocketAddr, datagram: &[u8]) {
+    /// The client that wrote to `first` is going to be answered, and has not proved its address. False where there are too
+    /// many such.
+    pub(super) fn open_account(&self, remote: SocketAddr, first: &[u8]) -> bool {
+        let client = self.initials().take_received(remote, first);
+        let mut credits = self.credits();
+        let opened = credits.open(clock::now(), remote, client);
+        self.accounts.store(credits.len(), Ordering::Relaxed);
+        opened
+    }
+
+    /// What may be sent to `remote` now that this has come.
+    fn look(&self, remote: SocketAddr, datagram: &[u8]) -> Option<Waiting> {
+        let (counted, waiting) = self.count(remote, datagram);
         if let Some(initial) = Initial::of(datagram) {
-            self.initials.lock().unwrap_or_else(PoisonError::into_inner).note(remote, initial);
+            self.initials().note(remote, initial, if counted { 0 } else { datagram.len() as u64 });
         }
-        let Some(place) = place_in_datagram(self.key, datagram) else { return };
-        let counts = &self.strays.0;
-        if place.generation != self.place.generation {
-            counts.processes.fetch_add(1, Ordering::Relaxed);
-        } else if place.worker != self.place.worker {
-            counts.workers.fetch_add(1, Ordering::Relaxed);
+        if let Some(place) = place_in_datagram(self.key, datagram) {
+            let counts = &self.strays.0;
+            if place.generation != self.place.generation {
+                counts.processes.fetch_add(1, Ordering::Relaxed);
+            } else if place.worker != self.place.worker {
+                counts.workers.fetch_add(1, Ordering::Relaxed);
+            }
         }
+        waiting
+    }
+
+    fn count(&self, remote: SocketAddr, datagram: &[u8]) -> (bool, Option<Waiting>) {
+        if self.has_no_accounts() {
+            return (false, None);
+        }
+        let mut credits = self.credits();
+        let counted = credits.handle_datagram(remote, datagram);
+        self.accounts.store(credits.len(), Ordering::Relaxed);
+        counted
+    }
+
+    fn has_no_accounts(&self) -> bool {
+        self.accounts.load(Ordering::Relaxed) == 0
+    }
+
+    fn initials(&self) -> MutexGuard<'_, Initials> {
+        self.initials.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn credits(&self) -> MutexGuard<'_, Credits> {
+        self.credits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,13 +197,37 @@ struct Frugal {
     arrivals: Arc<Arrivals>,
 }
 
+impl Frugal {
+    /// What is sent to an address that may be somebody else's counts.
+    fn try_send_counted(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let Transmit { contents, src_ip, .. } = *transmit;
+        let mut credits = self.arrivals.credits();
+        let Some(account) = credits.account(transmit.destination, contents) else {
+            drop(credits);
+            return self.socket.try_send(transmit);
+        };
+        let segment = transmit.segment_size.unwrap_or(contents.len()).max(1);
+        let goes = account.allowance(contents, segment);
+        if goes > 0 {
+            let contents = &contents[..goes];
+            self.socket.try_send(&Transmit { contents, ..transmit.clone() })?;
+        }
+        account.handle_sent(contents, segment, goes, src_ip);
+        Ok(())
+    }
+}
+
 impl AsyncUdpSocket for Frugal {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         self.socket.clone().create_io_poller()
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
+        if self.arrivals.has_no_accounts() {
+            self.socket.try_send(transmit)
+        } else {
+            self.try_send_counted(transmit)
+        }
     }
 
     fn poll_recv(
@@ -171,7 +240,12 @@ impl AsyncUdpSocket for Frugal {
         for (buffer, meta) in buffers.iter().zip(&*meta).take(received) {
             // One buffer holds several datagrams of one size where the kernel joined them (GRO).
             for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
-                self.arrivals.look(meta.addr, datagram);
+                if let Some(Waiting { contents, source: src_ip }) = self.arrivals.look(meta.addr, datagram) {
+                    let (destination, contents) = (meta.addr, &*contents);
+                    let late = Transmit { destination, ecn: None, contents, segment_size: None, src_ip };
+                    // Not sent: as lost on the way.
+                    let _lost = self.socket.try_send(&late);
+                }
             }
         }
         Poll::Ready(Ok(received))
@@ -197,3 +271,7 @@ impl AsyncUdpSocket for Frugal {
 /// First packets that are remembered, for as long as it takes to decide about their clients. Beyond it, a client is refused
 /// without a reason.
 const INITIALS: usize = 8_192;
+/// Addresses of handshakes that are not validated. Beyond it, a client is asked to prove its address.
+const ACCOUNTS: usize = 16_384;
+/// How long quinn may answer packets of a connection that was given up: three PTOs of a path that nobody measured.
+const LAST_PACKETS: Duration = Duration::from_secs(10);

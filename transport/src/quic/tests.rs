@@ -42,9 +42,17 @@ impl Server {
         Self::with(QuicConfig::default(), 1)
     }
 
+    /// Two nodes of a fleet, of one name.
+    fn two() -> [Self; 2] {
+        let store = certificates();
+        [0, 1].map(|_| Self::of(QuicConfig::default(), 1, Arc::clone(&store)))
+    }
+
     fn with(config: QuicConfig, workers: usize) -> Self {
-        let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
-        let store = Arc::new(CertStore::from_dev(dev));
+        Self::of(config, workers, certificates())
+    }
+
+    fn of(config: QuicConfig, workers: usize, store: Arc<CertStore>) -> Self {
         let tls = Arc::new(server_config(store.clone(), &[ALPN_NATIVE, ALPN_WEBTRANSPORT]));
         let bound = bind("127.0.0.1:0".parse().unwrap(), workers, IdKey(7)).unwrap();
         let keys = Arc::new(SharedKeys::new([&[1; 32]]));
@@ -101,6 +109,10 @@ impl Server {
         assert_eq!(frames(&mut server).await, [connect_frame()]);
         (server, client)
     }
+}
+
+fn certificates() -> Arc<CertStore> {
+    Arc::new(CertStore::from_dev(DevCertificates::ephemeral(&[], clock::wall()).unwrap()))
 }
 
 struct Client {

@@ -1,13 +1,18 @@
 //! What nobody was given: slots, resume tickets, places that a server may not send clients to.
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures_util::stream::FuturesUnordered;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, ConnectionError, ConnectionId, TransportErrorCode};
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -18,6 +23,7 @@ use tidegate_protocol::frame::{ClientFrame, ServerFrame};
 use tidegate_transport::clock;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tungstenite::Message;
 use tungstenite::handshake::server::{ErrorResponse, Request, Response};
 
@@ -57,6 +63,47 @@ pub(super) async fn slots(edge: &Gateway, count: u32) -> Result<Forgeries> {
         left -= batch;
     }
     Ok(forged)
+}
+
+/// The same, shown to QUIC as connection ids of clients' first packets (PROTOCOL §9.3), by clients that prove their address
+/// where they are asked to. Whoever is answered with a handshake is let in.
+pub(super) async fn first_ids(edge: &Gateway, count: u32) -> Result<Forgeries> {
+    let given = within(PATIENCE, "a door that is full", ticket_of_a_full_door(edge)).await??;
+    let given = URL_SAFE_NO_PAD.decode(given)?;
+    let crypto = Arc::new(QuicClientConfig::try_from(edge.tls(&[b"tidegate/1"]).as_ref().clone())?);
+    let endpoint = quinn::Endpoint::client((Ipv4Addr::LOCALHOST, 0).into())?;
+    let mut rng = clock::rng();
+    let mut forged = Forgeries::default();
+    while forged.tried < u64::from(count) {
+        let mut knocks = FuturesUnordered::new();
+        for number in 0..AT_ONCE {
+            let made =
+                if number % 2 == 0 { random(&mut rng, given.len()) } else { altered(&mut rng, &given) };
+            let mut config = ClientConfig::new(crypto.clone());
+            config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&made)));
+            let connecting = endpoint.connect_with(config, edge.addresses.quic, "localhost")?;
+            knocks.push(timeout(PATIENCE, hears(connecting)));
+        }
+        while let Some(heard) = knocks.next().await {
+            let heard = heard.context("a full door says when to come back")?;
+            forged.tried += 1;
+            forged.honoured += u64::from(heard?);
+        }
+    }
+    Ok(forged)
+}
+
+/// Whether a handshake begins; false where it is refused.
+async fn hears(mut connecting: quinn::Connecting) -> Result<bool> {
+    match connecting.handshake_data().await {
+        Ok(_) => Ok(true),
+        Err(ConnectionError::ConnectionClosed(close))
+            if close.error_code == TransportErrorCode::CONNECTION_REFUSED =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What somebody is given whose turn is long after all that are tried here.
@@ -149,7 +196,7 @@ pub(super) async fn targets(edge: &Gateway, count: u32) -> Result<Forgeries> {
             }
         }
     }
-    while let Ok(Ok(_)) = tokio::time::timeout(Duration::ZERO, trap.accept()).await {
+    while let Ok(Ok(_)) = timeout(Duration::ZERO, trap.accept()).await {
         forged.honoured += 1;
     }
     drop(clients);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::HeaderValue;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tidegate_transport::clock;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{Instant, interval, interval_at, sleep, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_util::sync::CancellationToken;
 use tungstenite::Message;
@@ -39,6 +39,8 @@ pub(super) struct Overload {
     pub(super) came_again: f64,
     pub(super) admitted: f64,
     pub(super) opened: f64,
+    /// In each second: admitted, and opened.
+    pub(super) by_second: Vec<[f64; 2]>,
     /// Of the edge, in all.
     pub(super) decisions: BTreeMap<String, f64>,
     pub(super) failures: Vec<String>,
@@ -54,7 +56,7 @@ struct Counts {
 pub(super) async fn run(
     edge: &Gateway,
     arguments: &AttackArgs,
-) -> Result<(Overload, Amplification, Forgeries)> {
+) -> Result<(Overload, Amplification, [Forgeries; 2])> {
     let rate = arguments.admission;
     let initials = rate * arguments.factor;
     let length = Duration::from_secs(u64::from(arguments.seconds));
@@ -72,32 +74,39 @@ pub(super) async fn run(
     tasks.spawn(silent_connects(edge.addresses.plain, rate, Arc::clone(&counts), stop.clone()));
     let clients = clients(edge, rate * 2, &counts, &stop);
     let measuring = async {
+        // Whatever comes of it: the clients end with it.
+        let _stop = stop.clone().drop_guard();
         sleep(WARM_UP).await;
-        let (before, asked) = (sample(edge).await?, counts.read());
+        let asked = counts.read();
         let begun = clock::now();
-        sleep(length).await;
-        let seconds = begun.elapsed().as_secs_f64();
-        let (after, asked_after) = (sample(edge).await?, counts.read());
+        let mut samples = vec![Sample { at: 0.0, figures: edge.metrics().await? }];
+        let mut ticks = interval_at(Instant::from_std(begun + SECOND), SECOND);
+        for _ in 0..arguments.seconds {
+            ticks.tick().await;
+            samples.push(Sample { at: begun.elapsed().as_secs_f64(), figures: edge.metrics().await? });
+        }
+        let asked_after = counts.read();
         // While the door is full.
-        let slots = forged::slots(edge, arguments.forged).await?;
-        stop.cancel();
-        anyhow::Ok((seconds, before, after, asked, asked_after, slots))
+        let slots =
+            [forged::slots(edge, arguments.forged).await?, forged::first_ids(edge, arguments.forged).await?];
+        anyhow::Ok((samples, asked, asked_after, slots))
     };
     let (measured, failures) = tokio::join!(measuring, clients);
-    let (seconds, before, after, asked, asked_after, slots) = measured?;
+    let (samples, asked, asked_after, slots) = measured?;
     while let Some(ended) = tasks.join_next().await {
         ended?;
     }
     let (count, flooded) = floods.join_next().await.context("a flood")???;
+    let ([first, ..], [.., last]) = (&samples[..], &samples[..]) else { bail!("no samples") };
+    let seconds = last.at - first.at;
     let per_second = |figure: f64| figure / seconds;
-    let since = |name: &str| after.get(name).unwrap_or(&0.0) - before.get(name).unwrap_or(&0.0);
-    let of = |prefix: &str| {
-        let names = after.keys().filter(|name| name.starts_with(prefix));
-        names.map(|name| since(name)).sum::<f64>()
-    };
-    let decisions = after.keys().filter_map(|name| {
+    let by_second = samples.windows(2).map(|pair| {
+        let seconds = pair[1].at - pair[0].at;
+        [ADMITTED, OPENED].map(|name| (pair[1].of(name) - pair[0].of(name)) / seconds)
+    });
+    let decisions = last.figures.keys().filter_map(|name| {
         let decision = name.strip_prefix(DECISIONS)?.strip_suffix("\"}")?;
-        Some((decision.to_owned(), since(name)))
+        Some((decision.to_owned(), last.of(name) - first.of(name)))
     });
     let overload = Overload {
         seconds,
@@ -105,8 +114,9 @@ pub(super) async fn run(
         silent_connects: per_second((asked_after[2] - asked[2]) as f64),
         asked: per_second((asked_after[0] - asked[0]) as f64),
         came_again: per_second((asked_after[1] - asked[1]) as f64),
-        admitted: per_second(since(&format!("{DECISIONS}admit\"}}"))),
-        opened: per_second(of("tidegate_edge_connects_total")),
+        admitted: per_second(last.of(ADMITTED) - first.of(ADMITTED)),
+        opened: per_second(last.of(OPENED) - first.of(OPENED)),
+        by_second: by_second.collect(),
         decisions: decisions.collect(),
         failures,
     };
@@ -119,8 +129,21 @@ impl Counts {
     }
 }
 
-async fn sample(edge: &Gateway) -> Result<BTreeMap<String, f64>> {
-    edge.metrics().await
+/// What the edge says of itself, and when.
+struct Sample {
+    at: f64,
+    figures: BTreeMap<String, f64>,
+}
+
+impl Sample {
+    /// Of all whose names begin so.
+    fn of(&self, prefix: &str) -> f64 {
+        self.figures
+            .range(prefix.to_owned()..)
+            .take_while(|(name, _)| name.starts_with(prefix))
+            .map(|(_, n)| n)
+            .sum()
+    }
 }
 
 /// Connections that say nothing, a second each.
@@ -216,5 +239,8 @@ fn later(frame: &Value) -> Option<Answer> {
 }
 
 const DECISIONS: &str = "tidegate_edge_admission_decisions_total{decision=\"";
+const ADMITTED: &str = "tidegate_edge_admission_decisions_total{decision=\"admit\"}";
+const OPENED: &str = "tidegate_edge_connects_total";
+const SECOND: Duration = Duration::from_secs(1);
 /// A client's stay.
 const HOLD: Duration = Duration::from_secs(1);

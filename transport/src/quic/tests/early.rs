@@ -26,7 +26,7 @@ async fn meet(server: &Server, dialer: &QuicDialer) {
     tokio::join!(client, serve);
 }
 
-async fn say_connect(client: &QuicClient) -> (quinn::SendStream, Frames) {
+pub(super) async fn say_connect(client: &QuicClient) -> (quinn::SendStream, Frames) {
     let (mut send, recv) = client.connection().open_bi().await.unwrap();
     send.write_all(&encode_delimited(&connect_frame())).await.unwrap();
     (send, Frames::new(recv))
@@ -178,5 +178,32 @@ async fn early_data_can_be_switched_off() {
     let dialer = server.dialer();
     for _ in 0..3 {
         meet(&server, &dialer).await;
+    }
+}
+
+/// Of the same fleet: the ticket is read there, and what is said early is not. So there is nothing to be gained by it.
+#[tokio::test]
+async fn at_another_node_a_client_says_again_what_it_said_early() {
+    let [server, other] = Server::two();
+    for _ in 0..10 {
+        let dialer = server.dialer();
+        meet(&server, &dialer).await;
+        let client = async {
+            let mut client = dialer.dial(other.address, "localhost", true).await.unwrap();
+            assert!(client.is_early());
+            let (_early, _recv) = say_connect(&client).await;
+            assert_eq!(client.established().await.unwrap(), EarlyData::Rejected);
+            let (_send, mut control) = say_connect(&client).await;
+            assert_eq!(control.next().await, Some(ping_frame()));
+            client.connection().close(VarInt::from_u32(0), b"");
+        };
+        let serve = async {
+            let mut connection = other.native_pending().await.accept().await.unwrap();
+            assert_eq!(frames(&mut connection).await, [connect_frame()]);
+            assert!(!connection.is_early());
+            connection.send(Lane::Control, &encode_delimited(&ping_frame())).unwrap();
+            assert!(matches!(recv(&mut connection).await, Ok(Inbound::Closed { .. })));
+        };
+        tokio::join!(client, serve);
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Rules {
     pub(super) hold_server: bool,
     /// Loses what the client sends until a datagram of so many bytes comes.
     pub(super) lose_below: Option<usize>,
+    /// Loses so many datagrams of the server's.
+    pub(super) lose_answers: usize,
     /// Loses everything, both ways.
     pub(super) outage: bool,
     /// The server is to see the client at another port.
@@ -93,7 +95,10 @@ async fn run(client_side: UdpSocket, server: SocketAddr, rules: Arc<Mutex<Rules>
                 }
             }
             Ok(length) = server_side.recv(&mut down) => {
-                if !rules.lock().unwrap().outage {
+                let mut rules = rules.lock().unwrap();
+                if rules.lose_answers > 0 {
+                    rules.lose_answers -= 1;
+                } else if !rules.outage {
                     from_server.push_back(down[..length].to_vec());
                 }
             }
