@@ -76,9 +76,12 @@ pub(super) async fn first_ids(edge: &Gateway, count: u32) -> Result<Forgeries> {
     let mut forged = Forgeries::default();
     while forged.tried < u64::from(count) {
         let mut knocks = FuturesUnordered::new();
-        for number in 0..AT_ONCE {
-            let made =
-                if number % 2 == 0 { random(&mut rng, given.len()) } else { altered(&mut rng, &given) };
+        for number in 0..AT_ONCE as usize {
+            // No two the same at once: to the server, one id of one address is one client.
+            let made = match number % 2 {
+                0 => random(&mut rng, given.len()),
+                _ => with_bit_flipped(&given, usize::try_from(forged.tried)? + number / 2),
+            };
             let mut config = ClientConfig::new(crypto.clone());
             config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&made)));
             let connecting = endpoint.connect_with(config, edge.addresses.quic, "localhost")?;
@@ -249,9 +252,14 @@ fn random(rng: &mut ChaCha8Rng, length: usize) -> Vec<u8> {
 
 /// A bit is another.
 fn altered(rng: &mut ChaCha8Rng, given: &[u8]) -> Vec<u8> {
+    with_bit_flipped(given, rng.random_range(0..given.len() * 8))
+}
+
+/// This one, counted around.
+fn with_bit_flipped(given: &[u8], bit: usize) -> Vec<u8> {
     let mut made = given.to_vec();
-    let at = rng.random_range(0..made.len());
-    made[at] ^= 1 << rng.random_range(0..8);
+    let bit = bit % (made.len() * 8);
+    made[bit / 8] ^= 1 << (bit % 8);
     made
 }
 
