@@ -13,6 +13,7 @@ use http::HeaderValue;
 use http::header::SEC_WEBSOCKET_PROTOCOL;
 use serde::Serialize;
 use serde_json::{Value, json};
+use tidegate_protocol::hint::Hint;
 use tidegate_transport::clock;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -226,6 +227,10 @@ pub(super) async fn knock(edge: &Gateway, slot: Option<&str>) -> Result<Answer> 
     let frame: Value = serde_json::from_str(&said)?;
     if frame["connected"].is_object() {
         return Ok(Answer::Connected(Box::new(socket)));
+    }
+    if frame["close"]["reason"] == Hint::Elsewhere.to_string() {
+        // All places of the next two minutes are promised, to who forges as well.
+        return Ok(Answer::Nothing);
     }
     later(&frame).with_context(|| format!("what is {frame}?"))
 }
