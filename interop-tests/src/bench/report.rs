@@ -66,6 +66,9 @@ impl Quantiles {
 
 /// A figure with as many digits as it is worth.
 pub(super) fn short(figure: f64) -> String {
+    if figure.is_nan() {
+        return "-".to_owned();
+    }
     let digits = match figure.abs() {
         size if size < 1.0 => 2,
         size if size < 20.0 => 1,
