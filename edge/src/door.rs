@@ -108,6 +108,13 @@ pub(crate) struct Visitor {
     arrived: Option<u64>,
 }
 
+/// A session that opens further connections, until dropped.
+#[must_use]
+pub(crate) struct Resident {
+    door: Door,
+    address: IpAddr,
+}
+
 /// What can be seen of a door.
 pub(crate) struct Figures {
     /// Admitted and not finished.
@@ -154,6 +161,12 @@ impl Door {
     /// Somebody for whom no handshake is needed, or whose handshake was for something else.
     pub(crate) fn visitor(&self, address: IpAddr) -> Visitor {
         Visitor { door: self.clone(), address, arrived: None }
+    }
+
+    /// Somebody comes in who opens further connections from there.
+    pub(crate) fn resident(&self, address: IpAddr) -> Resident {
+        self.state().admission.handle_resident(address);
+        Resident { door: self.clone(), address }
     }
 
     /// Clients per second that could come beyond those that do; 0 for a lame duck.
@@ -307,6 +320,18 @@ impl Visitor {
 impl Drop for Visitor {
     fn drop(&mut self) {
         self.decided();
+    }
+}
+
+impl Drop for Resident {
+    fn drop(&mut self) {
+        self.door.state().admission.handle_resident_gone(self.address);
+    }
+}
+
+impl fmt::Debug for Resident {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resident").field("address", &self.address).finish_non_exhaustive()
     }
 }
 

@@ -31,7 +31,7 @@ use crate::auth::{AuthError, Authenticator};
 use crate::channel_poll::Waiter;
 use crate::config::{Config, Limits};
 use crate::connection::Session;
-use crate::door::Door;
+use crate::door::{Door, Resident};
 use crate::events::Events;
 use crate::metrics::Metrics;
 use crate::plans::Plans;
@@ -167,6 +167,7 @@ struct LongPoll {
     session: usize,
     /// When the end of a poll was told.
     told: Option<Instant>,
+    _resident: Resident,
 }
 
 impl std::fmt::Debug for Worker {
@@ -439,8 +440,15 @@ impl Worker {
     }
 
     /// A session by long poll begins; `key` is its key.
-    pub(crate) fn add_long_poll(&self, id: SessionId, key: usize, handle: LongPollHandle) {
-        self.long_polls.borrow_mut().insert(id, LongPoll { handle, session: key, told: None });
+    pub(crate) fn add_long_poll(
+        &self,
+        id: SessionId,
+        key: usize,
+        handle: LongPollHandle,
+        resident: Resident,
+    ) {
+        let poll = LongPoll { handle, session: key, told: None, _resident: resident };
+        self.long_polls.borrow_mut().insert(id, poll);
         self.shared.long_polls.send_modify(|count| *count += 1);
     }
 

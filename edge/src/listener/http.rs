@@ -375,9 +375,12 @@ where
         let (connection, handle) = LongPollConnection::open(id, limits);
         let entrance = Entrance::Decided(entry);
         let key = connection::start(worker, id, Box::new(connection), identity, admitted, entrance);
-        worker.add_long_poll(id, key, handle.clone());
+        let resident = worker.shared().door.resident(context.from);
+        worker.add_long_poll(id, key, handle.clone(), resident);
         return handle.poll(request).await.into_http();
     };
+    // It does not ask to come in: whoever waits at the door may have its place there.
+    context.visitor.borrow_mut().take();
     if session.worker() == worker.index() {
         return poll_here(worker, session, request).await;
     }

@@ -13,14 +13,16 @@
 //!   answers have a budget; beyond it, an attempt is dropped before anything is spent on it ([`Refusal::Busy`]).
 //! - An address that may be forged gets neither a slot nor a long hold: it is to be validated first.
 //! - Clients of a node that is being drained come with a *lease*: places that this node granted before. They are not
-//!   refused.
+//!   refused, and a few attempts of the same one take one place.
 //! - Where no ticket can be shown before a handshake, who may shake hands is decided first ([`Admission::handle_arrival`]),
 //!   as if he were a newcomer; who comes in, once he has shown what he has.
+//! - Who has a session here, and opens another connection for it, is no newcomer ([`residents`]).
 
 mod addresses;
 mod calendar;
 mod expected;
 mod leases;
+mod residents;
 mod spent;
 mod ticket;
 
@@ -37,6 +39,7 @@ use self::addresses::Addresses;
 use self::calendar::{Calendar, LATE};
 use self::expected::Expected;
 use self::leases::{Leases, Place};
+use self::residents::Residents;
 use self::spent::SpentSlots;
 use self::ticket::Holder;
 
@@ -157,6 +160,7 @@ pub struct Admission {
     /// The same for those that may be forged: whoever uses another's address uses up nothing of his.
     unproved: Addresses,
     expected: Expected,
+    residents: Residents,
     /// Who was let shake hands for a place that was free, lately, by number.
     undecided: BTreeMap<u64, Instant>,
     arrivals: u64,
@@ -180,6 +184,8 @@ enum Standing {
     /// Came too late, for the first time.
     Late,
     Leased(Instant),
+    /// Has come with his lease before.
+    LeasedAgain,
 }
 
 impl Admission {
@@ -200,10 +206,11 @@ impl Admission {
             addresses: Addresses::new(config.addresses.clone()),
             unproved: Addresses::new(config.addresses.clone()),
             expected: Expected::new(config.spent),
+            residents: Residents::default(),
             undecided: BTreeMap::new(),
             arrivals: 0,
             spent: SpentSlots::new(config.spent),
-            leases: Leases::new(issuer),
+            leases: Leases::new(issuer, rng.random()),
             // A node that starts again does not take tickets of its first life for those of its second.
             serial: rng.random(),
             handshakes: 0,
@@ -224,6 +231,7 @@ impl Admission {
                 let at = self.calendar.admit_holder(now, LEASE_HOLD).unwrap_or(now + LEASE_HOLD);
                 self.admit(at)
             }
+            Standing::LeasedAgain => self.admit(now),
             _ if self.lame_duck => self.refuse(now, attempt, Refusal::LameDuck),
             Standing::TooEarly(..) if attempt.costly_answer && !self.has_answer(now) => {
                 Decision::Refuse(Refusal::Busy)
@@ -247,7 +255,8 @@ impl Admission {
     }
 
     /// Somebody knocks who can show what he has only after a handshake. He may where a place is free for a newcomer, where
-    /// a slot or a lease is about now that may be his, and where an answer can be afforded.
+    /// a slot or a lease is about now that may be his, where he may belong to a session that is here, and where an answer
+    /// can be afforded.
     pub fn handle_arrival(&mut self, now: Instant, address: IpAddr, validated: bool) -> Arrival {
         self.calendar.roll(now);
         // Who is at it for longer than that is counted no more: he keeps nobody out.
@@ -256,7 +265,9 @@ impl Admission {
         {
             entry.remove();
         }
-        if validated && self.expected.take(now, Holder::of(address), (EARLY, LATE)) {
+        let holder = Holder::of(address);
+        if validated && (self.residents.arrive(now, holder) || self.expected.take(now, holder, (EARLY, LATE)))
+        {
             return self.pass();
         }
         let attempt = Attempt { address, validated, ticket: None, costly_answer: true, arrived: false };
@@ -279,6 +290,16 @@ impl Admission {
     /// Of one who was let shake hands: it is decided what becomes of him, or he is gone.
     pub fn handle_decided(&mut self, number: u64) {
         self.undecided.remove(&number);
+    }
+
+    /// A session begins that opens further connections from there.
+    pub fn handle_resident(&mut self, address: IpAddr) {
+        self.residents.enter(Holder::of(address));
+    }
+
+    /// It is over.
+    pub fn handle_resident_gone(&mut self, address: IpAddr) {
+        self.residents.leave(Holder::of(address));
     }
 
     /// A handshake that was admitted is over, whatever became of it.
@@ -363,9 +384,9 @@ impl Admission {
             return Standing::Newcomer;
         }
         if claims.kind == Kind::Lease {
-            let (lease, index) = claims.serial.lease();
-            return match self.leases.spend(now, lease, index) {
+            return match self.leases.spend(now, &claims, Holder::of(attempt.address)) {
                 Place::Taken(slot) => Standing::Leased(slot),
+                Place::Again => Standing::LeasedAgain,
                 Place::Used | Place::Unknown => Standing::Newcomer,
             };
         }

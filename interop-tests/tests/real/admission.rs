@@ -1,6 +1,7 @@
 //! Who comes in where more come than a node takes: by every transport, and with what each of them is told.
 
 mod page;
+mod resident;
 mod unproved;
 
 use std::collections::BTreeSet;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_protocol::NodeId;
 
-use super::ticket::Issuer;
+use super::ticket::{Claims, Holder, Issuer, SlotTime};
 
 /// A drain. Of two at the same time, the one with the lower number goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,9 +55,18 @@ pub(super) struct Leases {
 
 #[derive(Debug)]
 struct Held {
+    lease: Lease,
     first: Instant,
     spacing: Duration,
-    used: Vec<bool>,
+    uses: Vec<Use>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    None,
+    /// By somebody of there, so many times.
+    By(Holder, u8),
+    GivenBack,
 }
 
 #[derive(Debug)]
@@ -76,6 +85,8 @@ struct Asking {
 pub(super) enum Place {
     /// Free until now: its time.
     Taken(Instant),
+    /// Its holder tries again, perhaps by another transport.
+    Again,
     /// Somebody came with it before.
     Used,
     /// Not ours, or over.
@@ -83,10 +94,11 @@ pub(super) enum Place {
 }
 
 impl Leases {
-    pub(super) fn new(issuer: Issuer) -> Self {
+    /// `first`: any number, so that a process does not take tickets of the one before it for its own.
+    pub(super) fn new(issuer: Issuer, first: u32) -> Self {
         Self {
             issuer,
-            next: 1,
+            next: first % LAST_NUMBER + 1,
             held: BTreeMap::new(),
             ends: VecDeque::new(),
             tokens: 0.0,
@@ -142,30 +154,39 @@ impl Leases {
         let number = self.next;
         self.next = if number >= LAST_NUMBER { 1 } else { number + 1 };
         let spacing = PERIOD / u32::from(count);
-        let used = vec![false; count.into()];
-        self.held.insert(number, Held { first, spacing, used });
-        self.ends.push_back((first + PERIOD + Lease::GRACE, number));
-        Some(Lease {
+        let lease = Lease {
             drain: ask.drain,
             issuer: self.issuer,
             number,
             first_ms,
             spacing_us: u32::try_from(spacing.as_micros()).unwrap_or(u32::MAX),
             count,
-        })
+        };
+        let uses = vec![Use::None; count.into()];
+        self.held.insert(number, Held { lease: lease.clone(), first, spacing, uses });
+        self.ends.push_back((first + PERIOD + Lease::GRACE, number));
+        Some(lease)
     }
 
     /// Somebody shows a ticket of a place.
-    pub(super) fn spend(&mut self, now: Instant, number: u32, index: u16) -> Place {
+    pub(super) fn spend(&mut self, now: Instant, claims: &Claims, holder: Holder) -> Place {
         self.expire(now);
+        let (number, index) = claims.serial.lease();
         let Some(held) = self.held.get_mut(&number) else { return Place::Unknown };
-        match held.used.get_mut(usize::from(index)) {
-            Some(used) if !*used => {
-                *used = true;
+        if claims.slot != SlotTime::at(held.lease.slot_ms(index)) {
+            return Place::Unknown;
+        }
+        let Some(of) = held.uses.get_mut(usize::from(index)) else { return Place::Unknown };
+        match of {
+            Use::None => {
+                *of = Use::By(holder, 1);
                 Place::Taken(held.slot(index))
             }
-            Some(_) => Place::Used,
-            None => Place::Unknown,
+            Use::By(by, times) if *by == holder && *times < MAX_TRIES => {
+                *times += 1;
+                Place::Again
+            }
+            Use::By(..) | Use::GivenBack => Place::Used,
         }
     }
 
@@ -173,12 +194,12 @@ impl Leases {
     pub(super) fn give_back(&mut self, number: u32, from: u16) -> Vec<Instant> {
         let Some(held) = self.held.get_mut(&number) else { return Vec::new() };
         let free: Vec<u16> = (from..)
-            .zip(held.used.iter().skip(from.into()))
-            .filter(|(_, used)| !**used)
+            .zip(held.uses.iter().skip(from.into()))
+            .filter(|(_, of)| **of == Use::None)
             .map(|(index, _)| index)
             .collect();
         for index in &free {
-            held.used[usize::from(*index)] = true;
+            held.uses[usize::from(*index)] = Use::GivenBack;
         }
         free.into_iter().map(|index| held.slot(index)).collect()
     }
@@ -186,7 +207,7 @@ impl Leases {
     /// The times of a lease's places.
     pub(super) fn slots(&self, number: u32) -> impl Iterator<Item = Instant> + '_ {
         let held = self.held.get(&number);
-        held.into_iter().flat_map(|held| (0..).zip(&held.used).map(|(index, _)| held.slot(index)))
+        held.into_iter().flat_map(|held| (0..).zip(&held.uses).map(|(index, _)| held.slot(index)))
     }
 
     /// All that are in force.
@@ -226,6 +247,8 @@ impl Held {
 pub const SHARE: f64 = 0.8;
 /// How often a drain asks.
 pub(super) const PERIOD: Duration = Duration::from_millis(250);
+/// A client comes by several transports at once, and again where a handshake is lost.
+const MAX_TRIES: u8 = 4;
 /// They live for some ten seconds, and each drain gets four a second.
 const MAX_LEASES: usize = 1_024;
 /// More nodes than a fleet drains at the same time.

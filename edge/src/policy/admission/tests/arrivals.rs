@@ -84,6 +84,22 @@ fn slots_that_nobody_came_to_are_forgotten() {
 }
 
 #[test]
+fn who_has_a_session_here_opens_further_connections_for_it() {
+    let mut rig = with_answers(0.0);
+    rig.admission.handle_resident(address(7));
+    rig.admission.handle_lame_duck(true);
+    assert!(passed(rig.arrive(7)).is_some());
+    assert_eq!(rig.arrive(7), Arrival::Busy, "one a second");
+    assert_eq!(rig.arrive(8), Arrival::Busy);
+    rig.pass(millis(1_000));
+    assert!(passed(rig.arrive(7)).is_some());
+    rig.admission.handle_resident_gone(address(7));
+    rig.pass(millis(1_000));
+    assert_eq!(rig.arrive(7), Arrival::Busy, "a stranger now");
+    assert_eq!(rig.admission.residents.len(), 0);
+}
+
+#[test]
 fn a_lame_duck_shakes_hands_for_its_leases_alone() {
     let mut rig = with_answers(0.0);
     let ask = LeaseAsk { drain: DrainId(1), want: 5, urgent: true };
