@@ -82,6 +82,7 @@ impl Gateway {
                 (ServerBody::Published(Published { channel: publish.channel, position }), live)
             }
             ClientBody::Ping(_) => (ServerBody::Pong(frame::Empty {}), None),
+            ClientBody::Pong(_) => return (None, None),
             ClientBody::Done(_) => (ServerBody::Close(frame::CloseCode::Done.frame("bye")), None),
             other => panic!("unexpected {other:?}"),
         };

@@ -94,10 +94,12 @@ impl Server {
     }
 
     fn publish(&self, text: &str) {
-        let mut state = self.state.lock().unwrap();
-        let frame = state.gateway.append(Bytes::from(text.to_owned()));
-        state.outbox.push_back(frame);
-        drop(state);
+        let frame = self.state.lock().unwrap().gateway.append(Bytes::from(text.to_owned()));
+        self.send(frame);
+    }
+
+    fn send(&self, frame: ServerFrame) {
+        self.state.lock().unwrap().outbox.push_back(frame);
         self.changed.notify_waiters();
     }
 }
@@ -175,6 +177,32 @@ async fn requests_and_publications_cross_without_loss_or_repetition() {
     }
     soon(client.close()).await;
     assert_eq!(server.state.lock().unwrap().gateway.head(), 100);
+}
+
+#[tokio::test]
+async fn the_answer_to_a_ping_goes_with_the_next_request() {
+    let (server, url, _guard) = start().await;
+    let client = Client::builder(url).connect().await.unwrap();
+    let mut room = soon(client.subscribe("room")).await.unwrap();
+    assert!(matches!(next(&mut room).await, SubscriptionEvent::Subscribed { .. }));
+    server.send(serde_json::from_value(json!({"ping": {}})).unwrap());
+    let has_pong =
+        |body: &Value| body["frames"].as_array().unwrap().iter().any(|frame| frame["pong"].is_object());
+    soon(async {
+        loop {
+            let changed = server.changed.notified();
+            if server.state.lock().unwrap().seen.iter().any(has_pong) {
+                break;
+            }
+            changed.await;
+        }
+    })
+    .await;
+    let seen = server.state.lock().unwrap().seen.clone();
+    let pong = seen.iter().find(|body| has_pong(body)).unwrap();
+    let after = seen.iter().filter(|body| body["ack"] == pong["ack"]);
+    assert_eq!(after.count(), 1, "a request by itself would need a second connection: {seen:?}");
+    soon(client.close()).await;
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tidegate_protocol::frame::{ClientFrame, ServerFrame};
+use tidegate_protocol::frame::{ClientFrame, ServerBody, ServerFrame};
 use tidegate_protocol::session::client::Carrier;
 use tokio::sync::mpsc;
 
@@ -183,14 +183,27 @@ async fn poll(
         } else if older.is_none() && newer.answered.is_some() {
             take_waiting(poller, outbound);
             // The next one acknowledges this one: it is made after it.
-            let (frames, next) = match settle(newer) {
+            let mut frames = match settle(newer) {
                 (of, Ok(answer)) => {
                     is_end = answer.is_end;
-                    (poller.handle_answer(of, answer), poller.request())
+                    poller.handle_answer(of, answer)
                 }
                 (_, Err(lost)) => return lost,
             };
-            newer = next;
+            if !is_end && frames.iter().any(|frame| matches!(frame.body, Some(ServerBody::Ping(_)))) {
+                // Its answer goes with the next request: by itself it would cost a second connection each time.
+                let told = Inbound::Frames(Carrier::Control, std::mem::take(&mut frames));
+                if control.send(told).await.is_err() {
+                    return Lost::new("closed");
+                }
+                match tokio::time::timeout(PONG_PATIENCE, outbound.recv()).await {
+                    Ok(Some(transmit)) => poller.unsent.push_back(transmit.frame),
+                    Ok(None) => return Lost::new("closed"),
+                    Err(_) => {}
+                }
+                take_waiting(poller, outbound);
+            }
+            newer = poller.request();
             frames
         } else {
             // Two polls may arrive in either order, and the second of them be taken for a repeat whose frames do not
@@ -356,6 +369,8 @@ const ANSWER_GRACE: Duration = Duration::from_secs(10);
 /// One request, and its repeats.
 const ATTEMPTS: u32 = 4;
 const REPEAT_DELAY: Duration = Duration::from_millis(500);
+/// For the session to answer a ping, before the next request goes without it.
+const PONG_PATIENCE: Duration = Duration::from_millis(50);
 const MAX_IDLE: usize = 2;
 /// Frames of one request.
 const MAX_FRAMES: usize = 64;
