@@ -26,6 +26,7 @@ pub(crate) mod report;
 mod restart;
 mod server;
 mod shape;
+mod trial;
 
 use std::process::ExitCode;
 

@@ -37,7 +37,7 @@ enum Command {
     Tidy,
     /// Cargo.lock against known security floors and yanked versions
     Advisories,
-    /// Run a benchmark in release mode: fanout, idle, loss, mobility
+    /// Run a benchmark in release mode: fanout, idle, drain, kill, restart, attack and others
     Bench(bench::Args),
     /// Run a whole cluster on this machine: cores, edges and NATS servers as processes, until Ctrl-C
     Cluster(cluster::Args),

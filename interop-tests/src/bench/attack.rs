@@ -12,12 +12,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::cli::AttackArgs;
-use super::crowd::Verdict;
-use super::machine::Machine;
-use super::report::{Quantiles, short, write_json};
-use super::{crowd, proc};
+use super::report::{Quantiles, short};
+use super::trial::{self, Verdict};
 use crate::gateway::Gateway;
-use crate::programs;
 
 use self::forged::Forgeries;
 use self::initials::Amplification;
@@ -25,20 +22,7 @@ use self::overload::Overload;
 
 /// Runs and prints. 1 where anything is not as it should be.
 pub(super) fn run(arguments: &AttackArgs) -> Result<ExitCode> {
-    let mut machine = Machine::look(&programs::tidegate()?);
-    let figures = crowd::block_on(measure(arguments))?;
-    machine.load_after = proc::load_average();
-    println!("\n{}\n", machine.summary());
-    let is_good = print(arguments, &figures);
-    let file = write_json("attack", arguments.json.as_deref(), &Report { machine, figures })?;
-    println!("Result file: {}", file.display());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    figures: Figures,
+    trial::run("attack", arguments.json.as_deref(), measure(arguments), |figures| print(arguments, figures))
 }
 
 #[derive(Debug, Serialize)]

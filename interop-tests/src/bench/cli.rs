@@ -52,8 +52,8 @@ Examples:
   cargo xtask bench mobility --rtt 60
   cargo xtask bench faults --rounds 50 --seed 1
   cargo xtask bench restart --restarts 20 --connections 2000
-  cargo xtask bench drain --connections 200 --pages 3 --rounds 1 --within 10s
-  cargo xtask bench kill --connections 600 --settle 10s
+  cargo xtask bench drain --connections 200 --pages 3 --rounds 1 --within 30s
+  cargo xtask bench kill --connections 600 --settle 30s
   cargo xtask bench attack --seconds 10 --forged 1000
   cargo xtask bench channels --channels 1000000 --engine memory
   cargo xtask bench publish --quick
@@ -315,8 +315,8 @@ pub(super) struct FaultsArgs {
 
 /// An edge that a new process takes over from again and again: connections refused, publications lost, gaps
 ///
-/// One core and one edge as processes on this machine; clients by QUIC, WebSocket and long poll, each on one channel, and
-/// others that connect all the time. Fails where a connection or a publication did.
+/// One core and one edge as processes on this machine; clients by QUIC, WebTransport, WebSocket and long poll, each on one
+/// channel, and others that connect all the time. Fails where a connection or a publication did.
 #[derive(Debug, Args)]
 pub(super) struct RestartArgs {
     #[command(flatten)]
@@ -520,8 +520,8 @@ mod tests {
             "loss --loss 0,2x3 --rtt 350 --transport quic,websocket",
             "publish --quick --engine memory,nats-r3",
             "publish --rate 0 --window 0 --synced",
-            "drain --connections 200 --transport quic,websocket --pages 0 --rounds 1 --within 10s",
-            "kill --connections 600 --settle 10s --set quic.early_data=false",
+            "drain --connections 200 --transport quic,websocket --pages 0 --rounds 1 --within 30s",
+            "kill --connections 600 --settle 30s --set quic.early_data=false",
             "restart --restarts 2 --connections 200",
             "attack --admission 100 --factor 5 --seconds 10 --forged 1000",
             "channels --quick --engine local",

@@ -23,7 +23,7 @@ use crate::wait::within;
 
 pub(super) use self::backend::Backend;
 pub(super) use self::books::{Books, Window};
-pub(super) use self::judged::{Judged, Verdict};
+pub(super) use self::judged::Judged;
 pub(super) use self::order::Transport;
 pub(super) use self::pages::Pages;
 pub(super) use self::stage::{Guests, Stage, judge};
@@ -94,12 +94,6 @@ impl Crowd {
         }
         Ok(())
     }
-}
-
-/// Runs what measures a crowd: one thread, so that the processors are the servers' and the clients'.
-pub(super) fn block_on<T>(measure: impl Future<Output = Result<T>>) -> Result<T> {
-    super::proc::raise_open_files(0)?;
-    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(measure)
 }
 
 /// `bench crowd`: such a process.

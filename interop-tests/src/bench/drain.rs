@@ -16,31 +16,18 @@ use tokio::time::sleep;
 
 use super::cli::DrainArgs;
 use super::crowd::{Backend, Books, Guests, Judged, Stage, Window, judge};
-use super::machine::Machine;
-use super::report::{Progress, Quantiles, write_json};
-use super::{crowd, proc};
+use super::report::{Progress, Quantiles};
+use super::trial;
 use crate::checker::Recorder;
 use crate::gateway::Gateway;
 use crate::http::{get, post};
-use crate::programs;
 use crate::wait::{until, within};
 
 /// Runs and prints. 1 where anything was lost, doubled, noticed, or took too long.
 pub(super) fn run(arguments: &DrainArgs) -> Result<ExitCode> {
-    let mut machine = Machine::look(&programs::tidegate()?);
-    let figures = crowd::block_on(measure(arguments))?;
-    machine.load_after = proc::load_average();
-    println!("\n{}\n", machine.summary());
-    let is_good = report::print(arguments, &figures);
-    let file = write_json("drain", arguments.crowd.json.as_deref(), &Report { machine, figures })?;
-    println!("Result file: {}", file.display());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    figures: Figures,
+    trial::run("drain", arguments.crowd.json.as_deref(), measure(arguments), |figures| {
+        report::print(arguments, figures)
+    })
 }
 
 /// What was seen.

@@ -5,37 +5,25 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Serialize;
 use tidegate_transport::clock;
 use tokio::time::sleep;
 
 use super::cli::KillArgs;
-use super::crowd::{Backend, Books, Guests, Judged, Stage, Verdict, judge};
-use super::machine::Machine;
-use super::report::{Quantiles, Table, short, write_json};
-use super::{crowd, proc, unix_us};
+use super::crowd::{Backend, Books, Guests, Judged, Stage, judge};
+use super::report::{Quantiles, Table, short};
+use super::trial::{self, Verdict};
+use super::unix_us;
 use crate::checker::Recorder;
 use crate::gateway::Gateway;
-use crate::programs;
 use crate::raw::{Carrier, Raw};
 
 /// Runs and prints. 1 where clients came back late, missed something, or came too fast.
 pub(super) fn run(arguments: &KillArgs) -> Result<ExitCode> {
-    let mut machine = Machine::look(&programs::tidegate()?);
-    let figures = crowd::block_on(measure(arguments))?;
-    machine.load_after = proc::load_average();
-    println!("\n{}\n", machine.summary());
-    let is_good = print(arguments, &figures);
-    let file = write_json("kill", arguments.crowd.json.as_deref(), &Report { machine, figures })?;
-    println!("Result file: {}", file.display());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    figures: Figures,
+    trial::run("kill", arguments.crowd.json.as_deref(), measure(arguments), |figures| {
+        print(arguments, figures)
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -79,6 +67,7 @@ async fn measure(arguments: &KillArgs) -> Result<Figures> {
     // Plans go by pings.
     sleep(arguments.settle).await;
     let window = window(victim).await?;
+    ensure!(!window.is_zero(), "clients have no plan yet: --settle longer than {:?}", arguments.settle);
     eprintln!("killing an edge with {clients} clients, which were told a window of {window:?}");
 
     books.turn(arguments.settle);

@@ -16,31 +16,19 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::cli::RestartArgs;
-use super::crowd::{Backend, Books, Guests, Judged, Stage, Transport, Verdict, Window, judge};
-use super::machine::Machine;
-use super::report::{Quantiles, Table, short, write_json};
-use super::{crowd, proc};
+use super::crowd::{Backend, Books, Guests, Judged, Stage, Transport, Window, judge};
+use super::proc;
+use super::report::{Quantiles, Table, short};
+use super::trial::{self, Verdict};
 use crate::checker::Recorder;
 use crate::http::dial;
-use crate::programs;
 use crate::wait::{PATIENCE, within};
 
 /// Runs and prints. 1 where a connection failed, or a publication was refused, lost or doubled.
 pub(super) fn run(arguments: &RestartArgs) -> Result<ExitCode> {
-    let mut machine = Machine::look(&programs::tidegate()?);
-    let figures = crowd::block_on(measure(arguments))?;
-    machine.load_after = proc::load_average();
-    println!("\n{}\n", machine.summary());
-    let is_good = print(arguments, &figures);
-    let file = write_json("restart", arguments.crowd.json.as_deref(), &Report { machine, figures })?;
-    println!("Result file: {}", file.display());
-    Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-#[derive(Debug, Serialize)]
-struct Report {
-    machine: Machine,
-    figures: Figures,
+    trial::run("restart", arguments.crowd.json.as_deref(), measure(arguments), |figures| {
+        print(arguments, figures)
+    })
 }
 
 #[derive(Debug, Default, Serialize)]

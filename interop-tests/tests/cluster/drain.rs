@@ -24,6 +24,7 @@ use tidegate_interop_tests::wait::{PATIENCE, until, within};
 use tokio::task::JoinSet;
 
 use super::real::presence::{CONFIG, Person, listed};
+use super::watch::Watch;
 
 const ROOM: &str = "room:1";
 const EACH: usize = 6;
@@ -192,17 +193,7 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
     watcher.hears(&["+kim"]).await?;
     let mut crowd = crowd_of(from, &["quic", "wss", "https"], MANY).await?;
     let count = crowd.len();
-    while watcher.told.len() < count {
-        watcher.hear().await?;
-    }
-    watcher.told.clear();
-    let mut watching = JoinSet::new();
-    watching.spawn(async move {
-        while watcher.told.is_empty() {
-            watcher.hear().await?;
-        }
-        anyhow::Ok(watcher)
-    });
+    let watch = Watch::begin(watcher, count).await?;
     let before = listed(to, ROOM).await?;
     let load = Load::of(&mut crowd, to);
     let progress = drain(from, &[endpoint(to)], "60s").await?;
@@ -220,18 +211,13 @@ async fn clients_on_every_transport_move_to_another_edge_and_nobody_notices() ->
         Ok(())
     })
     .await?;
-    // Nobody came, nobody went: the next that the watcher hears is this.
     until("everybody counts once again", || async {
         let listed = listed(to, ROOM).await?;
         ensure!(listed == before, "{listed}");
         Ok(())
     })
     .await?;
-    let late = Person::join(to, Carrier::WebSocket, Some("late"), ROOM, false).await?;
-    let watcher =
-        within(PATIENCE, "the next who comes", watching.join_next()).await?.context("the watcher")???;
-    ensure!(watcher.told == ["+late"] && watcher.gaps == 0, "{:?}", watcher.told);
-    late.leave().await?;
+    watch.end(to, ROOM).await?;
     let stopped = from.api(http::Request::delete("/v1/drain").body(Full::default())?).await?.json();
     ensure!(stopped["draining"] == false && from.api(get("/readyz")).await?.status == 200, "{stopped}");
     Ok(())

@@ -17,6 +17,7 @@ mod ownership;
 mod plan;
 mod presence;
 mod restart;
+mod watch;
 
 use self::real::support;
 

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::drain::spec;
 use super::real::presence::Person;
+use super::watch::Watch;
 
 const ROOM: &str = "room:1";
 /// Clients per second that each edge takes, and how many there are on each transport.
@@ -336,17 +337,7 @@ async fn old_connections_are_renewed_and_nobody_notices() -> Result<()> {
     }
     drop(backs);
     let count = following.len();
-    while watcher.told.len() < count {
-        watcher.hear().await?;
-    }
-    watcher.told.clear();
-    let mut watching = JoinSet::new();
-    watching.spawn(async move {
-        while watcher.told.is_empty() {
-            watcher.hear().await?;
-        }
-        anyhow::Ok(watcher)
-    });
+    let watch = Watch::begin(watcher, count).await?;
     let (browser, page) = Browser::inside().await?;
     browser.open("plan", &page).await?;
     until("every connection has been renewed", || async {
@@ -362,12 +353,7 @@ async fn old_connections_are_renewed_and_nobody_notices() -> Result<()> {
         published += ended??;
     }
     ensure!(published > 200, "there was no load: {published}");
-    // Nobody came, nobody went: the next that the watcher hears is this.
-    let late = Person::join(other, Carrier::WebSocket, Some("late"), ROOM, false).await?;
-    let watcher =
-        within(PATIENCE, "the next who comes", watching.join_next()).await?.context("the watcher")???;
-    ensure!(watcher.told == ["+late"] && watcher.gaps == 0, "{:?}", watcher.told);
-    late.leave().await?;
+    watch.end(other, ROOM).await?;
 
     publish(other, &json!("end")).await?;
     while let Some(ended) = within(PATIENCE, "everything that was published", following.join_next()).await? {

@@ -54,7 +54,7 @@ async fn a_process_that_crashes_while_it_leaves_is_missed_by_nobody() -> Result<
     let mut cluster = cluster().await?;
     let mut edge = cluster.edges.pop().context("an edge")?;
     let mut collectors = subscribers(&edge).await?;
-    let load = Load::begin(&edge)?;
+    let load = Load::begin_before_a_crash(&edge)?;
     load.goes_on().await?;
     edge.take_over().await?.kill().await?;
     load.goes_on().await?;
@@ -156,6 +156,15 @@ struct Load {
 
 impl Load {
     fn begin(gateway: &Gateway) -> Result<Self> {
+        Self::with_tries(gateway, 1)
+    }
+
+    /// What the process that crashes was about to answer is asked for again, by everybody.
+    fn begin_before_a_crash(gateway: &Gateway) -> Result<Self> {
+        Self::with_tries(gateway, 2)
+    }
+
+    fn with_tries(gateway: &Gateway, tries: u32) -> Result<Self> {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let addresses = gateway.addresses;
@@ -165,9 +174,14 @@ impl Load {
         tasks.spawn(async move {
             let mut published = 0;
             while !ended.is_cancelled() {
-                let body = json!({ "channel": CHANNEL, "data": published });
-                let answer = send(addresses.api, None, post("/v1/publish", body.to_string())).await?;
-                ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+                // By its key a publication that is sent again is one.
+                let body = json!({ "channel": CHANNEL, "data": published, "key": published.to_string() });
+                let publish = || async {
+                    let answer = send(addresses.api, None, post("/v1/publish", body.to_string())).await?;
+                    ensure!(answer.status == StatusCode::OK, "{}: {}", answer.status, answer.text());
+                    Ok(())
+                };
+                repeated(tries, publish).await?;
                 published += 1;
                 progress.send_replace(published);
                 tokio::time::sleep(PACE).await;
@@ -179,9 +193,13 @@ impl Load {
             let ended = stop.clone();
             tasks.spawn(async move {
                 while !ended.is_cancelled() {
-                    within(PATIENCE, "a handshake", dial(address, tls.clone())).await??;
-                    let answer = send(address, tls.clone(), get("/v1/nothing")).await?;
-                    ensure!(answer.status == StatusCode::NOT_FOUND, "{}", answer.status);
+                    let ask = || async {
+                        within(PATIENCE, "a handshake", dial(address, tls.clone())).await??;
+                        let answer = send(address, tls.clone(), get("/v1/nothing")).await?;
+                        ensure!(answer.status == StatusCode::NOT_FOUND, "{}", answer.status);
+                        Ok(())
+                    };
+                    repeated(tries, ask).await?;
                     tokio::time::sleep(PACE).await;
                 }
                 Ok(0)
@@ -192,8 +210,11 @@ impl Load {
         tasks.spawn(async move {
             let dialer = QuicDialer::new(tls, DialConfig::default())?;
             while !ended.is_cancelled() {
-                let mut client = dialer.dial(addresses.quic, "localhost", false).await?;
-                client.established().await?;
+                let connect = || async {
+                    let mut client = dialer.dial(addresses.quic, "localhost", false).await?;
+                    Ok(client.established().await.map(drop)?)
+                };
+                repeated(tries, connect).await?;
                 tokio::time::sleep(PACE).await;
             }
             Ok(0)
@@ -218,6 +239,18 @@ impl Load {
         }
         Ok(published)
     }
+}
+
+async fn repeated<F>(tries: u32, attempt: impl Fn() -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    for _ in 1..tries {
+        if attempt().await.is_ok() {
+            return Ok(());
+        }
+    }
+    attempt().await
 }
 
 /// The lines of all processes of a gateway that hold a text.

@@ -12,7 +12,7 @@ use crate::run;
 ///
 /// Takes the same configuration as `serve`, and needs [core.nats] (servers of the region's NATS JetStream) and [cluster]:
 /// the cluster's CA and a certificate with this node's name. SIGTERM and SIGINT hand its partitions over and end it, a second
-/// one at once. Its API listener has health, metrics and status; backends publish through an edge.
+/// one at once. Its API listener has health, metrics, status and drains; backends publish through an edge.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Core {

@@ -19,8 +19,8 @@ use watch::Watch;
 /// Nobody is cut off: each client connects elsewhere first, at the pace that the targets allow. When nobody is left the edge
 /// refuses clients until it is started again or the drain is aborted. Asks the API listener of any node.
 ///
-/// Exit codes: 0 all moved; 3 some were closed at the deadline; 4 aborted; 1 something else went wrong; 130 by Ctrl-C, while
-/// the drain goes on.
+/// Exit codes: 0 all moved; 3 some were closed at the deadline, or a node was gone before it was done; 4 aborted; 1 something
+/// else went wrong; 130 by Ctrl-C, while the drain goes on.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Drain {

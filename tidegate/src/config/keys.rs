@@ -102,7 +102,7 @@ fn node() -> Vec<Key<Settings>> {
         Key::new("node.endpoints", &TEXTS, |s| &mut s.node.endpoints, "",
             "Where clients find this node, such as [\"quic://edge-1.example:4433\", \"wss://edge-1.example:4433\"]: clients of other nodes\nare sent there when those are drained. None: its listeners, where their addresses are not \"every\" one."),
         Key::new("node.handover", &OPTIONAL_PATH, |s| &mut s.node.handover, "\"/run/tidegate/handover\"",
-            "A Unix socket, made where this says. A process that is started with the same setting takes the listeners over from the\none that has it, which then ends as by SIGTERM. Not set: a new process cannot start before the old one has ended."),
+            "A Unix socket, made where this says. A process that is started with the same setting takes the listeners over from the\none that has it, whose clients then move to it (of an edge); it ends when they are gone. Not set: a new process cannot\nstart before the old one has ended."),
         Key::new("listen.quic", &LISTENER, |s| &mut s.listen.quic, "",
             "UDP: native QUIC and WebTransport. false switches a listener off."),
         Key::new("listen.tls", &LISTENER, |s| &mut s.listen.tls, "",
@@ -135,8 +135,8 @@ fn access() -> Vec<Key<Settings>> {
             "Whether clients are given tickets, with which they go on elsewhere without a token and a call to the app."),
         Key::new("resume.keys", &PATHS, |s| &mut s.resume.keys, "",
             "Files with keys that seal tickets, the same on every node: 32 bytes in base64 or hexadecimal a line, from
-`openssl rand -base64 32`. The first key seals, all open. Read again when they change. None: a random key, and tickets
-that are good in this process alone."),
+`openssl rand -base64 32`. The first key seals, all open. Read again when they change. From them come those of TLS tickets,
+address validation and slots too: drains need them. None: a random key, good in this process and in one that takes over."),
         Key::new("resume.lifetime", &DURATION, |s| &mut s.resume.times.lifetime, "",
             "How long a ticket is valid, from 1s to 1d. Clients are given a fresher one when half of it is over."),
         Key::new("resume.grace", &DURATION, |s| &mut s.resume.times.grace, "",
@@ -210,13 +210,13 @@ fn limits() -> Vec<Key<Settings>> {
         Key::new("limits.pong", &DURATION, |s| &mut s.limits.edge.pong, "",
             "From a ping to its pong."),
         Key::new("limits.renewal", &DURATION, |s| &mut s.limits.edge.renewal, "",
-            "The age that no client's connection passes, where the client can move without a break: from half of it on, each is\nasked to make another one, here or on another node, so that load stays even. \"0s\": never."),
+            "The age by which a client's connection is to be renewed, where the client can move without a break: from half of it on,\neach is asked to make another one, here or on another node, so that load stays even. One that does not stays, and is\nasked again later. At least \"10s\"; \"0s\": never."),
         Key::new("limits.longpoll_idle", &DURATION, |s| &mut s.limits.edge.longpoll_idle, "",
             "After which a long-poll session that nobody polls ends."),
         Key::new("limits.close", &DURATION, |s| &mut s.limits.edge.close, "",
             "For a client to acknowledge a close."),
         Key::new("limits.shutdown", &DURATION, |s| &mut s.limits.shutdown, "",
-            "For all sessions to end after SIGTERM; then the rest is cut."),
+            "After SIGTERM, for clients to move to other edges, where there are some; then as long again for those that are left to\nend, and the rest is cut. Of a core: for its partitions to be handed over."),
     ]
 }
 

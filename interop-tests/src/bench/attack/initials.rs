@@ -64,13 +64,13 @@ pub(super) async fn silent(edge: &Gateway, addresses: usize) -> Result<Amplifica
     Ok(Amplification::of(&traffic))
 }
 
-/// So many a second, each a connection of its own, from addresses in turn, until stopped; how many there were.
+/// So many a second, each a connection of its own, from addresses in turn, until stopped; how many a second there were.
 pub(super) async fn flood(
     edge: SocketAddr,
     flights: Vec<Vec<u8>>,
     per_second: u32,
     stop: CancellationToken,
-) -> Result<(usize, Amplification)> {
+) -> Result<(f64, Amplification)> {
     let mut sockets = Vec::new();
     for _ in 0..ADDRESSES {
         sockets.push((UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?, Traffic::default()));
@@ -80,6 +80,7 @@ pub(super) async fn flood(
     let (mut count, mut due) = (0, 0.0);
     let each = f64::from(per_second) * TICK.as_secs_f64();
     let mut flights = flights.into_iter();
+    let begun = clock::now();
     'flood: while stop.run_until_cancelled(ticks.tick()).await.is_some() {
         due += each;
         while due >= 1.0 {
@@ -94,12 +95,13 @@ pub(super) async fn flood(
             traffic.received += drain(socket);
         }
     }
+    let per_second = count as f64 / begun.elapsed().as_secs_f64();
     sleep(HOPES).await;
     for (socket, traffic) in &mut sockets {
         traffic.received += drain(socket);
     }
     let traffic: Vec<Traffic> = sockets.into_iter().map(|(_, traffic)| traffic).collect();
-    Ok((count, Amplification::of(&traffic)))
+    Ok((per_second, Amplification::of(&traffic)))
 }
 
 /// Bytes that wait.

@@ -97,7 +97,7 @@ pub(super) async fn run(
     while let Some(ended) = tasks.join_next().await {
         ended?;
     }
-    let (count, flooded) = floods.join_next().await.context("a flood")???;
+    let (initials, flooded) = floods.join_next().await.context("a flood")???;
     let ([first, ..], [.., last]) = (&samples[..], &samples[..]) else { bail!("no samples") };
     let seconds = last.at - first.at;
     let per_second = |figure: f64| figure / seconds;
@@ -111,7 +111,7 @@ pub(super) async fn run(
     });
     let overload = Overload {
         seconds,
-        initials: count as f64 / (length + WARM_UP).as_secs_f64(),
+        initials,
         silent_connects: per_second((asked_after[2] - asked[2]) as f64),
         asked: per_second((asked_after[0] - asked[0]) as f64),
         came_again: per_second((asked_after[1] - asked[1]) as f64),

@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 
-use crate::bench::report::Table;
 use crate::checker::{Kind, Report};
 
 /// Counts of what should not be, and the first few cases of each.
@@ -40,7 +39,7 @@ impl Judged {
         judged
     }
 
-    /// These, for a [`Verdict`].
+    /// These, for a [`Verdict`](crate::bench::trial::Verdict).
     pub(in crate::bench) fn counts(&self) -> [(&'static str, u64); 5] {
         [
             ("lost", self.lost),
@@ -51,41 +50,3 @@ impl Judged {
         ]
     }
 }
-
-/// What was asked for, what is, and whether that is good.
-#[derive(Debug)]
-pub(in crate::bench) struct Verdict {
-    table: Table,
-    is_good: bool,
-}
-
-impl Verdict {
-    pub(in crate::bench) fn new() -> Self {
-        Self { table: Table::new(&["what", "target", "measured", ""]), is_good: true }
-    }
-
-    pub(in crate::bench) fn row(&mut self, what: &str, target: String, measured: String, is_met: bool) {
-        self.is_good &= is_met;
-        let word = if is_met { "met" } else { "MISSED" };
-        self.table.row(vec![what.to_owned(), target, measured, word.to_owned()]);
-    }
-
-    /// What should not be at all.
-    pub(in crate::bench) fn none(&mut self, counts: impl IntoIterator<Item = (&'static str, u64)>) {
-        for (what, count) in counts {
-            self.row(what, "0".to_owned(), count.to_string(), count == 0);
-        }
-    }
-
-    /// Prints it, and some of what explains it; true where all is good.
-    pub(in crate::bench) fn print<'a>(&self, explanations: impl IntoIterator<Item = &'a String>) -> bool {
-        println!("{}", self.table);
-        for text in explanations.into_iter().take(SHOWN) {
-            println!("    {text}");
-        }
-        self.is_good
-    }
-}
-
-/// Explanations that are printed; the file has all.
-const SHOWN: usize = 20;

@@ -1,8 +1,8 @@
 //! The tables, and the verdict.
 
 use super::{DrainArgs, Figures, GroupFigures, Leg};
-use crate::bench::crowd::Verdict;
 use crate::bench::report::{Quantiles, Table, short};
+use crate::bench::trial::Verdict;
 
 /// Prints everything; true where all is as it should be.
 pub(super) fn print(arguments: &DrainArgs, figures: &Figures) -> bool {

@@ -3,10 +3,10 @@
 use anyhow::{Context as _, Result, ensure};
 use tidegate_interop_tests::cluster::ClusterSpec;
 use tidegate_interop_tests::raw::Carrier;
-use tidegate_interop_tests::wait::{PATIENCE, until, within};
-use tokio::task::JoinSet;
+use tidegate_interop_tests::wait::until;
 
 use super::super::real::presence::Person;
+use super::super::watch::Watch;
 use super::{Load, ROOM, connections, crowd, have_all, spec, start};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -18,17 +18,7 @@ async fn sigterm_moves_everybody_to_the_other_edge() -> Result<()> {
     watcher.hears(&["+kim"]).await?;
     let mut crowd = crowd(&from).await?;
     let count = crowd.len();
-    while watcher.told.len() < count {
-        watcher.hear().await?;
-    }
-    watcher.told.clear();
-    let mut watching = JoinSet::new();
-    watching.spawn(async move {
-        while watcher.told.is_empty() {
-            watcher.hear().await?;
-        }
-        anyhow::Ok(watcher)
-    });
+    let watch = Watch::begin(watcher, count).await?;
     let load = Load::of(&mut crowd, &to);
     ensure!(from.terminate().await?.success(), "{}", from.log());
     until("all of them at the other edge", || async {
@@ -40,11 +30,7 @@ async fn sigterm_moves_everybody_to_the_other_edge() -> Result<()> {
     let published = load.end().await?;
     have_all(&mut crowd, published).await?;
     // Nobody lost a connection before the next was there, or was seen to go.
-    let late = Person::join(&to, Carrier::WebSocket, Some("late"), ROOM, false).await?;
-    let watcher =
-        within(PATIENCE, "the next who comes", watching.join_next()).await?.context("the watcher")???;
-    ensure!(watcher.told == ["+late"] && watcher.gaps == 0, "{:?}", watcher.told);
-    late.leave().await
+    watch.end(&to, ROOM).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
