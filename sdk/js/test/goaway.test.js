@@ -88,6 +88,52 @@ test("it is told when it is time, moves, and shows its slot", () => {
   assert.deepEqual(leaves(world, 60_000), [], "it has left");
 });
 
+test("a server that stayed after it had asked to be left is left when it falls silent", () => {
+  const world = live(["edge-2"], { epoch: 1, node_ms: 8_000, rank: 3 });
+  goaway(world, undefined, { deadline_ms: 5_000 });
+  assert.ok(leaves(world, 6_000).length > 0);
+  world.receive("ping", {});
+  world.session.networkChanged(world.now);
+  world.pass(3_000);
+  assert.deepEqual(world.last("suspect"), { type: "suspect", isSuspect: true });
+  assert.equal(leaves(world, 8_000)[0]?.[1], "edge-2:4433");
+});
+
+/** The next connection is refused: full, with a place kept for later. */
+function refuse(world) {
+  world.answersDials = false;
+  assert.ok(world.session.move(world.now));
+  world.settle();
+  world.accept(world.dials[0]);
+  world.settle();
+  world.receive("close", { code: 4101, reason: "full", reconnect: { policy: "backoff", after_ms: 20_000, slot: "kept" } });
+  world.settle();
+  assert.equal(world.last("move_failed").why.code, 4101);
+  world.answersDials = true;
+}
+
+test("a slot that a refusal names is kept, and what a climb is told is not of the place to leave for", () => {
+  const world = live();
+  goaway(world, "https://edge-2", { after_ms: 10_000, deadline_ms: 300_000 });
+  refuse(world);
+  world.pass(9_999);
+  assert.equal(world.count("goaway"), 0, "that was a climb");
+  world.pass(1);
+  assert.equal(world.count("goaway"), 1);
+  world.sent.length = 0;
+  refuse(world);
+  assert.equal(world.sentFrames("connect")[0][1].slot, "slot for https://edge-2");
+  world.session.notLeft(world.now);
+  world.pass(19_999);
+  assert.equal(world.count("goaway"), 1, "not before its time");
+  world.pass(1);
+  assert.equal(world.count("goaway"), 2);
+  world.sent.length = 0;
+  assert.ok(world.session.move(world.now));
+  world.run();
+  assert.equal(world.sentFrames("connect")[0][1].slot, "kept");
+});
+
 test("nobody sends it where it does not belong", () => {
   const world = live();
   const forged = ["https://evil", "https://edge-2:4434", "https://edge-2@evil", "https://evil/edge-2", "http://edge-2", "edge-2", "https://"];

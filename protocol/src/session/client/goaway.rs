@@ -31,6 +31,8 @@ pub(super) struct Departure {
     refused_until: Option<Instant>,
     /// Dials that were asked for.
     tries: u32,
+    /// What became of the last of them was not told yet.
+    is_tried: bool,
     /// From then on any place will do.
     anywhere_from: Instant,
     /// The server closes then.
@@ -49,11 +51,12 @@ impl Session {
         }
     }
 
-    /// What [`Event::Goaway`] asked for led nowhere, or could not be done now.
+    /// What [`Event::Goaway`] asked for led nowhere, or could not be done now. Said again of the same one it changes
+    /// nothing: the session knows itself of a connection that it had.
     pub fn not_left(&mut self, now: Instant) {
         let share = self.rng.random_range(0.5..1.5);
-        let departure = self.current.as_mut().and_then(|current| current.departure.as_mut());
-        let Some(departure) = departure.filter(|departure| departure.tries > 0) else { return };
+        let Some(departure) = self.tried() else { return };
+        departure.is_tried = false;
         let at = now + RETRY.saturating_mul(1 << (departure.tries - 1).min(8)).min(RETRY_CAP).mul_f64(share);
         // The first try anywhere is not put off.
         let in_time = now < departure.anywhere_from;
@@ -65,12 +68,16 @@ impl Session {
 
     /// Where [`Event::Goaway`] led, a server refused, and said when to come.
     pub fn put_off_leaving(&mut self, now: Instant, hint: Hint) {
-        let departure = self.current.as_mut().and_then(|current| current.departure.as_mut());
-        let Some(departure) = departure.filter(|departure| departure.tries > 0) else { return };
+        let Some(departure) = self.tried() else { return };
         if let Hint::Later { after, ticket } = hint {
             departure.refused_until = Some(now + after);
             departure.slot = ticket.map(|ticket| ticket.to_string());
         }
+    }
+
+    /// The departure whose dial is under way. A refusal at any other time is of something else, such as a climb.
+    fn tried(&mut self) -> Option<&mut Departure> {
+        self.current.as_mut()?.departure.as_mut().filter(|departure| departure.is_tried)
     }
 
     pub(super) fn handle_goaway(&mut self, now: Instant, side: Side, goaway: Goaway) {
@@ -102,6 +109,7 @@ impl Session {
             try_at: now + after,
             refused_until: None,
             tries: 0,
+            is_tried: false,
             anywhere_from: (deadline - MARGIN.min(left / 4)).max(now + after),
             deadline,
             unasked: false,
@@ -123,7 +131,9 @@ impl Session {
     /// when that has worked, or the silence was too long.
     pub(super) fn escape(&mut self, now: Instant) {
         let Some(current) = self.current.as_ref().filter(|current| current.is_open()) else { return };
-        let Some(dead_at) = current.dead_at().filter(|_| current.departure.is_none()) else { return };
+        // One that is over, as of a server that stayed after all, stands in the way of nothing.
+        let is_asked = current.departure.as_ref().is_some_and(|departure| now < departure.deadline);
+        let Some(dead_at) = current.dead_at().filter(|_| !is_asked) else { return };
         let heard = current.probe.heard();
         let Some(dial) = current.plan.as_ref().and_then(|plan| self.reconnect.foresee(plan)) else { return };
         let departure = Departure {
@@ -132,6 +142,7 @@ impl Session {
             try_at: (heard + dial.delay).max(now + OWN_SERVER_FIRST),
             refused_until: None,
             tries: 0,
+            is_tried: false,
             anywhere_from: dead_at,
             deadline: dead_at,
             unasked: true,
@@ -166,6 +177,7 @@ impl Session {
         departure.try_at = now + PATIENCE;
         let anywhere = departure.tries > 0 && now >= departure.anywhere_from;
         departure.tries = departure.tries.saturating_add(1);
+        departure.is_tried = true;
         let endpoint = departure.endpoint.clone().filter(|_| !anywhere);
         self.events.push_back(Event::Goaway { connection: current.id, endpoint });
     }

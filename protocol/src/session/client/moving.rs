@@ -54,8 +54,9 @@ impl Session {
         }
         if !is_open {
             self.ephemeral.clear();
-            self.fill(now, Side::Current);
         }
+        // Also what the next connection's server refused while the old one might still have answered: it waits nowhere now.
+        self.fill(now, Side::Current);
         self.fail_unrepeatable(now);
         let mut needs = Vec::new();
         for (channel, subscription) in &mut self.subscriptions {

@@ -281,7 +281,9 @@ export class Connections {
   /** Nothing is heard of the server: the session leaves in its turn, as if it had been lost. @param {number} now */
   escape(now) {
     const { current } = this;
-    if (!current || current.departure || current.deadAt === Infinity) return;
+    // One that is over, as of a server that stayed after all, stands in the way of nothing.
+    const isAsked = current?.departure && now < current.departure.deadline;
+    if (!current || isAsked || current.deadAt === Infinity) return;
     const dial = this.#reconnect.foresee(current.plan);
     if (!dial || dial.host === null) return;
     const at = current.liveness.heardAt + dial.delayMs;

@@ -8,6 +8,7 @@
  * @property {number | null} refusedUntil the server there said so
  * @property {number} tryAt when to dial, or to dial again if nothing is heard of the last one
  * @property {number} tries dials that were asked for
+ * @property {boolean} isTried what became of the last of them was not told yet
  * @property {number} anywhereFrom from then on any place will do
  * @property {number} deadline the server closes then
  * @property {boolean} [isUnasked] the server is silent: over when it is heard
@@ -27,7 +28,7 @@ export function departure(now, goaway, isAllowed) {
   const deadline = now + left;
   const anywhereFrom = Math.max(deadline - Math.min(MARGIN_MS, left / 4), tryAt);
   const slot = (goaway.slot?.length ?? 0) <= MAX_SLOT ? goaway.slot : undefined;
-  return { endpoint, slot, refusedUntil: null, tryAt, tries: 0, anywhereFrom, deadline };
+  return { endpoint, slot, refusedUntil: null, tryAt, tries: 0, isTried: false, anywhereFrom, deadline };
 }
 
 /**
@@ -39,12 +40,13 @@ export function departure(now, goaway, isAllowed) {
  */
 export function escape(now, { endpoint, at, deadline }) {
   const tryAt = Math.max(at, now + OWN_SERVER_FIRST_MS);
-  return { endpoint, slot: undefined, refusedUntil: null, tryAt, tries: 0, anywhereFrom: deadline, deadline, isUnasked: true };
+  return { endpoint, slot: undefined, refusedUntil: null, tryAt, tries: 0, isTried: false, anywhereFrom: deadline, deadline, isUnasked: true };
 }
 
-/** What was asked for led nowhere. @param {Departure} departure @param {number} now @param {number} random in [0, 1) */
+/** What was asked for led nowhere; nothing where that was told before. @param {Departure} departure @param {number} now @param {number} random in [0, 1) */
 export function putOff(departure, now, random) {
-  if (departure.tries === 0) return;
+  if (!departure.isTried) return;
+  departure.isTried = false;
   const at = now + Math.min(RETRY_MS * 2 ** (departure.tries - 1), RETRY_CAP_MS) * (0.5 + random);
   // The first try anywhere is not put off.
   departure.tryAt = now < departure.anywhereFrom ? Math.min(at, departure.anywhereFrom) : at;
@@ -53,8 +55,15 @@ export function putOff(departure, now, random) {
   if (until !== null && until < departure.deadline) departure.tryAt = until;
 }
 
-/** The server there refused, and said when to come. @param {Departure} departure @param {number} until @param {string | null} ticket */
+/**
+ * The server there refused, and said when to come. While nothing is tried, a refusal is of something else, such as a climb.
+ *
+ * @param {Departure} departure
+ * @param {number} until
+ * @param {string | null} ticket
+ */
 export function putOffUntil(departure, until, ticket) {
+  if (!departure.isTried) return;
   departure.refusedUntil = until;
   departure.slot = ticket ?? undefined;
 }
@@ -63,6 +72,7 @@ export function putOffUntil(departure, until, ticket) {
 export function takeTurn(departure, now) {
   const isAnywhere = departure.tries > 0 && now >= departure.anywhereFrom;
   departure.tries += 1;
+  departure.isTried = true;
   departure.tryAt = now + PATIENCE_MS;
   return isAnywhere ? null : departure.endpoint;
 }

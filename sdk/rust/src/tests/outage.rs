@@ -1,11 +1,14 @@
 //! Coming back: where a place is kept, and where the plan says.
 
+use std::time::Duration;
+
 use quinn::{Endpoint, VarInt};
 use tidegate_protocol::frame::{
-    ClientBody, Close, CloseCode, Reconnect, ReconnectPolicy, ServerBody, ServerFrame,
+    ClientBody, Close, CloseCode, Goaway, Reconnect, ReconnectPolicy, ServerBody, ServerFrame,
 };
 use tidegate_protocol::hint::Hint;
 use tidegate_protocol::plan::{Alternative, ReconnectPlan};
+use tidegate_transport::clock;
 
 use super::quic::{self, Peer};
 use super::{Gateway, disconnected, soon};
@@ -136,6 +139,70 @@ async fn who_is_refused_at_first_has_a_place_and_waits_for_it() {
     let client = async {
         let client = Client::builder(url).with_certificate_hash(hash.to_string());
         let client = soon(client.connect()).await.expect("it waits");
+        soon(client.close()).await;
+    };
+    tokio::join!(serve, client);
+}
+
+/// Reads what comes until the connection ends.
+async fn drained(mut peer: Peer) {
+    while peer.next().await.is_some() {}
+}
+
+#[tokio::test]
+async fn who_is_refused_where_it_is_sent_comes_there_again_at_its_slot_and_not_before() {
+    let (first, url, first_hash) = quic::server();
+    let (second, other, second_hash) = quic::server();
+    let host = other.strip_prefix("quic://").unwrap().to_owned();
+    let wait = Duration::from_millis(1_500);
+    let serve = async {
+        let alternatives = vec![Alternative { host: host.clone(), weight: 1, elsewhere: false }];
+        let plan = ReconnectPlan { epoch: 1, node_ms: 9_000, region_ms: 9_000, rank: 3, alternatives };
+        let mut gateway = Gateway { plan: Some(plan), ..Gateway::default() };
+        let (_, mut old) = accept(&first).await;
+        greet(&mut old, &mut gateway).await;
+        let goaway = Goaway {
+            endpoint: Some(format!("https://{host}")),
+            slot: None,
+            after_ms: 0,
+            deadline_ms: 60_000,
+            reason: "renewal".to_owned(),
+        };
+        old.answer(ServerFrame::new(0, ServerBody::Goaway(goaway))).await;
+        // Refused by a frame after `connect`, and then by the transport's own close.
+        let (_, mut peer) = accept(&second).await;
+        peer.next().await.unwrap();
+        let reconnect = Reconnect {
+            policy: ReconnectPolicy::Backoff.into(),
+            after_ms: Some(wait.as_millis() as u64),
+            slot: Some(TICKET.to_owned()),
+        };
+        let mut refused_at = clock::now();
+        let close = Close { code: 4101, reason: String::new(), reconnect: Some(reconnect) };
+        peer.answer(ServerFrame::new(0, ServerBody::Close(close))).await;
+        for refusals in [1, 2] {
+            let (id, mut peer) = accept(&second).await;
+            let waited = clock::now() - refused_at;
+            assert!(waited >= wait, "{waited:?} after refusal {refusals}");
+            assert_eq!(Some(&id[..]), Hint::ticket_bytes(TICKET).as_ref().map(|bytes| &bytes[..]));
+            if refusals == 1 {
+                refused_at = clock::now();
+                let reason = format!("ra={};t={TICKET}", wait.as_millis());
+                peer.connection().close(VarInt::from_u32(CloseCode::Overloaded.number()), reason.as_bytes());
+            } else {
+                assert_eq!(greet(&mut peer, &mut gateway).await.as_deref(), Some(TICKET));
+                tokio::join!(drained(peer), drained(old));
+                return;
+            }
+        }
+    };
+    let client = async {
+        let client = Client::builder(url)
+            .with_certificate_hash(first_hash.to_string())
+            .with_certificate_hash(second_hash.to_string());
+        let client = soon(client.connect()).await.unwrap();
+        let mut events = client.take_events().unwrap();
+        while !matches!(soon(events.next()).await.expect("an event"), ClientEvent::Moved { .. }) {}
         soon(client.close()).await;
     };
     tokio::join!(serve, client);

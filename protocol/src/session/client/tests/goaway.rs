@@ -241,3 +241,49 @@ fn the_slot_is_shown_also_where_the_connection_is_lost_first() {
     let Some(ClientBody::Connect(connect)) = connect.body else { panic!("connect") };
     assert_eq!(connect.slot, None, "once");
 }
+
+/// The place that the session is sent to refuses, in a `close` frame, and names a slot.
+fn refused_by(rig: &mut Rig, after: Duration) {
+    let next = rig.dial();
+    rig.session.poll_transmit_on(rig.now, next).expect("connect");
+    let reconnect = frame::Reconnect {
+        policy: ReconnectPolicy::Backoff.into(),
+        after_ms: Some(after.as_millis() as u64),
+        slot: Some("kept".to_owned()),
+    };
+    let close = Close { code: 4101, reason: "full".to_owned(), reconnect: Some(reconnect) };
+    rig.feed_on(next, 0, ServerBody::Close(close));
+    assert!(rig.events().iter().any(|event| matches!(event, Event::MoveFailed { .. })));
+}
+
+#[test]
+fn a_slot_that_a_refusal_names_is_kept_however_often_its_failure_is_told() {
+    let mut rig = rig();
+    rig.feed(0, goaway("https://edge-2", Duration::ZERO, 300 * SECOND));
+    rig.advance(Duration::ZERO);
+    rig.events();
+    refused_by(&mut rig, 40 * SECOND);
+    // The driver's ladder hears of the end, and tells it again.
+    rig.session.not_left(rig.now);
+    rig.advance(39 * SECOND);
+    rig.session.not_left(rig.now);
+    assert_eq!(rig.events(), [], "not before its time");
+    rig.advance(SECOND);
+    assert_eq!(rig.events(), [leave(1, Some("edge-2:4433"))]);
+    assert_eq!(rig.move_on(connected("t2", &[])).slot.as_deref(), Some("kept"));
+}
+
+#[test]
+fn what_a_climb_is_told_is_not_of_the_place_to_leave_for() {
+    let mut rig = rig();
+    rig.feed(0, goaway("https://edge-2", 10 * SECOND, 300 * SECOND));
+    refused_by(&mut rig, 40 * SECOND);
+    assert_eq!(rig.session.slot(rig.now).as_deref(), Some("slot for https://edge-2"));
+    rig.advance(10 * SECOND);
+    assert_eq!(rig.events(), [leave(1, Some("edge-2:4433"))]);
+    rig.session.not_left(rig.now);
+    // Between two tries as well.
+    refused_by(&mut rig, 40 * SECOND);
+    assert_eq!(rig.session.slot(rig.now).as_deref(), Some("slot for https://edge-2"));
+    assert_eq!(rig.leaves(SECOND).len(), 1, "at its own time");
+}

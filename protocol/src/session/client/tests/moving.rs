@@ -210,3 +210,29 @@ fn early_data_is_a_resume_and_subscriptions_alone() {
     rig.session.connection_established(rig.now, rig.newest());
     assert_eq!(resume_of(&rig.transmits()[0]), resume_of(&sent[0]));
 }
+
+#[test]
+fn what_the_next_server_refuses_while_the_silent_one_might_not_is_asked_again_after_the_move() {
+    let mut rig = Rig::new();
+    rig.open(with_ticket("t1"));
+    rig.subscribe("a", 10);
+    let request = rig.session.publish(&channel("a"), payload(), None).unwrap();
+    rig.transmit();
+    let (old, new) = (rig.newest(), rig.dial());
+    let frames = rig.transmits();
+    rig.feed_on(new, frames[0].id, ServerBody::Connected(Connected { resumed: true, ..with_ticket("t2") }));
+    let (again, _) = rig.transmit();
+    let refused = ErrorReply { code: ErrorCode::Unavailable.number(), ..ErrorReply::default() };
+    rig.events();
+    rig.feed_on(new, again, ServerBody::Error(refused.clone()));
+    assert_eq!(rig.events(), [], "the old server may have done it");
+    rig.feed_on(new, frames[1].id, subscribed("a", 10, true, &[]));
+    assert!(rig.events().contains(&Event::Moved { connection: new }));
+    let done = rig.session.poll_transmit_on(rig.now, old).expect("done");
+    assert_eq!(done.frame.body, Some(ClientBody::Done(Empty {})));
+    let (third, body) = rig.transmit();
+    assert!(matches!(body, ClientBody::Publish(_)) && third == again, "with the same key: {body:?}");
+    rig.events();
+    rig.feed_on(new, third, ServerBody::Error(refused.clone()));
+    assert_eq!(rig.events(), [Event::Published { request, result: Err(RequestError::Refused(refused)) }]);
+}

@@ -265,3 +265,15 @@ fn a_server_that_is_heard_again_is_not_left() {
         assert!(escapes(&mut rig, Duration::from_secs(20)).is_empty());
     }
 }
+
+#[test]
+fn a_server_that_stayed_after_it_had_asked_to_be_left_is_left_when_it_falls_silent() {
+    let mut rig = settled(Some(plan(1, 9)));
+    let goaway = frame::Goaway { deadline_ms: 5_000, ..frame::Goaway::default() };
+    rig.feed(0, ServerBody::Goaway(goaway));
+    assert!(!escapes(&mut rig, Duration::from_secs(6)).is_empty());
+    rig.session.handle_activity(rig.now, rig.newest());
+    rig.session.path_suspect(rig.now, rig.newest());
+    let all = escapes(&mut rig, Duration::from_secs(10));
+    assert!(matches!(&all[..], [(_, Some(host))] if host == "near:1"), "{all:?}");
+}
