@@ -6,6 +6,7 @@
 //! elsewhere          this region is full for longer than it makes sense to wait
 //! ```
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 
 use crate::reconnect::{Cause, Reconnect};
 
-/// What a refusal says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a refusal says. Whoever shows a ticket has its place, so [`fmt::Debug`] hides it, as logs must.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Hint {
     /// Come back.
     Later {
@@ -60,6 +61,17 @@ impl Hint {
         std::str::from_utf8(reason).ok().and_then(Self::parse)
     }
 
+    /// A reason for logs and people: what it says of a ticket is hidden, whether or not the rest makes sense. What is left
+    /// reads as before.
+    pub fn without_ticket(reason: &str) -> Cow<'_, str> {
+        let is_ticket = |part: &&str| part.trim_start().starts_with("t=");
+        if !reason.split(';').any(|part| is_ticket(&part)) {
+            return Cow::Borrowed(reason);
+        }
+        let shown = |part| if is_ticket(&part) { "t=(hidden)" } else { part };
+        Cow::Owned(reason.split(';').map(shown).collect::<Vec<_>>().join(";"))
+    }
+
     /// A ticket's bytes, where it has as many as one has: what native QUIC shows.
     pub fn ticket_bytes(ticket: &str) -> Option<[u8; 20]> {
         URL_SAFE_NO_PAD.decode(ticket).ok()?.try_into().ok()
@@ -86,6 +98,28 @@ impl fmt::Display for Hint {
             }
             Self::Elsewhere => f.write_str(ELSEWHERE),
         }
+    }
+}
+
+impl fmt::Debug for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Later { after, ticket } => {
+                let ticket = ticket.as_ref().map(Hidden);
+                f.debug_struct("Later").field("after", after).field("ticket", &ticket).finish()
+            }
+            Self::Elsewhere => f.write_str("Elsewhere"),
+        }
+    }
+}
+
+/// A ticket that no log may hold.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Hidden<T>(pub(crate) T);
+
+impl<T> fmt::Debug for Hidden<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
     }
 }
 
@@ -135,6 +169,23 @@ mod tests {
         let long = "x".repeat(Hint::MAX_TICKET + 1);
         assert_eq!(Hint::parse(&format!("t={long}")), None);
         assert_eq!(Hint::parse_bytes(b"ra=1;t=\xff"), None);
+    }
+
+    #[test]
+    fn tickets_are_in_no_log() {
+        let hint = later(7, Some("4QJ0"));
+        assert_eq!(format!("{hint:?}"), "Later { after: 7ms, ticket: Some((hidden)) }");
+        assert_eq!(format!("{:?}", later(7, None)), "Later { after: 7ms, ticket: None }");
+        assert!(!format!("{:?}", hint.cause()).contains("4QJ0"));
+        for (reason, shown) in [
+            ("ra=1500;t=4QJ0-_x", "ra=1500;t=(hidden)"),
+            ("t=4QJ0;ra=7", "t=(hidden);ra=7"),
+            ("ra=x; t=no ticket;t=4QJ0", "ra=x;t=(hidden);t=(hidden)"),
+            ("ra=1500", "ra=1500"),
+            ("the server is full; at=4", "the server is full; at=4"),
+        ] {
+            assert_eq!(Hint::without_ticket(reason), shown);
+        }
     }
 
     #[test]

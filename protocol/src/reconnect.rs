@@ -3,6 +3,7 @@
 //! The first that knows better decides: a slot from the server that refused, the server's advice, the reconnect plan,
 //! and only then full jitter. What is the client's own trouble (its network changed) never waits for others.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,10 +11,11 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::backoff::Backoff;
 use crate::frame::ReconnectPolicy;
+use crate::hint::Hidden;
 use crate::plan::ReconnectPlan;
 
 /// Why the client has no connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Cause {
     /// Its own network: another interface, woken from sleep, this path alone is dead.
     NetworkChanged,
@@ -40,7 +42,7 @@ pub enum Cause {
 }
 
 /// What to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Dial {
     /// From now.
     pub delay: Duration,
@@ -48,6 +50,32 @@ pub struct Dial {
     pub host: Option<Arc<str>>,
     /// To be shown there.
     pub ticket: Option<Arc<str>>,
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NetworkChanged => f.write_str("NetworkChanged"),
+            Self::ServerLost => f.write_str("ServerLost"),
+            Self::Unreachable => f.write_str("Unreachable"),
+            Self::Closed { policy, after } => {
+                f.debug_struct("Closed").field("policy", policy).field("after", after).finish()
+            }
+            Self::Deferred { after, ticket } => {
+                let ticket = ticket.as_ref().map(Hidden);
+                f.debug_struct("Deferred").field("after", after).field("ticket", &ticket).finish()
+            }
+            Self::SentElsewhere => f.write_str("SentElsewhere"),
+        }
+    }
+}
+
+impl fmt::Debug for Dial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { delay, host, ticket } = self;
+        let ticket = ticket.as_ref().map(Hidden);
+        f.debug_struct("Dial").field("delay", delay).field("host", host).field("ticket", &ticket).finish()
+    }
 }
 
 /// Where an outage has got to.

@@ -283,7 +283,8 @@ impl Dialer {
             match result {
                 Ok(dialed) => return Ok((endpoint, dialed)),
                 Err(lost) => {
-                    tracing::debug!(%endpoint, reason = lost.reason, "no connection");
+                    let reason = Hint::without_ticket(&lost.reason);
+                    tracing::debug!(%endpoint, %reason, "no connection");
                     let is_word = lost.code.is_some() && Hint::parse(&lost.reason).is_some();
                     last = Some(DialError { url: endpoint.to_string(), lost });
                     if is_word {
@@ -362,7 +363,8 @@ pub(crate) struct DialError {
 
 impl From<DialError> for ClientError {
     fn from(error: DialError) -> Self {
-        Self::Connect { url: error.url, reason: error.lost.reason }
+        let reason = Hint::without_ticket(&error.lost.reason).into_owned();
+        Self::Connect { url: error.url, reason }
     }
 }
 

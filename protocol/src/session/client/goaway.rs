@@ -10,7 +10,7 @@ use super::connections::Side;
 use super::{Event, Session};
 use crate::endpoint::endpoint_of;
 use crate::frame::{CloseCode, Goaway};
-use crate::hint::Hint;
+use crate::hint::{Hidden, Hint};
 use crate::plan::ReconnectPlan;
 
 /// What the server of a connection asked for, or the plan has for one that is silent.
@@ -24,7 +24,7 @@ use crate::plan::ReconnectPlan;
 pub(super) struct Departure {
     /// Where to, as host and port; `None` for wherever the client likes.
     endpoint: Option<Arc<str>>,
-    pub(super) slot: Option<String>,
+    pub(super) slot: Option<Hidden<String>>,
     /// When to dial, or to dial again if nothing is heard of the last one.
     try_at: Instant,
     /// The server there said so.
@@ -71,7 +71,7 @@ impl Session {
         let Some(departure) = self.tried() else { return };
         if let Hint::Later { after, ticket } = hint {
             departure.refused_until = Some(now + after);
-            departure.slot = ticket.map(|ticket| ticket.to_string());
+            departure.slot = ticket.map(|ticket| Hidden(ticket.to_string()));
         }
     }
 
@@ -105,7 +105,7 @@ impl Session {
         let deadline = now + left;
         let departure = Departure {
             endpoint,
-            slot: goaway.slot.filter(|slot| slot.len() <= MAX_SLOT_BYTES),
+            slot: goaway.slot.filter(|slot| slot.len() <= MAX_SLOT_BYTES).map(Hidden),
             try_at: now + after,
             refused_until: None,
             tries: 0,

@@ -7,7 +7,7 @@ use super::connections::Connection;
 use super::{Event, Session, State};
 use crate::endpoint::endpoint_of;
 use crate::frame::{Close, CloseCode, ReconnectPolicy};
-use crate::hint::Hint;
+use crate::hint::{Hidden, Hint};
 use crate::plan::ReconnectPlan;
 use crate::reconnect::{Cause, Dial, Reconnect};
 
@@ -17,7 +17,7 @@ pub struct Target {
     /// Host and port of another server; `None` for whomever the driver dialled last.
     pub host: Option<Arc<str>>,
     /// To be shown there, see [`Session::slot`].
-    ticket: Option<Arc<str>>,
+    ticket: Option<Hidden<Arc<str>>>,
     /// What nothing has come back of by then has failed: others wait to be tried.
     give_up: Option<Instant>,
 }
@@ -26,6 +26,7 @@ pub struct Target {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) code: u32,
+    /// For people and logs: without a ticket.
     pub(super) reason: String,
     pub(super) policy: ReconnectPolicy,
     pub(super) cause: Cause,
@@ -43,7 +44,7 @@ impl End {
             }
         };
         let code = code.unwrap_or_else(|| CloseCode::ConnectionLost.number());
-        Self { code, reason: reason.to_owned(), policy, cause }
+        Self { code, reason: Hint::without_ticket(reason).into_owned(), policy, cause }
     }
 
     /// By a `close` frame.
@@ -63,6 +64,7 @@ impl End {
             (_, None) => None,
             (after, ticket) => Some(Hint::Later { after: after.unwrap_or_default(), ticket }),
         };
+        let reason = Hint::without_ticket(&reason).into_owned();
         Self { code, cause: cause(code, policy, after, hint), reason, policy }
     }
 
@@ -94,11 +96,11 @@ impl Session {
     pub fn slot(&self, now: Instant) -> Option<Arc<str>> {
         let departure = self.current.as_ref().and_then(|current| current.departure.as_ref());
         let of = departure.or(self.left_behind.as_ref()).filter(|departure| now < departure.deadline);
-        let of_departure = of.and_then(|departure| departure.slot.as_deref().map(Arc::from));
+        let of_departure = of.and_then(|departure| departure.slot.as_ref().map(|slot| Arc::from(slot.0.as_str())));
         if self.current.as_ref().is_some_and(Connection::is_open) {
             return of_departure;
         }
-        self.target.ticket.clone().or(of_departure)
+        self.target.ticket.clone().map(|ticket| ticket.0).or(of_departure)
     }
 
     /// Whom to dial, for [`Event::Dial`].
@@ -168,7 +170,7 @@ impl Session {
 
     /// The next dial goes there.
     pub(super) fn aim(&mut self, Dial { host, ticket, .. }: Dial) {
-        self.target = Target { host, ticket, give_up: None };
+        self.target = Target { host, ticket: ticket.map(Hidden), give_up: None };
     }
 
     /// `now` where it is not the very first.
