@@ -1,4 +1,5 @@
-//! TLS settings of both ends: TLS 1.3 only, one provider, nothing kept for connections that are over.
+//! TLS settings of both ends: TLS 1.3 only, one provider. Servers keep nothing for connections that are over; clients keep
+//! the tickets of a few servers.
 
 mod link;
 mod pinned;
@@ -96,9 +97,17 @@ pub fn link_client_config(
 
 /// TLS for a client that trusts what these roots signed, and checks the server's name.
 ///
+/// Whoever dials again with the same settings resumes where the server gave a ticket: without a signature, and without
+/// another look at the certificate. A ticket is shown once, to a server of the name that it came from; eight names are
+/// remembered, in memory alone. No early data.
+///
 /// # Errors
 /// When there is no root: such a client could connect to nobody.
-pub fn client_config_with_roots(roots: RootCertStore, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+pub fn client_config_with_roots(
+    roots: impl Into<Arc<RootCertStore>>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    let roots = roots.into();
     if roots.is_empty() {
         return Err(TlsError::NoRoots);
     }
@@ -108,7 +117,7 @@ pub fn client_config_with_roots(roots: RootCertStore, alpn: &[&[u8]]) -> Result<
 /// TLS for a client that accepts exactly the certificates with these hashes, while they are valid.
 ///
 /// The hash stands in for CA and name, as with a browser's `serverCertificateHashes`; the server still proves
-/// that it holds the certificate's key.
+/// that it holds the certificate's key. Resumes as [`client_config_with_roots`] does.
 ///
 /// # Errors
 /// When there is no hash: such a client could connect to nobody.
@@ -151,12 +160,16 @@ fn finish_server(config: &mut ServerConfig, alpn: &[&[u8]]) {
 fn finish_client(builder: ConfigBuilder<ClientConfig, WantsClientCert>, alpn: &[&[u8]]) -> ClientConfig {
     let mut config = builder.with_no_client_auth();
     config.alpn_protocols = owned(alpn);
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     config
 }
 
 fn owned(alpn: &[&[u8]]) -> Vec<Vec<u8>> {
     alpn.iter().map(|protocol| protocol.to_vec()).collect()
 }
+
+/// That a client remembers: eight servers' tickets, the last eight of each.
+const SESSIONS: usize = 64;
 
 #[cfg(test)]
 #[cfg(feature = "dev")]

@@ -133,7 +133,7 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         clock::rng(),
     );
     let mut dialer = Dialer {
-        trust: options.trust.clone(),
+        tls: None,
         tracker: tracker.clone(),
         quic: None,
         web_transport: None,
@@ -141,7 +141,7 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         early: false,
     };
     let quic = |alpn: &[u8], early_data: bool| {
-        let tls = dialer.trust.config(&[alpn])?;
+        let tls = options.trust.config(&[alpn])?;
         let config = DialConfig {
             keep_alive: options.quic.keep_alive,
             idle_timeout: options.quic.idle_timeout,
@@ -156,6 +156,12 @@ async fn prepare(options: &Options, tracker: &TaskTracker) -> Result<(Ladder, Di
         is_wanted(Transport::Quic).then(|| quic(ALPN_NATIVE, options.quic.early_data)).transpose()?;
     // Its request may not travel in early data (draft-ietf-webtrans-http3 §3.3).
     let http3 = is_wanted(Transport::WebTransport).then(|| quic(ALPN_WEBTRANSPORT, false)).transpose()?;
+    let wants_tls = |endpoint: &Endpoint| {
+        endpoint.tls && matches!(endpoint.transport, Transport::WebSocket | Transport::LongPoll)
+    };
+    if options.endpoints.iter().any(wants_tls) {
+        dialer.tls = Some(Arc::new(options.trust.config(&[b"http/1.1"])?));
+    }
     (dialer.quic, dialer.web_transport) = (native, http3);
     Ok((ladder, dialer))
 }

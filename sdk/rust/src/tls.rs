@@ -1,6 +1,7 @@
 //! Which servers to trust.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustls::{ClientConfig, RootCertStore};
 use tidegate_certs::{CertificateHash, client_config_pinned, client_config_with_roots, load_roots};
@@ -34,7 +35,7 @@ impl TrustOptions {
                 "no root certificates from the system ({why}): name a CA file or a certificate hash"
             )));
         }
-        Ok(Trust::Roots(roots))
+        Ok(Trust::Roots(Arc::new(roots)))
     }
 }
 
@@ -44,16 +45,17 @@ pub(crate) enum Trust {
     /// None: there is no TLS.
     Nothing,
     /// Those with a certificate that one of these signed.
-    Roots(RootCertStore),
+    Roots(Arc<RootCertStore>),
     /// Those with one of these certificates.
     Hashes(Vec<CertificateHash>),
 }
 
 impl Trust {
+    /// Settings that remember servers: for all dials of a client by one transport.
     pub(crate) fn config(&self, alpn: &[&[u8]]) -> Result<ClientConfig, ClientError> {
         match self {
             Self::Nothing => client_config_with_roots(RootCertStore::empty(), alpn),
-            Self::Roots(roots) => client_config_with_roots(roots.clone(), alpn),
+            Self::Roots(roots) => client_config_with_roots(Arc::clone(roots), alpn),
             Self::Hashes(hashes) => client_config_pinned(hashes.iter().copied(), alpn),
         }
         .map_err(|error| ClientError::Tls(error.to_string()))

@@ -24,7 +24,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::ClientError;
 use crate::endpoint::Endpoint;
-use crate::tls::Trust;
 
 /// By what a client is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -250,11 +249,12 @@ pub(crate) trait Dial {
 /// What all connections of a client share.
 #[derive(Debug, Clone)]
 pub(crate) struct Dialer {
-    pub(crate) trust: Trust,
+    /// Where any of the URLs wants TLS over TCP. Remembers servers.
+    pub(crate) tls: Option<Arc<rustls::ClientConfig>>,
     pub(crate) tracker: TaskTracker,
     /// Where QUIC is among the URLs. Remembers servers.
     pub(crate) quic: Option<QuicDialer>,
-    /// Where WebTransport is.
+    /// Where WebTransport is. Remembers servers, too.
     pub(crate) web_transport: Option<QuicDialer>,
     /// The ticket of the place that a server keeps for the client, to be shown with the first packet.
     pub(crate) slot: Option<[u8; 20]>,
@@ -315,10 +315,10 @@ impl Dialer {
         if !endpoint.tls {
             return Ok(Box::new(tcp));
         }
-        let config = self.trust.config(&[b"http/1.1"]).map_err(|error| Lost::new(error.to_string()))?;
+        let config = self.tls.clone().ok_or_else(|| Lost::new("TLS is not set up"))?;
         let name =
             ServerName::try_from(endpoint.host.clone()).map_err(|error| Lost::new(error.to_string()))?;
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config))
+        let tls = tokio_rustls::TlsConnector::from(config)
             .connect(name, tcp)
             .await
             .map_err(|error| Lost::new(error.to_string()))?;

@@ -14,6 +14,7 @@ use quinn::{
     ClientConfig, ConnectionId, EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt,
     ZeroRttAccepted,
 };
+use quinn_proto::TokenMemoryCache;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rustls::client::Resumption;
@@ -72,11 +73,16 @@ impl Default for DialConfig {
     }
 }
 
-/// Dials native QUIC. Remembers the servers it met, so that the next dial can say something early: one dialer per client
-/// then, not per dial.
+/// Dials QUIC. Remembers the servers it met, in memory alone: their tickets, so that the next dial resumes and can say
+/// something early, and their tokens, which show that the client is where it says (RFC 9000 §8.1.3). So one dialer per
+/// client, not per dial; clones share what is remembered.
+///
+/// Both are shown once, and to servers of the name that they came from alone. Those know the client by its session anyway;
+/// to whoever watches two networks they say nothing, since they come encrypted and are not seen before they are shown.
 #[derive(Clone)]
 pub struct QuicDialer {
     crypto: Arc<QuicClientConfig>,
+    tokens: Arc<TokenMemoryCache>,
     config: Arc<DialConfig>,
     slot: Option<[u8; FIRST_ID_BYTES]>,
 }
@@ -95,13 +101,14 @@ impl QuicDialer {
     /// When `tls` lacks TLS 1.3 with AES-128 (RFC 9001 §5.2), or a limit is beyond what QUIC can say.
     pub fn new(mut tls: rustls::ClientConfig, config: DialConfig) -> Result<Self, QuicError> {
         tls.enable_early_data = config.early_data;
-        // A ticket is for early data here; a full handshake costs a client no round trip more.
-        tls.resumption =
-            if config.early_data { Resumption::in_memory_sessions(SERVERS) } else { Resumption::disabled() };
+        // Also without early data: it saves the server a signature, and a flight that is larger than what it may send to an
+        // address that is not validated.
+        tls.resumption = Resumption::in_memory_sessions(SERVERS * TICKETS);
         let crypto =
             QuicClientConfig::try_from(tls).map_err(|error| QuicError::Settings(error.to_string()))?;
         transport_config(&config)?;
-        Ok(Self { crypto: Arc::new(crypto), config: Arc::new(config), slot: None })
+        let tokens = Arc::new(TokenMemoryCache::new(SERVERS as u32, TOKENS));
+        Ok(Self { crypto: Arc::new(crypto), tokens, config: Arc::new(config), slot: None })
     }
 
     /// The same dialer, whose dials show this ticket: a server that has no room for others keeps a place for it
@@ -146,6 +153,8 @@ impl QuicDialer {
             quinn::Endpoint::new_with_abstract_socket(endpoint, None, socket, Arc::new(TokioRuntime))?;
         let mut config = ClientConfig::new(self.crypto.clone());
         config.transport_config(Arc::new(transport_config(&self.config)?));
+        // A configuration is of one dial, its own store would be too.
+        config.token_store(self.tokens.clone());
         let first_id = ConnectionId::new(&self.slot.unwrap_or_else(no_slot));
         config.initial_dst_cid_provider(Arc::new(move || first_id));
         let connecting = endpoint
@@ -331,8 +340,12 @@ const FIRST_ID_BYTES: usize = 20;
 /// Its first byte, where it is no ticket.
 const NO_SLOT: u8 = 0xe0;
 
-/// Servers that are remembered: their tickets, the last eight each.
-const SERVERS: usize = 64;
+/// Servers that are remembered; the one that was met first is forgotten.
+const SERVERS: usize = 8;
+/// Of each server: as many as rustls keeps.
+const TICKETS: usize = 8;
+/// Of each server: as many as one sends.
+const TOKENS: usize = 2;
 
 #[cfg(test)]
 mod tests {

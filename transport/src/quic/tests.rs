@@ -6,6 +6,7 @@ mod mobility;
 mod native;
 mod refusals;
 mod relay;
+mod remembered;
 mod steering;
 mod webtransport;
 

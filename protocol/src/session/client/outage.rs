@@ -96,7 +96,8 @@ impl Session {
     pub fn slot(&self, now: Instant) -> Option<Arc<str>> {
         let departure = self.current.as_ref().and_then(|current| current.departure.as_ref());
         let of = departure.or(self.left_behind.as_ref()).filter(|departure| now < departure.deadline);
-        let of_departure = of.and_then(|departure| departure.slot.as_ref().map(|slot| Arc::from(slot.0.as_str())));
+        let of_departure =
+            of.and_then(|departure| departure.slot.as_ref().map(|slot| Arc::from(slot.0.as_str())));
         if self.current.as_ref().is_some_and(Connection::is_open) {
             return of_departure;
         }

@@ -72,6 +72,10 @@ fn is_publish(frame: &ClientFrame) -> bool {
     matches!(frame.body, Some(tidegate_protocol::frame::ClientBody::Publish(_)))
 }
 
+fn is_subscribe(frame: &ClientFrame) -> bool {
+    matches!(frame.body, Some(tidegate_protocol::frame::ClientBody::Subscribe(_)))
+}
+
 #[tokio::test]
 async fn a_lost_connection_is_made_again_and_what_was_missed_arrives() {
     let (mut server, url) = Server::new().await;
@@ -269,6 +273,43 @@ async fn tls_trusts_a_ca_file_and_nobody_else() {
         let error =
             Client::builder(&url).with_certificate_hash(other.to_string()).connect().await.unwrap_err();
         assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+    };
+    tokio::join!(serve, client);
+}
+
+#[tokio::test]
+async fn tls_goes_on_where_it_left_off_when_the_client_comes_back() {
+    let dev = DevCertificates::ephemeral(&[], clock::wall()).unwrap();
+    let hash = dev.hash();
+    let mut tls = server_config(Arc::new(CertStore::from_dev(dev)), &[b"http/1.1"]);
+    tls.session_storage = rustls::server::ServerSessionMemoryCache::new(64);
+    tls.send_tls13_tickets = 1;
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let (mut server, url) = Server::new().await;
+    let serve = async {
+        let mut kinds = Vec::new();
+        for _ in 0..3 {
+            let (stream, _) = server.listener.accept().await.unwrap();
+            let stream = acceptor.accept(stream).await.unwrap();
+            kinds.push(stream.get_ref().1.handshake_kind().unwrap());
+            let mut socket = Server::upgrade(stream).await;
+            // Ends without a word, but for the last.
+            let is_last = kinds.len() == 3;
+            server.serve(&mut socket, |frame| !is_last && is_subscribe(frame)).await;
+        }
+        use rustls::HandshakeKind::{Full, Resumed};
+        assert_eq!(kinds, [Full, Resumed, Resumed]);
+    };
+    let client = async {
+        let client = Client::builder(url.replace("ws://", "wss://")).with_certificate_hash(hash.to_string());
+        let client = client.connect().await.unwrap();
+        let mut events = client.take_events().unwrap();
+        let _room = client.subscribe("room").await.unwrap();
+        for _ in 0..2 {
+            disconnected(&mut events).await;
+        }
+        assert_eq!(soon(client.publish("room", bytes("x"))).await.unwrap().offset.0, 1);
+        soon(client.close()).await;
     };
     tokio::join!(serve, client);
 }
