@@ -4,7 +4,7 @@
 //! Nothing of this is in the log: a partition that starts anew has forgotten it. Tickets live for minutes, and a
 //! session's tokens are not in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidegate_protocol::NodeId;
 use tidegate_protocol::link::{CoreFrame, LinkName};
@@ -16,10 +16,11 @@ use crate::channel::LinkId;
 #[derive(Debug)]
 pub(crate) struct Sessions {
     spent: SpentTable<LinkId>,
-    /// The newest link of each name.
-    names: BTreeMap<LinkName, LinkId>,
-    /// The newest link of each edge that has one for all of its workers.
-    nodes: BTreeMap<NodeId, LinkId>,
+    /// The links of each name: two while one process takes over from another, or where an old link is not known to be
+    /// dead. Which of them a ticket was issued over, nobody says.
+    names: BTreeMap<LinkName, BTreeSet<LinkId>>,
+    /// The same of each edge that has one for all of its workers.
+    nodes: BTreeMap<NodeId, BTreeSet<LinkId>>,
 }
 
 impl Sessions {
@@ -34,18 +35,18 @@ impl Sessions {
 
     /// A worker's link begins.
     pub(crate) fn attach(&mut self, link: LinkId, name: LinkName) {
-        self.names.insert(name, link);
+        self.names.entry(name).or_default().insert(link);
     }
 
     /// The link of all workers of an edge begins.
     pub(crate) fn attach_node(&mut self, link: LinkId, node: NodeId) {
-        self.nodes.insert(node, link);
+        self.nodes.entry(node).or_default().insert(link);
     }
 
     /// A link is gone. What it held is remembered: a ticket stays spent.
     pub(crate) fn detach(&mut self, link: LinkId) {
-        self.names.retain(|_, other| *other != link);
-        self.nodes.retain(|_, other| *other != link);
+        forget(&mut self.names, link);
+        forget(&mut self.nodes, link);
     }
 
     /// Judges an attempt; `holder` is who issued the ticket. Appends the answer, and before it what others are told.
@@ -62,8 +63,9 @@ impl Sessions {
         let first = (outcome == Outcome::First).then_some((Told::Resumed, Vec::new()));
         if let Some((told, mut links)) = told.or(first) {
             // The connection that the ticket was given to, of which the table knows only where it was resumed itself.
-            let issuer = self.names.get(holder).or_else(|| self.nodes.get(&holder.node));
-            links.extend(issuer.filter(|link| !links.contains(link)).copied().as_slice());
+            let issuers = self.names.get(holder).or_else(|| self.nodes.get(&holder.node));
+            let more: Vec<_> = issuers.into_iter().flatten().filter(|link| !links.contains(link)).collect();
+            links.extend(more);
             let generation = spending.generation.saturating_add(1);
             let session = spending.session;
             outputs.extend(
@@ -82,6 +84,13 @@ impl Sessions {
     pub(crate) fn len(&self) -> usize {
         self.spent.len()
     }
+}
+
+fn forget<K: Ord>(links: &mut BTreeMap<K, BTreeSet<LinkId>>, link: LinkId) {
+    links.retain(|_, links| {
+        links.remove(&link);
+        !links.is_empty()
+    });
 }
 
 #[cfg(test)]
@@ -176,6 +185,29 @@ mod tests {
         gone.attach_node(LinkId(7), NodeId::new("edge-1"));
         gone.detach(LinkId(7));
         assert_eq!(spend(&mut gone, 0, 1, 8, 3), (Outcome::First, vec![]));
+    }
+
+    #[test]
+    fn both_processes_of_an_edge_are_told_while_one_takes_over() {
+        let mut sessions = Sessions::new(10);
+        for (link, edge) in [(7, "edge-1"), (8, "edge-2"), (9, "edge-1")] {
+            sessions.attach_node(LinkId(link), NodeId::new(edge));
+        }
+        // Opened at the old process of edge-1, resumed at its new one.
+        let told = vec![(7, Told::Resumed), (9, Told::Resumed)];
+        assert_eq!(spend(&mut sessions, 0, 1, 9, 1), (Outcome::First, told));
+        // The same ticket once more, by somebody else.
+        let (outcome, mut told) = spend(&mut sessions, 0, 9, 8, 1);
+        told.sort_by_key(|(link, _)| *link);
+        assert_eq!((outcome, told), (Outcome::Theft, vec![(7, Told::Revoked), (9, Told::Revoked)]));
+        sessions.detach(LinkId(7));
+        sessions.detach(LinkId(9));
+        assert!(sessions.nodes.keys().eq([&NodeId::new("edge-2")]));
+
+        let mut workers = self::sessions();
+        workers.attach(LinkId(4), name(1));
+        let told = vec![(1, Told::Resumed), (4, Told::Resumed)];
+        assert_eq!(spend(&mut workers, 0, 1, 2, 1), (Outcome::First, told));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::door::Door;
 use crate::fleet::Fleet;
 use crate::sessions::Sessions;
+use paced::to_successor;
 use places::{Pace, Place, Places, Whither};
 use run::{Command, Task, Told};
 
@@ -208,10 +209,13 @@ impl DrainControl {
         }
     }
 
-    /// Moves everybody to the process that listens in place of this one, not more of them per second than `rate`; returns
-    /// when nobody is left. Cancel-safe.
-    pub async fn drain_to_successor(&self, within: Duration, rate: f64) {
-        self.drain_to(Whither::Successor(rate), within, false).await;
+    /// Moves everybody to the process that listens in place of this one, at the pace that it can take by what this one saw
+    /// last, at least at a part of `rate`, clients per second that a door lets in; returns when nobody is left. That is
+    /// after `least` at the latest, or as long as the pace takes, twice. Cancel-safe.
+    pub async fn drain_to_successor(&self, least: Duration, rate: f64) {
+        let sessions = self.sessions().list().await.len();
+        let (pace, needed) = to_successor(sessions, self.inner.door.slack(), rate);
+        self.drain_to(Whither::Successor(pace), needed.max(least), false).await;
     }
 
     /// Asks another edge about its drain, or to do something about it. This one, too.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_protocol::NodeId;
 use tidegate_protocol::link::drain::{DrainFrame, DrainQuestion, DrainReport};
-use tidegate_protocol::link::fleet::Relayed;
+use tidegate_protocol::link::fleet::{RelayError, Relayed};
 use tidegate_protocol::link::lease::LeaseFrame;
 use tidegate_protocol::link::wire::WireError;
 use tidegate_transport::clock;
@@ -84,10 +84,17 @@ fn grant(inner: &Arc<Inner>, replies: &mut JoinSet<()>, to: NodeId, lease: &Leas
     let frame = LeaseFrame::Grant { drain: drain.0, lease: number, first_ms, spacing_us, count };
     let inner = Arc::clone(inner);
     replies.spawn(async move {
-        if inner.fleet.relay(&to, frame.encode()).await.is_err() {
-            inner.door.handle_lease_returned(number, 0);
+        match inner.fleet.relay(&to, frame.encode()).await {
+            Err(error) if never_arrived(error) => inner.door.handle_lease_returned(number, 0),
+            // Its clients may be on their way; places that nobody comes for end by themselves.
+            Ok(()) | Err(_) => {}
         }
     });
+}
+
+/// Nobody has it.
+fn never_arrived(error: RelayError) -> bool {
+    matches!(error, RelayError::NoSuchEdge | RelayError::Busy | RelayError::TooLong)
 }
 
 fn handle_drain_frame(inner: &Arc<Inner>, replies: &mut JoinSet<()>, from: NodeId, payload: &Bytes) {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tidegate_protocol::NodeId;
 
-use crate::policy::admission::{Issuer, Lease, LeaseAsk};
+use crate::policy::admission::{Issuer, Lease, LeaseAsk, SHARE};
 
 /// Grants them in its stead.
 #[derive(Debug)]
@@ -45,6 +45,43 @@ impl Paced {
     }
 }
 
+/// Everybody goes there evenly, until then.
+#[derive(Debug)]
+pub(crate) struct Even {
+    until: Instant,
+}
+
+impl Even {
+    /// Over half of the time that an order gives, from now.
+    pub(crate) fn new(now: Instant, within: Duration) -> Self {
+        Self { until: now + within / 2 }
+    }
+
+    /// The drain paused for so long.
+    pub(crate) fn handle_resumed(&mut self, paused: Duration) {
+        self.until += paused;
+    }
+
+    /// Per second, of `remaining` clients.
+    pub(crate) fn rate(&self, now: Instant, remaining: u64) -> f64 {
+        remaining as f64 / self.until.saturating_duration_since(now).max(LEAST).as_secs_f64()
+    }
+}
+
+/// How fast sessions may go to the process that listens in place of this one, per second, and how long that may take.
+///
+/// `slack` is what this process could take beyond who came of late, `rate` all that it takes, both per second. What comes
+/// from now on goes there and is not seen here, so it stays at that: in a storm at a part of the rate, for somebody must be
+/// let in for this process to end.
+pub(crate) fn to_successor(sessions: usize, slack: f64, rate: f64) -> (f64, Duration) {
+    let pace = (slack.max(rate * IN_A_STORM).max(1.0)) * SHARE;
+    (pace, Duration::from_secs_f64(2.0 * sessions as f64 / pace))
+}
+
+/// Of the rate, for clients that move while everybody comes.
+const IN_A_STORM: f64 = 0.25;
+/// Nobody is sent to a place that grants none faster than over this long.
+const LEAST: Duration = Duration::from_secs(1);
 /// How often a drain asks.
 const PERIOD: Duration = Duration::from_millis(250);
 /// What was not asked for is granted no longer than this.
@@ -68,5 +105,25 @@ mod tests {
                 .sum();
             assert!(within.contains(&granted), "{granted} in ten seconds at {rate}");
         }
+    }
+
+    #[test]
+    fn a_storm_makes_a_take_over_slow_but_not_endless() {
+        let seconds = Duration::from_secs;
+        assert_eq!(to_successor(5_000, 500.0, 500.0), (400.0, seconds(25)));
+        assert_eq!(to_successor(5_000, 0.0, 500.0), (100.0, seconds(100)));
+        assert_eq!(to_successor(0, 0.0, 0.0), (0.8, seconds(0)));
+    }
+
+    #[test]
+    fn a_pause_hurries_nobody() {
+        #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+        let began = Instant::now();
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        let mut even = Even::new(began, minutes(10));
+        assert_eq!(even.rate(began + minutes(1), 240), 1.0, "four minutes are left");
+        even.handle_resumed(minutes(5));
+        assert_eq!(even.rate(began + minutes(6), 240), 1.0);
+        assert_eq!(even.rate(began + minutes(60), 240), 240.0, "late, but not at once");
     }
 }

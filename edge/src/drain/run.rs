@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::Inner;
 use super::ledger::{Change, Ledger};
-use super::paced::Paced;
+use super::paced::{Even, Paced};
 use super::places::{Pace, Place, Places, Whither};
 use crate::fleet::FleetWatch;
 use crate::policy::admission::{DrainId, Issuer, Lease, LeaseAsk, SlotTicket};
@@ -56,6 +56,7 @@ struct Run {
     inner: Arc<Inner>,
     task: Task,
     began: Instant,
+    even: Even,
     drainer: Drainer,
     /// What became of those of drainers before this one.
     before: DrainCounts,
@@ -138,8 +139,9 @@ impl Run {
         info!(drain = task.order.drain, to = ?task.order.to, within_ms = task.order.within_ms, "draining");
         Self {
             inner,
-            task,
             began: now,
+            even: Even::new(now, Duration::from_millis(task.order.within_ms)),
+            task,
             drainer,
             before: DrainCounts::default(),
             ledger: Ledger::default(),
@@ -259,11 +261,7 @@ impl Run {
                 return;
             }
             Pace::PerSecond(rate) => rate,
-            Pace::Even => {
-                let half = self.began + Duration::from_millis(self.task.order.within_ms / 2);
-                let left = half.saturating_duration_since(now).max(LEAST);
-                self.counts().remaining as f64 / left.as_secs_f64()
-            }
+            Pace::Even => self.even.rate(now, self.counts().remaining),
         };
         let paced = self.paced.entry(target.clone()).or_insert_with(|| Paced::new(now, &target));
         if let Some(lease) = paced.grant(now, clock::unix_ms(), ask, rate) {
@@ -294,7 +292,7 @@ impl Run {
         match command {
             Command::Order(order) => self.handle_order(order, view),
             Command::Pause => self.drainer.pause(now),
-            Command::Resume => self.drainer.resume(now),
+            Command::Resume => self.even.handle_resumed(self.drainer.resume(now)),
             Command::Abort if self.drainer.stage() == Stage::End => {
                 // Nobody is left to be told that they may stay.
                 self.stage = DrainStage::Abort;
@@ -320,10 +318,11 @@ impl Run {
         self.task.whither = Whither::Named(order.to.clone());
         self.task.order = order;
         self.began = now;
+        self.even = Even::new(now, Duration::from_millis(self.task.order.within_ms));
         self.places.set(self.task.whither.clone());
         self.handle_view(view);
         if self.drainer.stage() != Stage::End {
-            self.drainer.handle_order(machine_order(&self.task.order, &self.targets, now));
+            self.drainer.handle_order(now, machine_order(&self.task.order, &self.targets, now));
         }
         // Others are to know it by the order that holds.
         self.set_lame_duck(true);
@@ -332,8 +331,10 @@ impl Run {
     fn handle_view(&mut self, view: &FleetWatch) {
         let view = view.current();
         let targets = by_node(self.places.handle_view(&view));
-        let gone: Vec<NodeId> =
-            self.targets.keys().filter(|node| !targets.contains_key(*node)).cloned().collect();
+        // One that stopped serving before it died is no target any more, but clients may be on their way there.
+        let mut gone = self.drainer.destinations();
+        gone.extend(self.targets.keys().cloned());
+        gone.retain(|node| !targets.contains_key(node));
         for node in &gone {
             self.paced.remove(node);
             // Whoever is on the way to one that takes nobody more has a place there. A dead one has none.
@@ -468,8 +469,6 @@ const NEWS: usize = 4096;
 const BATCH: usize = 256;
 /// Between two looks at who is here, and as much more for each 20,000 of them.
 const LIST: Duration = Duration::from_secs(1);
-/// Nobody is sent to a place that grants none faster than over this long.
-const LEAST: Duration = Duration::from_secs(1);
 /// For a client that can move, once the time of all is over.
 const LAST_CHANCE: Duration = Duration::from_secs(2);
 /// For latecomers.

@@ -20,6 +20,11 @@ pub(super) fn admit_incoming(worker: &Worker, incoming: Incoming) -> Option<(Inc
         return arrive_incoming(worker, incoming)
             .map(|(incoming, visitor)| (incoming, Entrance::Asks(visitor)));
     };
+    if !incoming.has_room() {
+        // What he shows is good for one attempt: the next one.
+        turn_away(incoming, &Rejection::Unvalidated);
+        return None;
+    }
     let (address, validated) = (incoming.remote_address().ip(), incoming.is_validated());
     match worker.shared().door.knock(address, validated, Some(&shown)).into_entry() {
         Ok(entry) => Some((incoming, Entrance::Decided(entry))),
@@ -33,6 +38,10 @@ pub(super) fn admit_incoming(worker: &Worker, incoming: Incoming) -> Option<(Inc
 /// Decides whether a client may shake hands, and answers it where not.
 pub(super) fn arrive_incoming(worker: &Worker, incoming: Incoming) -> Option<(Incoming, Visitor)> {
     let (address, validated) = (incoming.remote_address().ip(), incoming.is_validated());
+    if !incoming.has_room() {
+        turn_away(incoming, &Rejection::Unvalidated);
+        return None;
+    }
     let rejection = match worker.shared().door.arrive(address, validated) {
         Arrival::Pass(visitor) => return Some((incoming, visitor)),
         Arrival::Unvalidated => Rejection::Unvalidated,

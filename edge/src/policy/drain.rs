@@ -91,6 +91,7 @@ pub struct Drainer {
     /// An instant, and the Unix time then, milliseconds.
     wall: (Instant, u64),
     drain: DrainId,
+    /// Later by as long as it paused.
     began: Instant,
     deadline: Instant,
     phase: Phase,
@@ -112,6 +113,8 @@ pub struct Drainer {
     granted: f64,
     granted_at: Instant,
     behind: bool,
+    /// Before it, nobody has had the time to grant what is needed.
+    judged_from: Instant,
     progress_at: Instant,
     events: VecDeque<Event>,
 }
@@ -181,6 +184,7 @@ impl Drainer {
             granted: 0.0,
             granted_at: now,
             behind: false,
+            judged_from: now + config.lame_duck + SETTLING,
             progress_at: now,
             events: VecDeque::from([Event::LameDuck(true)]),
             config,
@@ -290,6 +294,19 @@ impl Drainer {
         }
     }
 
+    /// Where those go that are on their way: to targets, and to nodes that were targets when they were asked.
+    pub fn destinations(&self) -> BTreeSet<NodeId> {
+        let mut found = BTreeSet::new();
+        for (_, key) in &self.moving {
+            if let Some(Connection { state: State::Moving { target, .. }, .. }) = self.connections.get(key)
+                && !found.contains(target)
+            {
+                found.insert(target.clone());
+            }
+        }
+        found
+    }
+
     /// These are the targets from now on: a node that is drained itself is none.
     pub fn handle_targets(&mut self, targets: &[NodeId]) {
         for (target, lease, from) in self.targets.set(targets) {
@@ -300,9 +317,14 @@ impl Drainer {
     // What operators say.
 
     /// Another order. One with a lower id is out of date; the same or a higher one says by when and where to from now on.
-    pub fn handle_order(&mut self, order: Order) {
+    pub fn handle_order(&mut self, now: Instant, order: Order) {
         if order.drain < self.drain || self.phase == Phase::Ended {
             return;
+        }
+        if let Phase::Paused { since } = self.phase {
+            // Its deadline counts from here.
+            self.began += now.saturating_duration_since(since);
+            self.phase = Phase::Paused { since: now };
         }
         if order.drain > self.drain {
             self.give_back();
@@ -320,13 +342,17 @@ impl Drainer {
         }
     }
 
-    /// Goes on; the deadline is later by as long as it paused.
-    pub fn resume(&mut self, now: Instant) {
-        if let Phase::Paused { since } = self.phase {
-            self.deadline += now.saturating_duration_since(since);
-            self.phase = Phase::Moving;
-            self.next_tick = now;
-        }
+    /// Goes on, as if no time had passed. The deadline is later by as long as it paused, or as long as it paused since the
+    /// order: that long.
+    pub fn resume(&mut self, now: Instant) -> Duration {
+        let Phase::Paused { since } = self.phase else { return Duration::ZERO };
+        let paused = now.saturating_duration_since(since);
+        self.began += paused;
+        self.deadline += paused;
+        self.judged_from = now + SETTLING;
+        self.phase = Phase::Moving;
+        self.next_tick = now;
+        paused
     }
 
     /// Calls it off. Everybody who was not asked to move stays.
@@ -580,7 +606,7 @@ impl Drainer {
         let polls = if self.awaits_polls(now) { self.ended_polls.len() } else { self.polls.len() };
         let waiting = self.idle.len() + self.busy.len() + polls;
         let (needed, granted) = (waiting as f64 / left, self.granted_rate(now));
-        let settled = now.saturating_duration_since(self.began) > self.config.lame_duck + SETTLING;
+        let settled = now > self.judged_from;
         if self.behind {
             self.behind = waiting > 0 && needed * CLEARLY > granted;
         } else if settled && waiting > 0 && needed > granted {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use prometheus_client::registry::Registry;
-use tidegate_edge::drain::SHARE;
 use tidegate_edge::{Addresses, EdgeNode, Fleet, Handover, Hub};
 use tidegate_transport::link::Backend;
 use tidegate_transport::quic::Strays;
@@ -27,6 +26,8 @@ pub(super) struct Node {
     announced: Option<Announced>,
     core: Option<Core>,
     addresses: Addresses,
+    /// Clients per second that it lets in.
+    admission_rate: f64,
     backend: Arc<dyn Backend>,
 }
 
@@ -54,10 +55,12 @@ impl Node {
                 announced: None,
                 core: Some(core),
                 addresses: Addresses::default(),
+                admission_rate: 0.0,
                 backend,
             });
         };
         let mut config = settings.edge();
+        let admission_rate = config.admission.rate;
         let routing = settings.routing().map_err(|problem| anyhow!(problem))?;
         config.limits.quic.routing = routing.map(Arc::new);
         let (hub, links, backend) = match (&core, identity) {
@@ -75,7 +78,8 @@ impl Node {
         let addresses = edge.addresses().clone();
         let about = settings.about(&addresses);
         let announced = Announced::start(fleet, about, &edge, registry);
-        Ok(Self { edge: Some(edge), hub, announced: Some(announced), core, addresses, backend })
+        let (edge, announced) = (Some(edge), Some(announced));
+        Ok(Self { edge, hub, announced, core, addresses, admission_rate, backend })
     }
 
     /// The nodes that clients connect to, unless this is none of them.
@@ -132,11 +136,8 @@ impl Node {
     /// Another process listens in place of this one, and serves: clients go there, at a pace that leaves it room.
     pub(super) async fn move_to_successor(&self, least: Duration) {
         // One with a core of its own serves once this one has ended.
-        if let (Some(announced), Some(edge), None) = (&self.announced, &self.edge, &self.core) {
-            let rate = edge.door().slack().max(1.0) * SHARE;
-            let sessions = announced.control().sessions().list().await.len();
-            let needed = Duration::from_secs_f64(2.0 * sessions as f64 / rate);
-            announced.control().drain_to_successor(needed.max(least), rate).await;
+        if let (Some(announced), None) = (&self.announced, &self.core) {
+            announced.control().drain_to_successor(least, self.admission_rate).await;
         }
     }
 

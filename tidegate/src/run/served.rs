@@ -115,5 +115,5 @@ pub(super) async fn leave(node: &Node, api: Option<&ServingApi>, signals: &mut S
     }
 }
 
-/// From a hand-over to the first session that is asked to go.
+/// From a hand-over to the beginning of the drain.
 const LAST_ARRIVALS: Duration = Duration::from_secs(1);

@@ -51,6 +51,16 @@ impl Credits {
         Self { bound, life, accounts: HashMap::new(), by_end: BTreeSet::new() }
     }
 
+    /// Whether one that asks now can still be answered once it is decided about. Others that were asked for meanwhile have
+    /// the places that are [`KEPT`].
+    pub(super) fn has_room(&mut self, now: Instant, remote: SocketAddr) -> bool {
+        self.handle_timeout(now);
+        match self.accounts.get(&remote) {
+            Some(account) => account.clients.len() < CLIENTS,
+            None => self.accounts.len() + KEPT.min(self.bound / 2) < self.bound,
+        }
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.accounts.len()
@@ -134,16 +144,22 @@ impl Account {
         source: Option<IpAddr>,
     ) {
         self.sent += went as u64;
-        if let Some([_, server]) = ids(contents)
-            && !self.servers.contains(&server)
-            && self.servers.len() < CLIENTS
-        {
-            self.servers.push(server);
-        }
         if let Some(contents) = contents[went..].chunks(segment).next()
             && self.waiting.is_none()
         {
             self.waiting = Some(Waiting { contents: contents.into(), source });
+        }
+    }
+
+    /// These datagrams tell the client what the server calls itself. Not for answers that call it what the client did.
+    pub(super) fn handle_named(&mut self, contents: &[u8]) {
+        if let Some([_, server]) = ids(contents)
+            // Version Negotiation repeats the client's words (RFC 9000 §17.2.1).
+            && contents.get(1..5) != Some(&[0; 4])
+            && !self.servers.contains(&server)
+            && self.servers.len() < CLIENTS
+        {
+            self.servers.push(server);
         }
     }
 
@@ -178,6 +194,8 @@ fn ids(datagram: &[u8]) -> Option<[Id; 2]> {
 const TIMES: u64 = 3;
 /// Handshakes of one address.
 const CLIENTS: usize = 64;
+/// For addresses about which is being decided: what a door lets in within the second or so that it takes.
+const KEPT: usize = 2048;
 
 #[cfg(test)]
 mod tests {
@@ -205,6 +223,7 @@ mod tests {
     fn send(credits: &mut Credits, remote: SocketAddr, contents: &[u8], segment: usize) -> usize {
         let Some(account) = credits.account(remote, contents) else { return contents.len() };
         let went = account.allowance(contents, segment);
+        account.handle_named(contents);
         account.handle_sent(contents, segment, went, None);
         went
     }
@@ -267,6 +286,34 @@ mod tests {
         assert!(counted && waiting.unwrap().contents.len() == 1000);
         assert!(credits.len() == 0 && credits.by_end.is_empty());
         assert_eq!(send(&mut credits, remote(1), &long(b"client", b"server", 9000), 1000), 9000);
+    }
+
+    #[test]
+    fn what_the_client_chose_proves_nothing() {
+        let mut credits = Credits::new(8, LIFE);
+        assert!(credits.open(clock::now(), remote(1), Some((id(b"client"), 1200))));
+        let mut negotiation = long(b"client", b"chosen", 40);
+        negotiation[1..5].fill(0);
+        assert_eq!(send(&mut credits, remote(1), &negotiation, 40), 40);
+        credits.handle_datagram(remote(1), &long(b"chosen", b"client", 30));
+        let account = &credits.accounts[&remote(1)];
+        assert_eq!((account.received, account.sent), (1230, 40));
+    }
+
+    #[test]
+    fn who_is_let_in_has_an_account_before_newcomers_have() {
+        let mut credits = Credits::new(4, LIFE);
+        let now = clock::now();
+        for number in 0..4 {
+            assert_eq!(credits.has_room(now, remote(number)), number < 2, "two of four are kept");
+            assert!(credits.open(now, remote(number), Some((id(&[1]), 1))));
+        }
+        assert!(credits.has_room(now, remote(0)), "it has one");
+        for number in 2..=64 {
+            assert!(credits.open(now, remote(0), Some((id(&[number]), 1))));
+        }
+        assert!(!credits.has_room(now, remote(0)));
+        assert!(credits.has_room(now + LIFE, remote(9)));
     }
 
     #[test]

@@ -10,8 +10,7 @@ use std::time::Duration;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::udp::Transmit;
 use quinn::{
-    AckFrequencyConfig, AsyncUdpSocket, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    AckFrequencyConfig, EndpointConfig, IdleTimeout, ServerConfig, TokioRuntime, TransportConfig, VarInt,
 };
 use quinn_proto::ConnectionId;
 use tidegate_protocol::frame::CloseCode;
@@ -19,7 +18,7 @@ use tidegate_protocol::frame::CloseCode;
 use super::connection::QuicConnection;
 use super::crypto::{EarlyHello, QUIC_V1, ServerCrypto};
 use super::early::Early;
-use super::socket::{Arrivals, Strays};
+use super::socket::{Arrivals, Frugal, Strays};
 use super::steering::Steering;
 use super::webtransport::WebTransportPending;
 use super::worker_ids::{IdScheme, WorkerIds};
@@ -96,7 +95,7 @@ impl QuicServer {
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             endpoint,
             Some(self.server.clone()),
-            Arc::clone(&socket),
+            socket.clone(),
             Arc::new(TokioRuntime),
         )?;
         let refusals = Arc::new(Refusals { socket, arrivals, crypto: Arc::clone(&self.server.crypto) });
@@ -150,7 +149,7 @@ impl QuicEndpoint {
 
 /// What it takes to refuse with a reason.
 struct Refusals {
-    socket: Arc<dyn AsyncUdpSocket>,
+    socket: Arc<Frugal>,
     arrivals: Arc<Arrivals>,
     crypto: Arc<dyn quinn::crypto::ServerConfig>,
 }
@@ -185,6 +184,12 @@ impl Incoming {
         self.incoming.remote_address_validated()
     }
 
+    /// Whether [`Incoming::handshake`] can do without a proof of the address, within the next seconds: ask before anything is
+    /// spent on this client, and [`Incoming::retry`] where not.
+    pub fn has_room(&self) -> bool {
+        self.is_validated() || self.refusals.arrivals.has_room(self.remote_address())
+    }
+
     /// Answers `CONNECTION_REFUSED`: the cheapest way to say no.
     pub fn refuse(self) {
         self.incoming.refuse();
@@ -217,7 +222,7 @@ impl Incoming {
         let transmit =
             Transmit { destination: remote, ecn: None, contents: &contents, segment_size: None, src_ip };
         // Not sent: as lost on the way. The client asks again.
-        let _lost = socket.try_send(&transmit);
+        let _lost = socket.try_send_echo(&transmit);
         self.incoming.ignore();
     }
 

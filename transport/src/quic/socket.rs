@@ -76,6 +76,17 @@ impl Arrivals {
         opened
     }
 
+    /// Whether there will be an account for an address that has not been proved, once it is decided about.
+    pub(super) fn has_room(&self, remote: SocketAddr) -> bool {
+        if self.has_no_accounts() {
+            return true;
+        }
+        let mut credits = self.credits();
+        let has_room = credits.has_room(clock::now(), remote);
+        self.accounts.store(credits.len(), Ordering::Relaxed);
+        has_room
+    }
+
     /// What may be sent to `remote` now that this has come.
     fn look(&self, remote: SocketAddr, datagram: &[u8]) -> Option<Waiting> {
         let (counted, waiting) = self.count(remote, datagram);
@@ -119,11 +130,7 @@ impl Arrivals {
 /// `socket` on the current tokio runtime, with at most `segments` datagrams a send.
 ///
 /// quinn would take ten, and every connection that once had so much to send would keep a buffer of that size.
-pub(crate) fn wrap(
-    socket: UdpSocket,
-    segments: usize,
-    arrivals: Arc<Arrivals>,
-) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+pub(crate) fn wrap(socket: UdpSocket, segments: usize, arrivals: Arc<Arrivals>) -> io::Result<Arc<Frugal>> {
     Ok(Arc::new(Frugal {
         socket: TokioRuntime.wrap_udp_socket(socket)?,
         segments: segments.max(1),
@@ -190,16 +197,30 @@ impl AsyncUdpSocket for Single {
     }
 }
 
+/// What [`wrap`] makes.
 #[derive(Debug)]
-struct Frugal {
+pub(crate) struct Frugal {
     socket: Arc<dyn AsyncUdpSocket>,
     segments: usize,
     arrivals: Arc<Arrivals>,
 }
 
 impl Frugal {
+    /// Sends what names the server as the client did: who answers to that name has not read it.
+    pub(super) fn try_send_echo(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.try_send_as(transmit, Naming::Echo)
+    }
+
+    fn try_send_as(&self, transmit: &Transmit<'_>, naming: Naming) -> io::Result<()> {
+        if self.arrivals.has_no_accounts() {
+            self.socket.try_send(transmit)
+        } else {
+            self.try_send_counted(transmit, naming)
+        }
+    }
+
     /// What is sent to an address that may be somebody else's counts.
-    fn try_send_counted(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    fn try_send_counted(&self, transmit: &Transmit<'_>, naming: Naming) -> io::Result<()> {
         let Transmit { contents, src_ip, .. } = *transmit;
         let mut credits = self.arrivals.credits();
         let Some(account) = credits.account(transmit.destination, contents) else {
@@ -212,6 +233,9 @@ impl Frugal {
             let contents = &contents[..goes];
             self.socket.try_send(&Transmit { contents, ..transmit.clone() })?;
         }
+        if naming == Naming::Own {
+            account.handle_named(contents);
+        }
         account.handle_sent(contents, segment, goes, src_ip);
         Ok(())
     }
@@ -223,11 +247,7 @@ impl AsyncUdpSocket for Frugal {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.arrivals.has_no_accounts() {
-            self.socket.try_send(transmit)
-        } else {
-            self.try_send_counted(transmit)
-        }
+        self.try_send_as(transmit, Naming::Own)
     }
 
     fn poll_recv(
@@ -268,6 +288,13 @@ impl AsyncUdpSocket for Frugal {
     }
 }
 
+/// Who chose the id that packets are from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    Own,
+    Echo,
+}
+
 /// First packets that are remembered, for as long as it takes to decide about their clients. Beyond it, a client is refused
 /// without a reason.
 const INITIALS: usize = 8_192;
@@ -275,3 +302,44 @@ const INITIALS: usize = 8_192;
 const ACCOUNTS: usize = 16_384;
 /// How long quinn may answer packets of a connection that was given up: three PTOs of a path that nobody measured.
 const LAST_PACKETS: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn long(to: &[u8], from: &[u8]) -> Vec<u8> {
+        let head = [&[0xc0, 0, 0, 0, 1, to.len() as u8], to, &[from.len() as u8], from].concat();
+        [head, vec![0; 1200]].concat()
+    }
+
+    #[tokio::test]
+    async fn who_answers_to_a_name_that_he_chose_has_proved_nothing() {
+        let [client, server] = [0; 2].map(|_| UdpSocket::bind("127.0.0.1:0").unwrap());
+        let remote = client.local_addr().unwrap();
+        let place = Place { worker: 0, generation: 0 };
+        let arrivals = Arrivals::new(IdKey(7), place, Strays::default(), Duration::from_secs(10));
+        let arrivals = Arc::new(arrivals);
+        let socket = wrap(server, 1, Arc::clone(&arrivals)).unwrap();
+        let mut poller = Arc::clone(&socket).create_io_poller();
+        poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.unwrap();
+        arrivals.look(remote, &long(b"chosen", b"client"));
+        assert!(arrivals.open_account(remote, b"chosen") && arrivals.has_room(remote));
+
+        let answer = |contents| Transmit {
+            destination: remote,
+            ecn: None,
+            contents,
+            segment_size: None,
+            src_ip: None,
+        };
+        let [refusal, flight] = [&b"chosen"[..], b"server"].map(|from| long(b"client", from));
+        socket.try_send_echo(&answer(&refusal)).unwrap();
+        arrivals.look(remote, &long(b"chosen", b"client"));
+        assert!(!arrivals.has_no_accounts(), "a refusal says nothing new");
+        socket.try_send(&answer(&flight)).unwrap();
+        arrivals.look(remote, &long(b"server", b"client"));
+        assert!(arrivals.has_no_accounts(), "who read the answer is there");
+    }
+}

@@ -304,8 +304,9 @@ fn pause_resume_and_abort() {
     rig.drainer.handle_lease(rig.now, &node("b"), late);
     rig.react();
     assert_eq!(rig.returned, returned + 1, "what comes meanwhile is given back");
-    rig.drainer.resume(rig.now);
+    assert_eq!(rig.drainer.resume(rig.now), seconds(30));
     assert_eq!(rig.drainer.deadline, deadline + seconds(30));
+    assert_eq!(rig.drainer.resume(rig.now), Duration::ZERO);
     rig.run(seconds(2));
     assert!(rig.moves.len() > moved);
     let moved = rig.moves.len();
@@ -318,6 +319,68 @@ fn pause_resume_and_abort() {
     rig.drainer.handle_gone(rig.now, ConnectionKey(999), Departure::Broken);
     rig.drainer.abort(rig.now);
     assert!(rig.drainer.poll_event().is_none());
+}
+
+#[test]
+fn a_pause_is_no_time_that_went_by() {
+    // Those that only break are spread over 280 s, one each.
+    let mut rig = Rig::new(many(280, Class::BreakOnly), 300);
+    rig.run(seconds(56));
+    let closed = rig.closes.len();
+    assert!((54..=60).contains(&closed), "{closed}");
+    rig.drainer.pause(rig.now);
+    rig.run(seconds(200));
+    rig.drainer.resume(rig.now);
+    rig.run(seconds(10));
+    let closed = rig.closes.len();
+    assert!((62..=72).contains(&closed), "{closed}");
+    assert_eq!(rig.behind, 0, "places come again only now");
+    rig.run(seconds(300));
+    assert_eq!(rig.done.expect("in time").closed, 280);
+
+    // Polls have as long to end by themselves.
+    let mut rig = Rig::new(many(5, Class::LongPoll), 300);
+    rig.run(seconds(10));
+    rig.drainer.pause(rig.now);
+    rig.run(seconds(60));
+    rig.drainer.resume(rig.now);
+    rig.run(seconds(10));
+    assert!(rig.moves.is_empty(), "{:?}", rig.moves);
+    rig.run(seconds(20));
+    assert_eq!(rig.moves.len(), 5);
+}
+
+#[test]
+fn an_order_during_a_pause_counts_from_then() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.run(seconds(4));
+    let began = rig.drainer.began;
+    rig.drainer.pause(rig.now);
+    rig.run(seconds(60));
+    rig.drainer.handle_order(rig.now, order_of(9, rig.now, 100, &["b"]));
+    let ordered = rig.now;
+    rig.run(seconds(20));
+    assert_eq!(rig.drainer.resume(rig.now), seconds(20));
+    assert_eq!(rig.drainer.deadline, ordered + seconds(120));
+    assert_eq!(rig.drainer.began, began + seconds(80));
+}
+
+#[test]
+fn who_is_on_the_way_to_a_lame_duck_is_asked_again_once_it_is_dead() {
+    let mut rig = Rig::new(many(40, Class::Idle), 300);
+    rig.takes = None;
+    rig.run(seconds(3));
+    let to_b = rig.moves.iter().filter(|(_, _, target, _)| *target == node("b")).count();
+    assert!(to_b > 0);
+    rig.drainer.handle_targets(&[node("c")]);
+    rig.react();
+    assert_eq!(rig.drainer.destinations(), BTreeSet::from([node("b"), node("c")]));
+    let before = rig.moves.len();
+    rig.drainer.handle_target_gone(&node("b"));
+    assert_eq!(rig.drainer.destinations(), BTreeSet::from([node("c")]));
+    rig.run(seconds(20));
+    assert_eq!(rig.moves.len(), 40 + to_b);
+    assert!(rig.moves[before..].iter().all(|(_, _, target, _)| *target == node("c")));
 }
 
 #[test]
@@ -357,9 +420,9 @@ fn a_target_that_dies_is_replaced_and_one_that_revokes_is_believed() {
 fn the_newer_order_holds() {
     let mut rig = Rig::new(many(1_000, Class::Idle), 300);
     rig.run(seconds(3));
-    rig.drainer.handle_order(order_of(3, rig.now, 10, &["z"]));
+    rig.drainer.handle_order(rig.now, order_of(3, rig.now, 10, &["z"]));
     assert_eq!(rig.drainer.drain, DrainId(4), "out of date");
-    rig.drainer.handle_order(order_of(9, rig.now, 30, &["d"]));
+    rig.drainer.handle_order(rig.now, order_of(9, rig.now, 30, &["d"]));
     rig.asks.clear();
     let old = rig.lease(DrainId(4), 5);
     rig.granted += 5;

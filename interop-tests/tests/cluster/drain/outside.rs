@@ -204,6 +204,27 @@ async fn a_place_lets_a_native_client_in_where_newcomers_are_refused() -> Result
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_is_half_way_to_an_edge_that_dies_is_sent_to_another() -> Result<()> {
+    half_way(async |_, _| Ok(())).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_half_way_to_an_edge_that_stops_serving_and_then_dies_is_sent_to_another() -> Result<()> {
+    half_way(async |from, dies| {
+        drain(dies, &[], "90s").await?;
+        let dead = endpoint(dies);
+        until("the lame duck is no target", || async {
+            let report = from.api(get("/v1/drain")).await?.json();
+            let targets = report["drain"]["targets"].as_array().context("targets")?;
+            ensure!(targets.len() == 1 && targets[0] != dead, "{report}");
+            Ok(())
+        })
+        .await
+    })
+    .await
+}
+
+/// A client is half way from an edge to another when that one dies; `before` that something happens to them.
+async fn half_way(before: impl AsyncFnOnce(&Gateway, &Gateway) -> Result<()>) -> Result<()> {
     let mut cluster = start(spec(3)).await?;
     let from = cluster.edges.remove(0);
     let mut client = Raw::dial(&from, Carrier::WebSocket).await?;
@@ -224,6 +245,7 @@ async fn who_is_half_way_to_an_edge_that_dies_is_sent_to_another() -> Result<()>
     // By then the old edge knows that the session went on elsewhere.
     publish(dies, "room:1").await?;
     next(&mut client, "publication").await?;
+    before(&from, dies).await?;
     dies.kill().await?;
     let dead = endpoint(dies);
     let goaway = next(&mut client, "goaway").await?;
