@@ -194,3 +194,38 @@ async fn another_certificate_than_the_pinned_one_is_refused() {
     };
     tokio::join!(serve, client);
 }
+
+#[tokio::test]
+async fn a_client_that_comes_back_shows_that_it_is_where_it_says() {
+    let (endpoint, url, hash) = server();
+    let mut gateway = Gateway::default();
+    let serve = async {
+        let mut validated = Vec::new();
+        for round in 0..3 {
+            let incoming = endpoint.accept().await.unwrap();
+            validated.push(incoming.remote_address_validated());
+            let mut peer = Peer::of(incoming.await.unwrap()).await;
+            while let Some(frame) = peer.next().await {
+                let is_subscribe = matches!(frame.body, Some(ClientBody::Subscribe(_)));
+                peer.answer(gateway.handle(frame).0.unwrap()).await;
+                if is_subscribe && round < 2 {
+                    break;
+                }
+            }
+            peer.connection.close(VarInt::from_u32(4200), b"move");
+        }
+        assert_eq!(validated, [false, true, true]);
+    };
+    let client = async {
+        let client = Client::builder(url).with_certificate_hash(hash.to_string());
+        let client = soon(client.connect()).await.unwrap();
+        let mut events = client.take_events().unwrap();
+        let _room = client.subscribe("room").await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(disconnected(&mut events).await.0, 4200);
+        }
+        assert_eq!(soon(client.publish("room", bytes("x"))).await.unwrap().offset.0, 1);
+        soon(client.close()).await;
+    };
+    tokio::join!(serve, client);
+}
