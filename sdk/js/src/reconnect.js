@@ -236,6 +236,9 @@ export function hintOf(reason) {
   return { cause: "deferred", afterMs: afterMs ?? 0, ticket };
 }
 
+/** A reason as the app may see it: whoever has the ticket can use it. @param {string} reason */
+export const withoutTicket = (reason) => reason.replace(/(^|;)(\s*)t=[^;]*/g, "$1$2t=(hidden)");
+
 /** The client's place in a window, from 0 to 1. @param {ReconnectPlan} plan */
 const placeOf = ({ rank }) => (rank * GOLDEN_RATIO) % 1;
 

@@ -95,6 +95,7 @@ test("a place that is kept is claimed when it is time, and once", () => {
     refuse(world);
     world.settle();
     assert.equal(world.last("disconnected").retryInMs, 7_321);
+    assert.ok(["", "ra=7321;t=(hidden)"].includes(world.last("disconnected").reason), "whoever has a ticket can use it");
     const { host, connection } = dial(world);
     assert.equal(host, null, "there");
     world.accept(connection);

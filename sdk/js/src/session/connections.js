@@ -14,7 +14,7 @@
  */
 
 import { CloseCode, policyOf } from "../close-codes.js";
-import { PATIENCE_MS, Reconnect, believed, hintOf } from "../reconnect.js";
+import { PATIENCE_MS, Reconnect, believed, hintOf, withoutTicket } from "../reconnect.js";
 import { Connection } from "./connection.js";
 import { departure, escape, putOff, putOffUntil, takeTurn } from "./goaway.js";
 import { Ticket, isTicketRefusal } from "./ticket.js";
@@ -430,7 +430,8 @@ export class Connections {
    * @param {Why} why
    * @param {Cause} cause
    */
-  #lose(now, connection, why, cause) {
+  #lose(now, connection, { code, reason, policy: advised }, cause) {
+    const why = { code, reason: withoutTicket(reason), policy: advised };
     if (connection.phase === "retired") {
       this.#retired = this.#retired.filter((each) => each !== connection);
       this.#requests.lost(connection.id);
