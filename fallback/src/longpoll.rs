@@ -29,7 +29,7 @@ pub use request::{DEFAULT_WAIT, MAX_WAIT, PollError, PollRequest, PollResponse, 
 pub struct LongPollLimits {
     /// Bytes that wait for the client, or for its acknowledgement, before sends find the connection full.
     pub mailbox_bytes: usize,
-    /// A session that is not polled for so long ends (PROTOCOL: 60 s).
+    /// A session that is not polled for so long ends (PROTOCOL: 60 s, or 2 s where it goes on elsewhere).
     pub expiry: Duration,
 }
 
@@ -328,6 +328,15 @@ impl Connection for LongPollConnection {
         Poll::Pending
     }
 
+    /// A client's `done` may not reach this process: its poll holds the one connection that leads here, and another one leads to
+    /// whoever listens now. It gives up the poll then.
+    fn supersede(&mut self) {
+        let mut shared = self.shared.borrow_mut();
+        shared.limits.expiry = shared.limits.expiry.min(SUPERSEDED);
+        self.timer.set(sleep(shared.limits.expiry));
+        wake(&mut shared.task);
+    }
+
     fn buffered(&self) -> usize {
         self.shared.borrow().mailbox.bytes()
     }
@@ -364,6 +373,8 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
+/// From one poll to the next of a session that goes on elsewhere.
+const SUPERSEDED: Duration = Duration::from_secs(2);
 /// Polls whose frames may wait for the driver.
 const MAX_REQUESTS: usize = 4;
 /// How a `close` frame begins in JSON: it answers nothing, so it has no id.

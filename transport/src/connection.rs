@@ -166,6 +166,9 @@ pub trait Connection {
     /// it or the transport gives up. The caller bounds the wait.
     fn poll_close(&mut self, cx: &mut Context<'_>, closing: &Closing) -> Poll<()>;
 
+    /// The session goes on elsewhere: should the client be gone here, nobody need wait for it.
+    fn supersede(&mut self) {}
+
     /// Bytes taken but not yet on their way, as far as this transport can see.
     fn buffered(&self) -> usize;
 

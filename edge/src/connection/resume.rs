@@ -124,7 +124,10 @@ impl Session {
             Told::Repeated if own == generation => {
                 inner.machine.end(CloseCode::Superseded, "the same attempt came by another connection");
             }
-            Told::Resumed | Told::Repeated if own < generation => inner.machine.supersede(clock::now()),
+            Told::Resumed | Told::Repeated if own < generation => {
+                inner.machine.supersede(clock::now());
+                inner.connection.supersede();
+            }
             Told::Resumed | Told::Repeated => return,
         }
         debug!(?told, "the session moved");

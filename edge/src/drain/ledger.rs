@@ -14,6 +14,8 @@ pub(crate) enum Change {
     Here(Candidate),
     /// It is of this class now.
     Class(ConnectionKey, Class),
+    /// Its session is over, or was resumed on another connection: it has only to say so.
+    There(ConnectionKey),
     /// It is gone, and nobody said how.
     Gone(ConnectionKey),
 }
@@ -57,8 +59,7 @@ impl Ledger {
         for session in sessions {
             let class = class_of(session);
             match self.numbers.get(&session.key) {
-                // Who has moved has only to say so.
-                Some(_) if session.leaving => {}
+                Some(known) if session.leaving => news.push(Change::There(known.number)),
                 Some(known) => news.push(Change::Class(known.number, class)),
                 None if session.leaving || self.ended.contains(&session.key) => {}
                 None => {
@@ -174,6 +175,10 @@ mod tests {
         assert!(ledger.handle_list(&[session(1)]).is_empty());
         let leaving = SessionInfo { leaving: true, ..session(2) };
         assert!(ledger.handle_list(&[leaving]).is_empty(), "on its way out by itself");
+        let news = ledger.handle_list(&[session(3)]);
+        let [Change::Here(Candidate { connection, .. })] = news[..] else { panic!("{news:?}") };
+        let leaving = SessionInfo { leaving: true, ..session(3) };
+        assert_eq!(ledger.handle_list(&[leaving]), [Change::There(connection)]);
     }
 
     #[test]

@@ -364,6 +364,7 @@ impl Run {
                     self.drainer.handle_connection(candidate);
                 }
                 Change::Class(number, class) => self.drainer.handle_class(number, class),
+                Change::There(number) => self.drainer.handle_there(number),
                 Change::Gone(number) => self.drainer.handle_gone(now, number, Departure::Broken),
             }
         }

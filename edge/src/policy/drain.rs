@@ -107,6 +107,8 @@ pub struct Drainer {
     breaking: Queue,
     /// Asked to move: until when.
     moving: BTreeSet<(Instant, ConnectionKey)>,
+    /// Those of them who are there, and have not left here.
+    there: BTreeSet<ConnectionKey>,
     targets: Targets,
     counts: Counts,
     /// Places granted per second, over about a second.
@@ -179,6 +181,7 @@ impl Drainer {
             ended_until: VecDeque::new(),
             breaking: Queue::default(),
             moving: BTreeSet::new(),
+            there: BTreeSet::new(),
             targets: Targets::default(),
             counts: Counts::default(),
             granted: 0.0,
@@ -222,6 +225,7 @@ impl Drainer {
         let Some(gone) = self.connections.remove(&connection) else { return };
         if let State::Moving { until, .. } = gone.state {
             self.moving.remove(&(until, connection));
+            self.there.remove(&connection);
         } else {
             self.dequeue(gone.candidate);
         }
@@ -240,6 +244,14 @@ impl Drainer {
         *count += 1;
         if self.connections.is_empty() && matches!(self.phase, Phase::Moving) {
             self.end(now, false);
+        }
+    }
+
+    /// The session of a connection was resumed elsewhere: it needs no place any more. Where the client does not leave at once, it is
+    /// nobody's business but its own.
+    pub fn handle_there(&mut self, connection: ConnectionKey) {
+        if let Some(Connection { state: State::Moving { .. }, .. }) = self.connections.get(&connection) {
+            self.there.insert(connection);
         }
     }
 
@@ -283,6 +295,7 @@ impl Drainer {
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             match &connection.state {
                 State::Moving { target: other, .. } if other == target => {
+                    self.there.remove(&key);
                     connection.state = State::Waiting;
                     let candidate = connection.candidate;
                     self.enqueue(candidate);
@@ -435,7 +448,7 @@ impl Drainer {
             closed: self.counts.closed,
             forced: self.counts.forced,
             left: self.counts.left,
-            in_flight: self.moving.len(),
+            in_flight: self.in_flight(),
             remaining,
             rate,
             eta,
@@ -529,7 +542,12 @@ impl Drainer {
     fn room(&self, now: Instant) -> usize {
         let rate = self.granted_rate(now).max(self.targets.latest_rate(now));
         let bound = (rate * IN_FLIGHT.as_secs_f64()) as usize;
-        bound.max(self.config.in_flight).saturating_sub(self.moving.len())
+        bound.max(self.config.in_flight).saturating_sub(self.in_flight())
+    }
+
+    /// Asked to move, and not there.
+    fn in_flight(&self) -> usize {
+        self.moving.len() - self.there.len()
     }
 
     fn ask(&mut self, now: Instant) {
@@ -580,6 +598,7 @@ impl Drainer {
             && until <= now
         {
             self.moving.pop_first();
+            self.there.remove(&key);
             let Some(connection) = self.connections.get_mut(&key) else { continue };
             connection.state = State::Stubborn;
             let candidate = connection.candidate;
@@ -644,6 +663,7 @@ impl Drainer {
             && ticks < 1.0
             && let Some((_, key)) = self.moving.pop_first()
         {
+            self.there.remove(&key);
             self.close(key, None, true);
             budget -= 1;
         }

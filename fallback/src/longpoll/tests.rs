@@ -176,6 +176,30 @@ async fn a_session_that_is_not_polled_expires() {
     assert!(connection.send(Lane::Control, &frame(1)).is_err());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_session_that_goes_on_elsewhere_is_not_waited_for() {
+    let (mut connection, handle) = open(LIMITS);
+    let poll = Box::pin(handle.poll(request(0, vec![], 25_000)));
+    let patience = tokio::time::sleep(Duration::from_secs(10));
+    select! {
+        biased;
+        _ = poll => panic!("no frame came"),
+        result = recv(&mut connection) => panic!("{result:?}"),
+        () = patience => connection.supersede(),
+    }
+    // It is still there while it polls.
+    let patience = tokio::time::sleep(Duration::from_secs(10));
+    select! {
+        biased;
+        _ = handle.poll(request(0, vec![], 25_000)) => panic!("no frame came"),
+        result = recv(&mut connection) => panic!("{result:?}"),
+        () = patience => {}
+    }
+    let given_up = clock::now();
+    assert!(matches!(recv(&mut connection).await, Err(RecvError::Lost(_))));
+    assert_eq!(given_up.elapsed().as_secs(), 2);
+}
+
 #[tokio::test]
 async fn a_full_mailbox_takes_frames_again_once_the_client_has_some() {
     let (mut connection, handle) = open(LIMITS);

@@ -44,6 +44,11 @@ async fn an_edge_is_taken_over_again_and_again_and_nobody_is_refused() -> Result
     for end in ends {
         ensure!(end["fields"]["workers"] == 0 && end["fields"]["processes"] == 0, "{end}");
     }
+    // Everybody went by themselves, also those whose new connections do not lead to the process that they leave.
+    for drained in logged(&edge, "the drain is over")? {
+        let counts = drained["fields"]["counts"].as_str().context("counts")?;
+        ensure!(counts.contains(" forced: 0,"), "{counts}");
+    }
     let strays = edge.metrics().await?.get("tidegate_edge_quic_worker_strays_total").copied();
     ensure!(strays == Some(0.0), "packets went astray: {strays:?}");
     Ok(())

@@ -260,6 +260,28 @@ fn too_many_on_their_way_stop_the_drain() {
 }
 
 #[test]
+fn who_is_there_but_does_not_leave_holds_up_nobody() {
+    let mut rig = Rig::new(many(1_000, Class::Idle), 300);
+    rig.takes = None;
+    for _ in 0..150 {
+        rig.run(Duration::from_millis(100));
+        let asked: Vec<_> = rig.moves.iter().map(|(_, key, ..)| *key).collect();
+        asked.into_iter().for_each(|key| rig.drainer.handle_there(key));
+        rig.drainer.handle_there(ConnectionKey(5_000));
+    }
+    let progress = rig.drainer.progress(rig.now);
+    assert_eq!((rig.moves.len(), progress.in_flight, progress.remaining), (1_000, 0, 1_000));
+    // Those there lose it again.
+    rig.drainer.handle_target_gone(&node("b"));
+    rig.run(seconds(1));
+    assert!(rig.moves.len() > 1_000 && rig.drainer.progress(rig.now).in_flight > 0);
+    let all: Vec<_> = rig.drainer.connections.keys().copied().collect();
+    all.into_iter().for_each(|key| rig.drainer.handle_gone(rig.now, key, Departure::Resumed));
+    assert!(rig.drainer.there.is_empty() && rig.drainer.moving.is_empty());
+    assert_eq!(rig.drainer.progress(rig.now).moved, 1_000);
+}
+
+#[test]
 fn a_deadline_that_is_too_near_is_said_and_kept() {
     let mut rig = Rig::new(many(2_000, Class::Busy), 60);
     rig.grant = 1;

@@ -118,7 +118,7 @@ fn config(workers: u16, settings: &[String]) -> Result<String> {
         "node.workers = {workers}\nauth.keys = [{{ algorithm = \"HS256\", secret = \"{SECRET}\" }}]\n\
          core.presence_users = 2000\ncore.presence_entries = 200000\n\
          namespaces.default.presence = \"anyone\"\nnamespaces.default.history_count = {KEPT}\n\
-         namespaces.default.history_bytes = \"64MiB\"\n"
+         namespaces.default.history_age = \"{KEPT_FOR}\"\nnamespaces.default.history_bytes = \"64MiB\"\n"
     );
     for setting in settings {
         let (key, value) = setting.split_once('=').with_context(|| format!("`{setting}` is no KEY=VALUE"))?;
@@ -138,5 +138,6 @@ fn told(what: &'static str) -> impl Fn(usize, usize) {
     }
 }
 
-/// Publications of each channel that history keeps.
+/// Publications of each channel that history keeps, and for how long: longer than anything runs.
 const KEPT: u64 = 100_000;
+const KEPT_FOR: &str = "12h";
