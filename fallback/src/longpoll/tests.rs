@@ -180,7 +180,7 @@ async fn a_session_that_is_not_polled_expires() {
 async fn a_session_that_goes_on_elsewhere_is_not_waited_for() {
     let (mut connection, handle) = open(LIMITS);
     let poll = Box::pin(handle.poll(request(0, vec![], 25_000)));
-    let patience = tokio::time::sleep(Duration::from_secs(10));
+    let patience = sleep(Duration::from_secs(10));
     select! {
         biased;
         _ = poll => panic!("no frame came"),
@@ -188,7 +188,7 @@ async fn a_session_that_goes_on_elsewhere_is_not_waited_for() {
         () = patience => connection.supersede(),
     }
     // It is still there while it polls.
-    let patience = tokio::time::sleep(Duration::from_secs(10));
+    let patience = sleep(Duration::from_secs(10));
     select! {
         biased;
         _ = handle.poll(request(0, vec![], 25_000)) => panic!("no frame came"),
