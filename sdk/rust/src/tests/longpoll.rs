@@ -240,3 +240,32 @@ async fn a_server_that_does_not_know_the_session_gets_a_new_one() {
     assert_eq!(next_publication(&mut room).await, (2, "two".to_owned()));
     soon(client.close()).await;
 }
+
+#[tokio::test]
+async fn a_request_that_waits_elsewhere_does_not_hold_up_the_end() {
+    let (server, url, _guard) = start().await;
+    let client = Client::builder(url).connect().await.unwrap();
+    let mut events = client.take_events().unwrap();
+    let mut room = soon(client.subscribe("room")).await.unwrap();
+    assert!(matches!(next(&mut room).await, SubscriptionEvent::Subscribed { .. }));
+    // A request waits there; another one leads to whoever does not know the session.
+    let polls = server.state.lock().unwrap().poll;
+    server.publish("one");
+    assert_eq!(next_publication(&mut room).await, (1, "one".to_owned()));
+    soon(async {
+        loop {
+            let changed = server.changed.notified();
+            if server.state.lock().unwrap().poll > polls {
+                break;
+            }
+            changed.await;
+        }
+    })
+    .await;
+    server.state.lock().unwrap().generation += 1;
+    let began = std::time::Instant::now();
+    assert_eq!(soon(client.publish("room", bytes("two"))).await.unwrap().offset.0, 2);
+    assert_eq!(disconnected(&mut events).await, (4200, "elsewhere".to_owned()));
+    assert!(began.elapsed() < Duration::from_secs(10), "the request that waits is answered after 25 s");
+    soon(client.close()).await;
+}

@@ -81,6 +81,13 @@ struct Outstanding {
     answered: Option<Result<PollAnswer, Lost>>,
 }
 
+impl Outstanding {
+    /// By its answer the session is over.
+    fn is_last(&self) -> bool {
+        self.answered.as_ref().is_some_and(|answer| answer.as_ref().map_or(true, |answer| answer.is_end))
+    }
+}
+
 /// The client's side of one long-poll session.
 struct Poller {
     pool: Arc<Pool>,
@@ -215,6 +222,8 @@ async fn poll(
             tokio::select! { biased;
                 () = settled(older.as_mut()) => {}
                 () = settled(Some(&mut newer)) => {}
+                // It may say why, unless it is held by another process than the one that answered the newer.
+                () = tokio::time::sleep(LAST_WORD), if newer.is_last() => older = None,
                 transmit = outbound.recv(), if may_send => {
                     let Some(transmit) = transmit else { return Lost::new("closed") };
                     poller.unsent.push_back(transmit.frame);
@@ -371,6 +380,8 @@ const ATTEMPTS: u32 = 4;
 const REPEAT_DELAY: Duration = Duration::from_millis(500);
 /// For the session to answer a ping, before the next request goes without it.
 const PONG_PATIENCE: Duration = Duration::from_millis(50);
+/// For the older of two requests, once the newer was told that the session is over.
+const LAST_WORD: Duration = Duration::from_millis(500);
 const MAX_IDLE: usize = 2;
 /// Frames of one request.
 const MAX_FRAMES: usize = 64;
