@@ -263,9 +263,7 @@ async fn a_request_that_waits_elsewhere_does_not_hold_up_the_end() {
     })
     .await;
     server.state.lock().unwrap().generation += 1;
-    let began = std::time::Instant::now();
     assert_eq!(soon(client.publish("room", bytes("two"))).await.unwrap().offset.0, 2);
     assert_eq!(disconnected(&mut events).await, (4200, "elsewhere".to_owned()));
-    assert!(began.elapsed() < Duration::from_secs(10), "the request that waits is answered after 25 s");
     soon(client.close()).await;
 }
