@@ -29,7 +29,7 @@ pub use request::{DEFAULT_WAIT, MAX_WAIT, PollError, PollRequest, PollResponse, 
 pub struct LongPollLimits {
     /// Bytes that wait for the client, or for its acknowledgement, before sends find the connection full.
     pub mailbox_bytes: usize,
-    /// A session that is not polled for so long ends (PROTOCOL: 60 s).
+    /// A session that is not polled for so long ends (PROTOCOL: 60 s, or 5 s where it goes on elsewhere).
     pub expiry: Duration,
 }
 
@@ -57,10 +57,6 @@ struct Shared {
     newest_poll: u64,
     /// When the last poll was answered or given up; `None` while one waits.
     idle_since: Option<Instant>,
-    /// The last poll was not answered: its client did not wait for it any longer.
-    is_given_up: bool,
-    /// The session goes on elsewhere.
-    is_superseded: bool,
     /// The driver's.
     task: Option<Waker>,
     /// The waiting poll's.
@@ -85,8 +81,6 @@ impl LongPollConnection {
             phase: Phase::Open,
             newest_poll: 0,
             idle_since: Some(clock::now()),
-            is_given_up: false,
-            is_superseded: false,
             task: None,
             poll: None,
         }));
@@ -120,11 +114,10 @@ impl LongPollHandle {
                 Ok(number) => number,
                 Err(response) => return response,
             };
-            let mut waiting = Waiting { shared, number, ack: request.ack, is_answered: false };
+            let waiting = Waiting { shared, number, ack: request.ack };
             let (mut timer, mut longer) = (None, Some(longer));
             poll_fn(|cx| {
                 if let Poll::Ready(response) = waiting.poll_answer(cx) {
-                    waiting.is_answered = true;
                     return Poll::Ready(response);
                 }
                 let timer = timer.get_or_insert_with(|| Box::pin(sleep(request.wait)));
@@ -132,10 +125,7 @@ impl LongPollHandle {
                     ready!(timer.as_mut().poll(cx));
                     match longer.take().map(|longer| longer()) {
                         Some(more) if !more.is_zero() => timer.set(sleep(more)),
-                        _ => {
-                            waiting.is_answered = true;
-                            return Poll::Ready(waiting.no_frames());
-                        }
+                        _ => return Poll::Ready(waiting.no_frames()),
                     }
                 }
             })
@@ -150,7 +140,6 @@ struct Waiting {
     number: u64,
     /// What its client has.
     ack: u64,
-    is_answered: bool,
 }
 
 impl Waiting {
@@ -180,10 +169,6 @@ impl Drop for Waiting {
         if shared.newest_poll == self.number {
             shared.idle_since = Some(clock::now());
             shared.poll = None;
-            shared.is_given_up = !self.is_answered;
-            if shared.is_over() {
-                wake(&mut shared.task);
-            }
         }
     }
 }
@@ -211,7 +196,6 @@ impl Shared {
         }
         self.newest_poll += 1;
         self.idle_since = None;
-        self.is_given_up = false;
         wake(&mut self.poll);
         // There are frames to take, or room after the acknowledgement.
         wake(&mut self.task);
@@ -242,21 +226,6 @@ impl Shared {
         }
         remember(&mut self.poll, cx);
         Poll::Pending
-    }
-
-    /// Its client is done with it, as far as one can see.
-    fn is_over(&self) -> bool {
-        self.is_superseded && self.is_given_up
-    }
-
-    /// How long it is waited for the next poll.
-    fn patience(&self) -> Duration {
-        if self.is_over() { self.limits.expiry.min(GIVEN_UP) } else { self.limits.expiry }
-    }
-
-    /// When it ends unless it is polled.
-    fn ends_at(&self, now: Instant) -> Instant {
-        self.idle_since.unwrap_or(now) + self.patience()
     }
 
     fn end(&mut self) {
@@ -294,16 +263,12 @@ impl Connection for LongPollConnection {
             }
             return Poll::Ready(Ok(Inbound::Frames(frames)));
         }
-        if shared.is_over() {
-            // As soon as it is given up it is waited for less long.
-            self.timer.set(sleep_until(shared.ends_at(clock::now()).into()));
-        }
         loop {
             ready!(self.timer.as_mut().poll(cx));
             let now = clock::now();
-            let deadline = shared.ends_at(now);
+            let deadline = shared.idle_since.unwrap_or(now) + shared.limits.expiry;
             if deadline <= now {
-                let waited = shared.patience();
+                let waited = shared.limits.expiry;
                 shared.end();
                 return Poll::Ready(Err(RecvError::Lost(format!("not polled for {waited:?}"))));
             }
@@ -364,9 +329,12 @@ impl Connection for LongPollConnection {
     }
 
     /// A client's `done` may not reach this process: its poll holds the one connection that leads here, and another one leads to
-    /// whoever listens now. The client gives up the poll then, which is as good.
+    /// whoever listens now. No further poll comes then, which is as good.
     fn supersede(&mut self) {
-        self.shared.borrow_mut().is_superseded = true;
+        let mut shared = self.shared.borrow_mut();
+        shared.limits.expiry = shared.limits.expiry.min(SUPERSEDED);
+        self.timer.set(sleep(shared.limits.expiry));
+        wake(&mut shared.task);
     }
 
     fn buffered(&self) -> usize {
@@ -405,8 +373,8 @@ fn remember(waker: &mut Option<Waker>, cx: &Context<'_>) {
     }
 }
 
-/// For another poll, where a client gave up the last one and its session goes on elsewhere.
-const GIVEN_UP: Duration = Duration::from_secs(2);
+/// From one poll to the next of a session that goes on elsewhere.
+const SUPERSEDED: Duration = Duration::from_secs(5);
 /// Polls whose frames may wait for the driver.
 const MAX_REQUESTS: usize = 4;
 /// How a `close` frame begins in JSON: it answers nothing, so it has no id.
