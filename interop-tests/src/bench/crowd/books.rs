@@ -241,7 +241,6 @@ impl Books {
 
     /// Ends a window, and begins the next.
     pub(in crate::bench) fn turn(&self, length: Duration) -> Window {
-        let now = self.recorder.now();
         let mut kept = self.kept();
         let tally = std::mem::take(&mut kept.tally);
         let (mut gaps, mut delays) = (BTreeMap::<_, Vec<f64>>::new(), BTreeMap::<_, Vec<f64>>::new());
@@ -249,8 +248,8 @@ impl Books {
             let (gaps, delays) =
                 (gaps.entry(group.name.clone()).or_default(), delays.entry(group.name.clone()).or_default());
             for seen in group.seen.chunks_mut(group.follows.max(1) as usize) {
-                let open = |seen: &Seen| now.saturating_sub(seen.last.unwrap_or(now));
-                let gap = seen.iter().map(|seen| seen.gap.max(open(seen))).max().unwrap_or_default();
+                // A wait that is not over counts where it ends: news of that may be on their way.
+                let gap = seen.iter().map(|seen| seen.gap).max().unwrap_or_default();
                 let delay = seen.iter().map(|seen| seen.delay).max().unwrap_or_default();
                 gaps.push(ms(gap));
                 delays.push(ms(delay));
